@@ -1,0 +1,95 @@
+"""Whole files only: a result appears under its name complete, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from gpt1.errors import Gpt1Error, InputError
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path`` that takes its name when the block ends well.
+
+    The data are on the disk before the rename, so that a crash at any moment leaves either
+    the old file or the new one, whole. Missing parent directories are made.
+
+    Args:
+        path: the final name.
+        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with ``\\n`` line ends.
+
+    Raises:
+        Gpt1Error: the directory or file cannot be written (disk full, no permission).
+    """
+    path = Path(path)
+    temporary: str | None = None
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+        _sync_directory(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Gpt1Error(
+            f"{path}: cannot be written: {reason}; what stood there before is untouched. "
+            "Free space or name another directory."
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a UTF-8 file, byte-order mark removed, or an :class:`InputError`.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message ("the BPE merges").
+    """
+    data = read_bytes(path, what)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: {what} must be UTF-8 text, but byte "
+            f"0x{data[error.start]:02x} is not; save the file as UTF-8."
+        ) from error
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """The bytes of a file, or an :class:`InputError` that says which file is missing."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: {what} cannot be read: {reason}.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(directory: Path) -> None:
+    """Put the rename itself on the disk, where the system can (Windows cannot)."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
