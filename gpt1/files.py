@@ -21,7 +21,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Args:
         path: the final name.
-        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with ``\\n`` line ends.
+        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with ``\\n`` line ends. The file's
+            ``name`` is its path, for libraries that write by name.
 
     Raises:
         Gpt1Error: the directory or file cannot be written (disk full, no permission).
@@ -32,7 +33,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, mode, **text) as file:
+        os.close(handle)
+        with open(temporary, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

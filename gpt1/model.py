@@ -1,8 +1,29 @@
-"""GPT-1 with a language-model head and a choice head (paper, sections 3.1 and 3.2)."""
+"""GPT-1 with a language-model head and a choice head (paper, sections 3.1 and 3.2).
+
+Axes: B stories, C choices (2), N packed tokens, S blocks of T positions, D width, H heads,
+K head size, R targets of the language model, V rows of ``we``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt1.batches import Batch
+
+LN_EPSILON = 1e-5
+INIT_STD = 0.02
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "swish": F.silu,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +39,10 @@ class ModelConfig:
         n_layer: blocks.
         embd_pdrop, attn_pdrop, resid_pdrop, clf_pdrop: dropout rates in [0, 1).
         afn: activation of the MLP, ``gelu``, ``relu`` or ``swish``.
+
+    Raises:
+        ValueError: a size is not positive, the heads do not divide the width, a rate is
+            outside [0, 1), or the activation is unknown.
     """
 
     n_vocab: int = 40478
@@ -31,3 +56,289 @@ class ModelConfig:
     resid_pdrop: float = 0.1
     clf_pdrop: float = 0.1
     afn: str = "gelu"
+
+    def __post_init__(self) -> None:
+        for name in ("n_vocab", "n_ctx", "n_embd", "n_head"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_layer < 0:
+            raise ValueError(f"n_layer must not be negative, but is {self.n_layer}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.afn not in ACTIVATIONS:
+            raise ValueError(f"afn must be one of {', '.join(ACTIVATIONS)}, not {self.afn!r}")
+
+    @property
+    def n_rows(self) -> int:
+        """V, rows of ``we``: vocabulary, special tokens, positions."""
+        return self.n_vocab + self.n_special + self.n_ctx
+
+    @property
+    def clf_token(self) -> int:
+        """Id of ``_classify_``, the last of the special tokens."""
+        return self.n_vocab + self.n_special - 1
+
+
+class Losses(NamedTuple):
+    """What a batch costs, before anything is averaged over stories.
+
+    total: the scalar to differentiate, mean(clf) + lm_coef * mean(lm).
+    clf: [B] cross entropy of the choice.
+    lm: [B, C] language-model loss of each sequence, or None where it is left out.
+    """
+
+    total: Tensor
+    clf: Tensor
+    lm: Tensor | None
+
+
+class _Layout(NamedTuple):
+    """How packed rows [N] stand in the padded grid that attention works on.
+
+    visible is None for the causal mask alone. query_slots [S * Q], if given, are the only
+    places asked for: Q in each block.
+    """
+
+    slots: Tensor
+    grid: tuple[int, int]
+    visible: Tensor | None
+    dense: bool
+
+
+class Conv1D(nn.Module):
+    """``x @ w + b`` with w stored [n_in, n_out] (the original's ``conv1d`` of width 1)."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(n_in, n_out))
+        self.b = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, n_in] to [N, n_out]."""
+        return torch.addmm(self.b, x, self.w)
+
+
+class LayerNorm(nn.Module):
+    """The original's ``norm``: gain ``g``, bias ``b``, epsilon 1e-5 under the root."""
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.empty(n_embd))
+        self.b = nn.Parameter(torch.empty(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each row of [N, D] on its own."""
+        return F.layer_norm(x, self.g.shape, self.g, self.b, LN_EPSILON)
+
+
+class Attention(nn.Module):
+    """Masked multi-head self-attention (the original's ``attn``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.attn_pdrop = config.attn_pdrop
+        self.resid_pdrop = config.resid_pdrop
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
+        """Packed rows [N, D] to what each takes from the rows it may see, [N, D]."""
+        S, T = layout.grid
+        qkv = self.c_attn(x)  # [N, 3D]
+        if not layout.dense:
+            qkv = qkv.new_zeros(S * T, qkv.shape[1]).index_copy(0, layout.slots, qkv)
+        # [S * T, 3D] -> [3, S, H, T, K]
+        q, k, v = qkv.view(S, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        # Scores that are not visible count as -infinity here and as -1e9 in the original:
+        # the softmax of either is exactly 0 there.
+        a = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=layout.visible,
+            is_causal=layout.visible is None,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+        )
+        a = a.transpose(1, 2).reshape(S * T, -1)  # [S, H, T, K] -> [S * T, D]
+        if not layout.dense:
+            a = a.index_select(0, layout.slots)
+        return F.dropout(self.c_proj(a), self.resid_pdrop, self.training)
+
+
+class MLP(nn.Module):
+    """The position-wise feed-forward part (the original's ``mlp``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.afn]
+        self.resid_pdrop = config.resid_pdrop
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] to [N, D]."""
+        return F.dropout(
+            self.c_proj(self.activation(self.c_fc(x))), self.resid_pdrop, self.training
+        )
+
+
+class Block(nn.Module):
+    """One layer, normalised after each residual sum (the original's ``block``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config)
+        self.ln_1 = LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.ln_2 = LayerNorm(config.n_embd)
+
+    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
+        """[N, D] to [N, D]."""
+        n = self.ln_1(x + self.attn(x, layout))
+        out: Tensor = self.ln_2(n + self.mlp(n))
+        return out
+
+
+class ChoiceHead(nn.Module):
+    """One logit a choice from its ``_classify_`` state (the original's ``clf``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.clf_pdrop = config.clf_pdrop
+        self.w = nn.Parameter(torch.empty(config.n_embd, 1))
+        self.b = nn.Parameter(torch.empty(1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, D] to [B, C]; a story's choices share one dropout mask."""
+        mask = F.dropout(h.new_ones(h.shape[0], 1, h.shape[2]), self.clf_pdrop, self.training)
+        return (h * mask @ self.w + self.b).squeeze(-1)
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """sum over rows of weight * cross entropy of softmax(h @ w.T), a few rows at a time.
+
+    The logits of a batch are its largest tensor by far ([R, V]: half a gigabyte for 32
+    stories), so they exist for one chunk of rows only, and their gradient is taken while
+    they are there: the backward pass multiplies by one number.
+    """
+
+    ROWS = 512
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, w: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ce = h.new_empty(h.shape[0], dtype=torch.float32)
+        dh = torch.empty_like(h) if needs_gradient else None
+        dw = torch.zeros_like(w, dtype=torch.float32) if needs_gradient else None
+        for begin in range(0, h.shape[0], _WeightedCrossEntropy.ROWS):
+            rows = slice(begin, begin + _WeightedCrossEntropy.ROWS)
+            logits = (h[rows] @ w.T).float()  # [rows, V]
+            log_z = logits.logsumexp(-1)
+            target = targets[rows, None]
+            ce[rows] = log_z - logits.gather(1, target).squeeze(1)
+            if dh is not None and dw is not None:
+                d = logits.sub_(log_z[:, None]).exp_()  # softmax, in place of the logits
+                d.scatter_add_(1, target, d.new_full((), -1.0).expand_as(target))
+                d.mul_(weights[rows, None])
+                d = d.to(h.dtype)
+                dh[rows] = d @ w
+                dw.addmm_(d.T, h[rows]) if dw.dtype == d.dtype else dw.add_(d.T @ h[rows])
+        ctx.save_for_backward(dh, dw)
+        ctx.w_dtype = w.dtype
+        ctx.mark_non_differentiable(ce)
+        return (ce * weights).sum(), ce
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dh, dw = ctx.saved_tensors
+        return dh * grads[0], (dw * grads[0]).to(ctx.w_dtype), None, None
+
+
+class DoubleHeadsModel(nn.Module):
+    """The Transformer, a tied language-model head and a choice head over packed batches.
+
+    ``we`` [V, D] holds token, special and position rows in one matrix, serves as the input
+    embedding and as the output matrix, and its softmax runs over all V rows.
+
+    Args:
+        config: sizes and dropout rates.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.we = nn.Parameter(torch.empty(config.n_rows, config.n_embd))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.clf = ChoiceHead(config)
+
+    @torch.no_grad()
+    def init_parameters(self, generator: torch.Generator | None = None) -> None:
+        """N(0, 0.02) for matrices, 0 for biases, 1 and 0 for layer norms (FIDELITY, 12)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(".g"):
+                parameter.fill_(1)
+            elif name.endswith(".b"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0, INIT_STD, generator=generator)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Top-layer states of all tokens of a batch, [N, D]."""
+        return self._transform(self._dropped_we(), batch)
+
+    def choice_logits(self, batch: Batch) -> Tensor:
+        """One logit a choice, [B, C]."""
+        return self._choose(self.hidden_states(batch), batch)
+
+    def losses(self, batch: Batch, lm_coef: float) -> Losses:
+        """The training loss and its parts (FIDELITY, 8 to 10).
+
+        Args:
+            batch: with labels.
+            lm_coef: weight of the language-model loss; 0 leaves it out altogether.
+        """
+        if batch.labels is None:
+            raise ValueError("a loss needs a batch with labels")
+        we = self._dropped_we()
+        h = self._transform(we, batch)
+        clf = F.cross_entropy(self._choose(h, batch).float(), batch.labels, reduction="none")
+        total = clf.mean()
+        if not lm_coef:
+            return Losses(total, clf, None)
+        mean_lm, lm = self._lm_losses(h, we, batch)
+        return Losses(total + lm_coef * mean_lm, clf, lm)
+
+    def forward(self, batch: Batch, lm_coef: float = 0.5) -> Losses:
+        """:meth:`losses`."""
+        return self.losses(batch, lm_coef)
+
+    def _dropped_we(self) -> Tensor:
+        """``we`` under this step's one mask, which input and output share."""
+        return F.dropout(self.we, self.config.embd_pdrop, self.training)
+
+    def _transform(self, we: Tensor, batch: Batch) -> Tensor:
+        S, T = batch.grid
+        layout = _Layout(batch.slots, batch.grid, batch.visible(), len(batch.slots) == S * T)
+        x = F.embedding(batch.tokens, we) + F.embedding(batch.positions, we)
+        for block in self.h:
+            x = block(x, layout)
+        return x
+
+    def _choose(self, h: Tensor, batch: Batch) -> Tensor:
+        logits: Tensor = self.clf(h[batch.clf_rows])
+        return logits
+
+    def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean over all sequences (differentiable), and each sequence's loss [B, C]."""
+        B, C = batch.clf_rows.shape
+        mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            h[batch.lm_rows], we, batch.lm_targets, batch.lm_weights.sum(1) / (B * C)
+        )
+        lm = ce.new_zeros(B, C).index_add(0, batch.lm_story, ce[:, None] * batch.lm_weights)
+        return mean, lm

@@ -1,0 +1,199 @@
+"""Towers and processes: who computes which part of a batch, and how the parts come together.
+
+The original splits a batch of ``n_batch * n_gpu`` stories over ``n_gpu`` towers and averages
+their gradients. Here the towers are spread over the processes there are, one or many, on one
+machine or several; a process takes its towers one after another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt1.errors import InputError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of the run.
+
+    Attributes:
+        rank, world: its number, and how many there are.
+        device: where it computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the results."""
+        return self.rank == 0
+
+    def own_towers(self, n_gpu: int) -> range:
+        """The towers that this process computes, in order."""
+        share = n_gpu // self.world
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def own_part(self, n: int) -> slice:
+        """A contiguous part of n things; the parts of all processes cover them in order."""
+        return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def gather(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The parts of all processes one after another, in every process."""
+        if self.world == 1:
+            return part
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, part)
+        return np.concatenate(parts)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Add up ``tensors`` over all processes, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def arithmetic(self, precision: str) -> AbstractContextManager[Any]:
+        """Where matrix products run in bfloat16 if ``precision`` asks for it.
+
+        Parameters, optimizer state and reductions stay in float32.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Give ``tensors`` the main process's values in every process."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def check_precision(self, precision: str) -> None:
+        """Set what ``--precision`` needs, or say that this device cannot do it."""
+        if precision == "tf32" and self.device.type != "cuda":
+            raise InputError(
+                f"--precision tf32: needs a CUDA device, and this run is on {self.device.type}; "
+                "use fp32 or bf16"
+            )
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device a flag names, or the default: CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: no such device, or it is not on this machine.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: cannot be used on this machine: {reason}") from error
+    if device.type == "meta":
+        raise InputError("--device meta: holds no numbers; use cpu, cuda or mps")
+    return device
+
+
+def processes_to_start(device_name: str | None, n_gpu: int) -> int:
+    """How many processes the program should start itself: 1 except on several GPUs.
+
+    As many as there are GPUs, at most one a tower, and a divisor of ``n_gpu``, so that each
+    process has as many towers as any other. Under torchrun the processes are there already.
+    """
+    if "WORLD_SIZE" in os.environ or device_name not in (None, "cuda"):
+        return 1
+    if not torch.cuda.is_available():
+        return 1
+    available = min(torch.cuda.device_count(), n_gpu)
+    return max(n for n in range(1, available + 1) if n_gpu % n == 0)
+
+
+@contextmanager
+def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
+    """Join the process group that the environment describes (torchrun's variables), if any.
+
+    Raises:
+        InputError: the processes cannot share ``n_gpu`` towers equally.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if n_gpu % world:
+        raise InputError(
+            f"--n_gpu {n_gpu}: {world} processes cannot share {n_gpu} towers equally; start a "
+            "number of processes that divides it, or change --n_gpu"
+        )
+    device = choose_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    if world == 1:
+        yield Process(0, 1, device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Process(rank, world, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
+    """Run ``body(argv)`` in n processes of this machine, joined in a group; the exit status.
+
+    The first process that ends badly ends the others, and its status is returned.
+    """
+    from torch.multiprocessing.spawn import ProcessExitedException
+    from torch.multiprocessing.spawn import start_processes as start
+
+    arguments = (body, list(argv), n, _free_port())
+    context: Any = start(_process_main, arguments, n, join=False, start_method="spawn")  # type: ignore[no-untyped-call]
+    try:
+        while not context.join():
+            pass
+    except ProcessExitedException as error:
+        return int(error.exit_code) if error.exit_code > 0 else 128 - error.exit_code
+    return 0
+
+
+def _process_main(
+    rank: int, body: Callable[[Sequence[str]], int], argv: list[str], world: int, port: int
+) -> None:
+    """One started process: torchrun's variables, then the program."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    status = body(argv)
+    if status:
+        raise SystemExit(status)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tower_seed(seed: int, update: int, tower: int) -> int:
+    """The seed of one tower's dropout in one update.
+
+    It depends on nothing else, so that dropout is the same however many processes share the
+    towers, and a resumed run draws what it would have drawn.
+    """
+    words = np.random.SeedSequence([seed, update, tower]).generate_state(2, np.uint32)
+    return int(words[0]) | int(words[1]) << 32

@@ -1,0 +1,108 @@
+"""The two logs of a run: the original's lines, and one line an update."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt1.errors import Gpt1Error
+from gpt1.files import atomic_write
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, each with the time in seconds since 1970 last.
+
+    Args:
+        path: the file; made anew unless ``keep`` says what to keep of it.
+        keep: the number of updates that a resumed run goes on from: later lines go.
+    """
+
+    def __init__(self, path: Path, keep: int | None = None) -> None:
+        self.path = path
+        lines = [] if keep is None else _lines_until(path, keep)
+        with atomic_write(path, "w") as file:
+            file.writelines(lines)
+        self.is_new = not lines
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+
+    def write(self, **values: Any) -> None:
+        """Append a line, at once."""
+        values.setdefault("time", time.time())
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise Gpt1Error(f"{self.path}: cannot be written: {error.strerror}.") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines_until(path: Path, n_updates: int) -> list[str]:
+    """The whole lines of a log that speak of no later update than ``n_updates``."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    kept = []
+    for line in text.splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # a line cut off by a crash
+        if isinstance(values, Mapping) and values.get("n_updates", 0) <= n_updates:
+            kept.append(line if line.endswith("\n") else line + "\n")
+    return kept
+
+
+class UpdateLog:
+    """The log of updates, which reads numbers off the device only now and then.
+
+    To ask a GPU for a number is to wait for it; here numbers wait instead, ``delay`` updates
+    at most, and are read together.
+
+    Args:
+        log: where the lines go.
+        delay: updates that may wait; 0 writes each at once.
+        with_lm: whether there is a language-model loss; without it ``lm_cost`` is null.
+    """
+
+    def __init__(self, log: JsonLines, *, delay: int, with_lm: bool) -> None:
+        self._log = log
+        self._delay = delay
+        self._with_lm = with_lm
+        self._waiting: list[tuple[int, float, float, Tensor]] = []
+
+    def write(self, n_updates: int, lr: float, numbers: Tensor) -> None:
+        """Note an update: its number, learning rate, and [clf cost, LM cost, gradient norm]."""
+        self._waiting.append((n_updates, time.time(), lr, numbers))
+        if len(self._waiting) > self._delay:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        rows = torch.stack([numbers for *_, numbers in self._waiting]).tolist()
+        for (n_updates, when, lr, _), (clf, lm, norm) in zip(self._waiting, rows, strict=True):
+            self._log.write(
+                n_updates=n_updates,
+                clf_cost=clf,
+                lm_cost=lm if self._with_lm else None,
+                lr=lr,
+                grad_norm=norm,
+                time=when,
+            )
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Write what waits and close the log."""
+        self.flush()
+        self._log.close()

@@ -1,0 +1,75 @@
+"""A model's choices over a whole split, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpt1.batches import ChoiceArrays, pack
+from gpt1.distributed import Process
+from gpt1.model import DoubleHeadsModel
+
+
+class Score(NamedTuple):
+    """Mean cross entropy of the choice in nats, and accuracy in percent."""
+
+    cost: float
+    accuracy: float
+
+
+@contextmanager
+def evaluating(model: DoubleHeadsModel) -> Iterator[None]:
+    """Dropout off and no gradients within the block; the model's mode is restored after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def predict_logits(
+    model: DoubleHeadsModel,
+    arrays: ChoiceArrays,
+    process: Process,
+    *,
+    n_batch: int,
+    precision: str = "fp32",
+) -> npt.NDArray[np.float32]:
+    """Choice logits of all stories, [n, C], the same in every process.
+
+    Args:
+        model: on the process's device.
+        arrays: the stories; each process takes its part of them.
+        process: this process.
+        n_batch: stories at a time; the last batch may be smaller.
+        precision: as ``--precision``.
+    """
+    part = arrays.take(process.own_part(arrays.n_stories))
+    logits = [np.zeros((0, arrays.X.shape[1]), dtype=np.float32)]
+    with evaluating(model), process.arithmetic(precision):
+        for begin in range(0, part.n_stories, n_batch):
+            stories = part.take(slice(begin, begin + n_batch))
+            batch = pack(stories, model.config.clf_token, share_prefix=True)
+            logits.append(model.choice_logits(batch.to(process.device)).float().cpu().numpy())
+    return process.gather(np.concatenate(logits))
+
+
+def score(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Score:
+    """Cost and accuracy of choices (the original's ``iter_apply`` and ``log``).
+
+    Args:
+        logits: [n, C], as the model gives them: the cost is that of unscaled logits.
+        labels: [n], the index of the right choice.
+    """
+    z = logits.astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    cost = -log_p[np.arange(len(labels)), labels].mean()
+    return Score(float(cost), float((logits.argmax(-1) == labels).mean() * 100))

@@ -1,0 +1,175 @@
+"""From settings and files to what a run needs: the data as arrays, and the model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt1 import batches, datasets, weights
+from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens
+from gpt1.errors import InputError
+from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.settings import Settings, Sources, join_problems
+from gpt1.text_utils import TextEncoder
+
+N_SPECIAL = 3
+SPECIAL_STD = 0.02  # of the rows that the original draws for its special tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set ready for the model.
+
+    Attributes:
+        train, valid, test: the splits, train in loaded order.
+        n_vocab: pieces in the vocabulary.
+        n_ctx: T, the longest sequence in tokens.
+    """
+
+    train: ChoiceArrays
+    valid: ChoiceArrays
+    test: ChoiceArrays
+    n_vocab: int
+    n_ctx: int
+
+    def sha256(self) -> str:
+        """A digest of all arrays, by which a resumed run knows its data again."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.valid, self.test):
+            for array in (split.X, split.M, split.Y):
+                digest.update(b"none" if array is None else array.tobytes())
+        return digest.hexdigest()
+
+
+def load_task(settings: Settings, sources: Sources, *, verbose: bool) -> Task:
+    """Read and encode ROCStories (FIDELITY, 1 to 6).
+
+    Args:
+        settings: for ``n_ctx``.
+        sources: where data and vocabulary are.
+        verbose: whether a progress bar may be shown.
+
+    Raises:
+        InputError: a CSV, the vocabulary or the merges are not what they should be.
+    """
+    splits = datasets.rocstories(sources.data_dir)
+    encoder = TextEncoder(sources.encoder_path, sources.bpe_path)
+    train, valid, test = (_encode(split, encoder, verbose) for split in splits)
+    test = test._replace(labels=None)  # a run does not look at them
+    n_vocab = len(encoder.encoder)
+    special = SpecialTokens.after(n_vocab)
+    n_ctx = batches.context_length((train, valid, test), settings.n_ctx)
+    max_len = batches.max_part_length(settings.n_ctx)
+
+    def arrays(split: EncodedCloze) -> ChoiceArrays:
+        return batches.transform_roc(split, special, n_ctx=n_ctx, max_len=max_len)
+
+    return Task(
+        train=arrays(train), valid=arrays(valid), test=arrays(test), n_vocab=n_vocab, n_ctx=n_ctx
+    )
+
+
+def _encode(split: datasets.Cloze, encoder: TextEncoder, verbose: bool) -> EncodedCloze:
+    stories, endings1, endings2 = (
+        encoder.encode(texts, verbose=verbose)
+        for texts in (split.stories, split.endings1, split.endings2)
+    )
+    return EncodedCloze(stories, endings1, endings2, split.labels)
+
+
+def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfig:
+    """Sizes from the checkpoint, where there is one, and the rest from the flags.
+
+    Raises:
+        InputError: a flag contradicts the checkpoint, or sizes do not fit together.
+    """
+    known = _checkpoint_sizes(settings, sources, task)
+    problems = []
+    sizes = {"n_embd": 768, "n_head": 12, "n_layer": 12}
+    for name in sizes:
+        flag: int | None = getattr(settings, name)
+        value, source = known.get(name, (None, None))
+        if flag is not None and value is not None and flag != value:
+            problems.append(f"--{name} {flag}: {source} has {value}; leave the flag out")
+        sizes[name] = flag or value or sizes[name]
+    if sizes["n_embd"] % sizes["n_head"]:
+        problems.append(
+            f"--n_head {sizes['n_head']}: does not divide the width {sizes['n_embd']}; give the "
+            "number of heads the model was trained with"
+        )
+    if settings.n_transfer is not None and settings.n_transfer > sizes["n_layer"]:
+        problems.append(
+            f"--n_transfer {settings.n_transfer}: the model has {sizes['n_layer']} layers only"
+        )
+    if problems:
+        raise InputError(join_problems(problems))
+    return ModelConfig(
+        n_vocab=task.n_vocab,
+        n_special=N_SPECIAL,
+        n_ctx=task.n_ctx,
+        **sizes,
+        embd_pdrop=settings.embd_pdrop,
+        attn_pdrop=settings.attn_pdrop,
+        resid_pdrop=settings.resid_pdrop,
+        clf_pdrop=settings.clf_pdrop,
+        afn=settings.afn,
+    )
+
+
+def _checkpoint_sizes(
+    settings: Settings, sources: Sources, task: Task
+) -> dict[str, tuple[int, str]]:
+    """Sizes that files fix, each with the file that does."""
+    if settings.init_params is not None:
+        sizes = weights.config_of_list(
+            weights.read_params(settings.init_params), settings.init_params
+        )
+        source = f"--init_params {settings.init_params}"
+        return {"n_embd": (sizes.n_embd, source), "n_layer": (sizes.n_layer, source)}
+    if settings.n_transfer == -1:
+        return {}
+    shapes = weights.read_shapes(sources.model_dir)
+    source = str(sources.model_dir / "params_shapes.json")
+    if shapes.n_vocab != task.n_vocab:
+        raise InputError(
+            f"{sources.encoder_path} has {task.n_vocab} pieces, but {source} is for "
+            f"{shapes.n_vocab}; use the vocabulary that came with the weights"
+        )
+    sizes_known = {"n_embd": (shapes.n_embd, source), "n_layer": (shapes.n_layer, source)}
+    n_head = weights.read_n_head(sources.model_dir)
+    if n_head is not None:
+        sizes_known["n_head"] = (n_head, f"the configuration in {sources.model_dir}/")
+    return sizes_known
+
+
+def build_model(
+    settings: Settings, sources: Sources, config: ModelConfig, stream: np.random.RandomState
+) -> DoubleHeadsModel:
+    """A model with fresh parameters, then those of the checkpoint (FIDELITY, 12, 13 and 18).
+
+    Args:
+        settings: for ``seed``, ``n_transfer`` and ``init_params``.
+        sources: where the checkpoint is.
+        config: the model's sizes.
+        stream: the run's NumPy stream; the special tokens' rows are drawn from it, whether
+            they are used or not.
+    """
+    special = (stream.randn(config.n_special, config.n_embd) * SPECIAL_STD).astype(np.float32)
+    model = DoubleHeadsModel(config)
+    if settings.init_params is not None:
+        path = Path(settings.init_params)
+        weights.from_list(model, weights.read_params(path), str(path))
+        return model
+    model.init_parameters(torch.Generator().manual_seed(settings.seed))
+    released = weights.load_released(
+        sources.model_dir,
+        special=special,
+        n_ctx=config.n_ctx,
+        n_transfer=settings.n_transfer,
+    )
+    weights.apply(model, released)
+    return model

@@ -1,0 +1,304 @@
+"""Every setting of a run: one frozen dataclass, its command line, and all checks at the edge."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gpt1.errors import InputError
+
+DATASETS = ("rocstories",)
+DEMO = "demo"  # the directory of the bundled demo, in data/ and in model/
+
+Check = Callable[[Any], str | None]
+
+
+def _at_least(low: float) -> Check:
+    return lambda x: None if x >= low else f"must be at least {low:g}"
+
+
+def _above(low: float) -> Check:
+    return lambda x: None if x > low else f"must be greater than {low:g}"
+
+
+def _fraction(x: float) -> str | None:
+    return None if 0 <= x < 1 else "must be at least 0 and less than 1"
+
+
+def _plain_name(x: str) -> str | None:
+    """``desc`` names files and a directory, so it must stay inside them."""
+    fine = x not in ("", ".", "..") and not set(x) & set("/\\\0\n")
+    return None if fine else "must be a plain name, without slashes: it names log and save files"
+
+
+def _one_of(*choices: str) -> Check:
+    return lambda x: None if x in choices else f"must be one of {', '.join(choices)}"
+
+
+def _flag(default: Any, help: str, check: Check | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags of the original under its names and defaults, then ours.
+
+    A default of None means: taken from the data set's name, the checkpoint, or the machine.
+
+    Raises:
+        InputError: from :func:`parse`, with every problem in one message.
+    """
+
+    desc: str | None = _flag(
+        None, "name of the run, used in file names [the data set]", _plain_name
+    )
+    dataset: str = _flag("rocstories", "what to train on", _one_of(*DATASETS))
+    log_dir: str = _flag("log/", "where log files go")
+    save_dir: str = _flag("save/", "where parameters and checkpoints go")
+    data_dir: str | None = _flag(None, "where the CSVs are [data/, or the demo if it has none]")
+    submission_dir: str = _flag("submission/", "where the submission goes")
+    submit: bool = _flag(False, "keep the best parameters and predict the test set with them")
+    analysis: bool = _flag(False, "print accuracies at the end")
+    seed: int = _flag(42, "seed of all random numbers", _at_least(0))
+    n_iter: int = _flag(3, "epochs", _at_least(1))
+    n_batch: int = _flag(8, "stories a tower and step", _at_least(1))
+    max_grad_norm: float = _flag(1.0, "global norm to clip gradients at; 0 or less: no clipping")
+    lr: float = _flag(6.25e-5, "peak learning rate", _above(0))
+    lr_warmup: float = _flag(0.002, "share of all updates that warm up", _fraction)
+    n_ctx: int = _flag(512, "longest sequence, in tokens; longer parts are cut", _at_least(8))
+    n_embd: int | None = _flag(None, "width [the checkpoint's, else 768]", _at_least(1))
+    n_head: int | None = _flag(None, "attention heads [the checkpoint's, else 12]", _at_least(1))
+    n_layer: int | None = _flag(None, "layers [the checkpoint's, else 12]", _at_least(1))
+    embd_pdrop: float = _flag(0.1, "dropout on the embedding matrix", _fraction)
+    attn_pdrop: float = _flag(0.1, "dropout on attention weights", _fraction)
+    resid_pdrop: float = _flag(0.1, "dropout before residual sums", _fraction)
+    clf_pdrop: float = _flag(0.1, "dropout on the classifier's input", _fraction)
+    l2: float = _flag(0.01, "weight decay", _at_least(0))
+    vector_l2: bool = _flag(False, "decay biases and layer norms too")
+    n_gpu: int = _flag(
+        4, "towers; a batch is n_batch * n_gpu stories on any hardware", _at_least(1)
+    )
+    opt: str = _flag("adam", "optimizer", _one_of("adam"))
+    afn: str = _flag("gelu", "activation: gelu, relu or swish", _one_of("gelu", "relu", "swish"))
+    lr_schedule: str = _flag(
+        "warmup_linear",
+        "learning-rate schedule: warmup_linear, warmup_cosine or warmup_constant",
+        _one_of("warmup_linear", "warmup_cosine", "warmup_constant"),
+    )
+    encoder_path: str | None = _flag(None, "vocabulary [MODEL_DIR/encoder_bpe_40000.json]")
+    bpe_path: str | None = _flag(None, "merges [MODEL_DIR/vocab_40000.bpe]")
+    n_transfer: int | None = _flag(
+        None,
+        "layers taken from the checkpoint; -1: nothing, embeddings neither [all]",
+        _at_least(-1),
+    )
+    lm_coef: float = _flag(0.5, "weight of the language-model loss", _at_least(0))
+    b1: float = _flag(0.9, "Adam's decay of the first moment", _fraction)
+    b2: float = _flag(0.999, "Adam's decay of the second moment", _fraction)
+    e: float = _flag(1e-8, "Adam's epsilon", _above(0))
+
+    model_dir: str | None = _flag(None, "where weights and vocabulary are [model/, or the demo]")
+    init_params: str | None = _flag(
+        None, "start from this full parameter list (.jl or .safetensors), classifier included"
+    )
+    device: str | None = _flag(None, "cpu, cuda, cuda:1, mps, ... [cuda if there is one, else cpu]")
+    precision: str = _flag(
+        "fp32", "arithmetic: fp32, tf32 (CUDA) or bf16", _one_of("fp32", "tf32", "bf16")
+    )
+    resume: bool = _flag(False, "go on from the last checkpoint of this run, if there is one")
+    save_every: int = _flag(
+        0, "updates between checkpoints, besides each epoch's end", _at_least(0)
+    )
+
+    @property
+    def name(self) -> str:
+        """``desc``, or the data set's name where none was given."""
+        return self.desc or self.dataset
+
+    @property
+    def n_batch_train(self) -> int:
+        """Stories a step, over all towers."""
+        return self.n_batch * self.n_gpu
+
+
+def parse(argv: Sequence[str] | None, program: str) -> Settings:
+    """Read a command line; all its problems come in one :class:`InputError`.
+
+    Args:
+        argv: the arguments, or None for the process's own.
+        program: the name that usage and ``--help`` show.
+    """
+    parser = _parser(program)
+    texts, unknown = parser.parse_known_args(argv)
+    problems = [f"{word}: there is no such flag or argument; see --help" for word in unknown]
+    values: dict[str, Any] = {}
+    for item in fields(Settings):
+        text = getattr(texts, item.name)
+        if text is None:
+            continue
+        try:
+            values[item.name] = _convert(item.name, text)
+        except ValueError as error:
+            problems.append(f"--{item.name} {text}: {error}")
+    problems += check_values(values)
+    if problems:
+        raise InputError(join_problems(problems))
+    return Settings(**values)
+
+
+def check_values(values: dict[str, Any]) -> list[str]:
+    """Problems of single values, each naming its flag."""
+    problems = []
+    for item in fields(Settings):
+        check: Check | None = item.metadata["check"]
+        value = values.get(item.name)
+        if check is not None and value is not None and (message := check(value)):
+            problems.append(f"--{item.name} {value}: {message}")
+    return problems
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """One message from one problem or several."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n  ".join([f"{len(problems)} problems:", *problems])
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    """A parser that leaves conversion to :func:`_convert`, which collects its problems."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Fine-tune GPT-1 as the paper did, with an auxiliary language-model loss.",
+        epilog="On the bundled demo: python -m gpt1.train --dataset rocstories --submit",
+        allow_abbrev=False,
+    )
+    for item in fields(Settings):
+        note = item.metadata["help"]
+        if item.type == "bool":
+            parser.add_argument(
+                f"--{item.name}", help=note, action="store_const", const="true", default=None
+            )
+            continue
+        if item.default is not None and item.default is not MISSING:
+            note += f" [{item.default}]"
+        metavar = {"int": "N", "float": "X"}.get(str(item.type).split(" ")[0], "TEXT")
+        parser.add_argument(f"--{item.name}", help=note, metavar=metavar)
+    return parser
+
+
+def _convert(name: str, text: str) -> Any:
+    """A flag's text as its field's type."""
+    kind = _kind(name)
+    if kind is bool:
+        return text == "true"
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError("must be a whole number") from None
+    if kind is float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError("must be a number") from None
+        if not math.isfinite(number):
+            raise ValueError("must be a finite number")
+        return number
+    if not text or "\0" in text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _kind(name: str) -> type:
+    """The type of a field, None left aside."""
+    hint = typing.get_type_hints(Settings)[name]
+    if isinstance(hint, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return typing.cast(type, hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where a run reads from, after the demo's rule has been applied.
+
+    Attributes:
+        data_dir, model_dir, encoder_path, bpe_path: existing places to read.
+        demo: whether the bundled demo stands in for data and weights.
+    """
+
+    data_dir: Path
+    model_dir: Path
+    encoder_path: Path
+    bpe_path: Path
+    demo: bool
+
+
+def find_sources(settings: Settings, csv_names: Sequence[str]) -> Sources:
+    """Decide between the user's files and the demo.
+
+    The demo runs if neither directory is named and ``data/`` has none of the CSVs. What is
+    named and missing, or real data without weights, is an error.
+
+    Args:
+        settings: the run's settings.
+        csv_names: file names of the data set.
+
+    Raises:
+        InputError: with every missing file and what to do about it.
+    """
+    data_dir = Path(settings.data_dir or "data")
+    model_dir = Path(settings.model_dir or "model")
+    found = [name for name in csv_names if (data_dir / name).is_file()]
+    demo = settings.data_dir is None and settings.model_dir is None and not found
+    if demo:
+        data_dir, model_dir = data_dir / DEMO, model_dir / DEMO
+    sources = Sources(
+        data_dir=data_dir,
+        model_dir=model_dir,
+        encoder_path=Path(settings.encoder_path or model_dir / "encoder_bpe_40000.json"),
+        bpe_path=Path(settings.bpe_path or model_dir / "vocab_40000.bpe"),
+        demo=demo,
+    )
+    problems = _missing_files(settings, sources, csv_names)
+    if problems:
+        raise InputError(join_problems(problems))
+    return sources
+
+
+def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str]) -> list[str]:
+    """A problem for each kind of file that the run needs and cannot find."""
+    problems = []
+    missing = [name for name in csv_names if not (sources.data_dir / name).is_file()]
+    if missing:
+        remedy = (
+            "run from the repository's root, or give --data_dir and --model_dir"
+            if sources.demo
+            else "ask for ROCStories at https://cs.rochester.edu/nlp/rocstories/ and put the CSVs "
+            "there, or name their directory with --data_dir"
+        )
+        names = " and ".join(f"'{name}'" for name in missing)
+        problems.append(f"{sources.data_dir}/ has no {names}: {remedy}")
+    for flag, path in (
+        ("--encoder_path", sources.encoder_path),
+        ("--bpe_path", sources.bpe_path),
+    ):
+        if not path.is_file():
+            problems.append(
+                f"{path} is missing: name it with {flag}, or its directory with --model_dir"
+            )
+    if settings.init_params is not None:
+        if not Path(settings.init_params).is_file():
+            problems.append(f"--init_params {settings.init_params}: there is no such file")
+    elif settings.n_transfer != -1 and not (sources.model_dir / "params_shapes.json").is_file():
+        problems.append(
+            f"{sources.model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
+            "params_9.npy): put the released ones there (README, 'The real thing'), name their "
+            "directory with --model_dir, or train from nothing with --n_transfer -1"
+        )
+    return problems

@@ -1,0 +1,216 @@
+"""Write the demo's two cloze CSVs, and tell unlabelled stories to pretrain on.
+
+The stories come from ``demo_grammar.txt``, beside this file: topics that can end well or badly.
+The wrong ending of a story is a right one of the same topic's other outcome. Cloze stories are
+made in pairs, one of each outcome, that offer the same two endings: so each ending is right
+exactly as often as it is wrong, and only someone who understands the story can choose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+if __name__ == "__main__":  # run as a file from a clone, where gpt1 need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpt1.datasets import COLUMNS, TEST_CSV, VALIDATION_CSV
+from gpt1.errors import report_errors
+from gpt1.files import atomic_write
+
+GRAMMAR = Path(__file__).resolve().parent / "demo_grammar.txt"
+SEED = 2018
+N_VALIDATION = 480
+N_TEST = 400
+SHARED_ENDINGS = 0.3  # how often an ending is one that fits every topic
+OUTCOMES = ("happy", "sad")
+MIDDLE_OF = {"well": "happy", "badly": "sad"}
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Topic:
+    """One section of the grammar; ``middles`` and ``endings`` have a list for each outcome."""
+
+    name: str
+    slots: dict[str, list[str]] = field(default_factory=dict)
+    openings: list[str] = field(default_factory=list)
+    middles: dict[str, list[str]] = field(default_factory=lambda: {"happy": [], "sad": []})
+    endings: dict[str, list[str]] = field(default_factory=lambda: {"happy": [], "sad": []})
+
+
+class ClozeRow(NamedTuple):
+    """A story of four sentences and two endings; ``templates`` are the endings' in the grammar."""
+
+    sentences: list[str]
+    endings: tuple[str, str]
+    label: int
+    templates: tuple[str, str]
+
+
+def read_grammar() -> tuple[Topic, list[Topic]]:
+    """The shared section (names, endings that always fit) and the topics."""
+    sections: list[Topic] = []
+    for line in GRAMMAR.read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("== "):
+            sections.append(Topic(line[3:]))
+            continue
+        kind, text = line.split(": ", 1)
+        topic = sections[-1]
+        if kind.startswith("$"):
+            topic.slots[kind[1:]] = text.split("|")
+        elif kind == "open":
+            topic.openings.append(text)
+        elif kind in MIDDLE_OF:
+            topic.middles[MIDDLE_OF[kind]].append(text)
+        else:
+            topic.endings[kind].append(text)
+    return sections[0], sections[1:]
+
+
+class StoryTeller:
+    """Tells random stories of the grammar; the same seed tells the same stories."""
+
+    def __init__(self, seed: int) -> None:
+        self.shared, self.topics = read_grammar()
+        self._random = random.Random(seed)
+
+    def pick(self, items: Sequence[Item]) -> Item:
+        # Only random() itself is promised to stay the same from one Python to the next.
+        return items[int(self._random.random() * len(items))]
+
+    def shuffled(self, items: Sequence[Item]) -> list[Item]:
+        keys = [self._random.random() for _ in items]
+        return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
+
+    def cast(self, topic: Topic) -> dict[str, str]:
+        """Values for all slots of a topic: its objects, two names, the pronouns of the first."""
+        girl = self.pick([True, False])
+        name = self.pick(self.shared.slots["girls" if girl else "boys"])
+        everyone = self.shared.slots["girls"] + self.shared.slots["boys"]
+        values = {slot: self.pick(choices) for slot, choices in topic.slots.items()}
+        values["N"] = name
+        values["F"] = self.pick([friend for friend in everyone if friend != name])
+        for he, she in (("he", "she"), ("his", "her"), ("him", "her"), ("himself", "herself")):
+            values[he] = she if girl else he
+        values["He"] = values["he"].capitalize()
+        values["His"] = values["his"].capitalize()
+        return values
+
+    def fill(self, template: str, values: dict[str, str]) -> str:
+        """A template's text: its choices made, its slots filled, its first letter a capital."""
+
+        def slot(match: re.Match[str]) -> str:
+            value = values[match[2]]
+            if not match[1]:
+                return value
+            return f"{'an' if value[0] in 'aeiouAEIOU' else 'a'} {value}"
+
+        chosen = re.sub(r"\[([^]]*)\]", lambda match: self.pick(match[1].split("|")), template)
+        text = re.sub(r"\{(a:)?(\w+)\}", slot, chosen)
+        return text[0].upper() + text[1:]
+
+    def four_sentences(self, topic: Topic, outcome: str, values: dict[str, str]) -> list[str]:
+        """An opening and a middle of the outcome, two sentences each."""
+        parts = (self.pick(topic.openings), self.pick(topic.middles[outcome]))
+        return [self.fill(half, values) for part in parts for half in part.split(" / ")]
+
+    def ending(self, topic: Topic, outcome: str) -> str:
+        """The template of an ending that fits the outcome."""
+        shared = self._random.random() < SHARED_ENDINGS
+        return self.pick((self.shared if shared else topic).endings[outcome])
+
+    def cloze_row(self, topic: Topic, outcome: str, templates: dict[str, str]) -> ClozeRow:
+        """A story with the outcome, offered the endings of both outcomes in random order."""
+        values = self.cast(topic)
+        sentences = self.four_sentences(topic, outcome, values)
+        order = self.shuffled(OUTCOMES)
+        first, second = (self.fill(templates[each], values) for each in order)
+        pair = (templates[order[0]], templates[order[1]])
+        return ClozeRow(sentences, (first, second), order.index(outcome), pair)
+
+
+def cloze_files(
+    n_validation: int = N_VALIDATION, n_test: int = N_TEST, seed: int = SEED
+) -> tuple[list[ClozeRow], list[ClozeRow]]:
+    """The rows of the validation and the test file; no two stories of all are the same.
+
+    Args:
+        n_validation: rows of the validation file, even: they come in pairs.
+        n_test: rows of the test file, even.
+        seed: what all of it is drawn from.
+    """
+    teller = StoryTeller(seed)
+    told: set[str] = set()
+    files = []
+    for count in (n_validation, n_test):
+        rows: list[ClozeRow] = []
+        while len(rows) < count:
+            topic = teller.topics[len(rows) // 2 % len(teller.topics)]
+            templates = {outcome: teller.ending(topic, outcome) for outcome in OUTCOMES}
+            pair = [teller.cloze_row(topic, outcome, templates) for outcome in OUTCOMES]
+            texts = {" ".join(row.sentences) for row in pair}
+            if not texts & told:
+                told |= texts
+                rows += pair
+        files.append(teller.shuffled(rows))
+    return files[0], files[1]
+
+
+def unlabelled_stories(n: int, seed: int) -> Iterator[str]:
+    """Yield ``n`` whole stories to pretrain on: four sentences and a right ending, one space apart.
+
+    None begins with the four sentences of a story in the demo's CSVs (those of :data:`SEED`).
+    """
+    forbidden = {" ".join(row.sentences) for rows in cloze_files() for row in rows}
+    teller = StoryTeller(seed)
+    told = 0
+    while told < n:
+        topic, outcome = teller.pick(teller.topics), teller.pick(OUTCOMES)
+        values = teller.cast(topic)
+        story = " ".join(teller.four_sentences(topic, outcome, values))
+        ending = teller.fill(teller.ending(topic, outcome), values)
+        if story not in forbidden:
+            told += 1
+            yield f"{story} {ending}"
+
+
+def write_csv(path: Path, prefix: str, rows: Sequence[ClozeRow]) -> None:
+    """Write rows in the format of the real cloze CSVs, with ids such as ``demo-v-0001``."""
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for number, row in enumerate(rows, start=1):
+            story_id = f"{prefix}-{number:04}"
+            writer.writerow([story_id, *row.sentences, *row.endings, row.label + 1])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write both files; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write the demo's two cloze CSVs.")
+    parser.add_argument("--out", default="data/demo", type=Path, help="directory to write into")
+    parser.add_argument("--seed", default=SEED, type=int, help="what the stories are drawn from")
+    args = parser.parse_args(argv)
+
+    def body() -> int:
+        validation, test = cloze_files(seed=args.seed)
+        write_csv(args.out / VALIDATION_CSV, "demo-v", validation)
+        write_csv(args.out / TEST_CSV, "demo-t", test)
+        print(f"{args.out}: {len(validation)} and {len(test)} stories")
+        return 0
+
+    return report_errors("make_demo_stories", body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The model once more, written plainly from its description, and the original's own numbers.
+
+The first part is slow and obvious on purpose: padded arrays X [B, C, T, 2] and M [B, C, T], every
+mask and softmax spelled out, any float type. It shares no line with ``gpt1``. Each rule is a
+function or a constant of its own, so that a test can put a known deviation in the place of one and
+see what it does. The second part reads ``golden/steps.npz``, which the running original produced.
+
+Axes: B stories, C choices (2), T positions, D width, H heads, K head size, V rows of ``we``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt1.batches import ChoiceArrays
+from gpt1.model import DoubleHeadsModel, ModelConfig
+
+Params = dict[str, Tensor]
+Drop = Callable[[str, Tensor], Tensor]
+
+MASKED = -1e9
+LN_EPSILON = 1e-5
+
+# ------------------------------------------------------------------------------ the rules
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "relu": lambda x: x.clamp(min=0),
+    "swish": lambda x: x * torch.sigmoid(x),
+}
+
+
+def softmax(x: Tensor) -> Tensor:
+    e = torch.exp(x - x.amax(-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True)
+
+
+def layer_norm(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    variance = (centred**2).mean(-1, keepdim=True)
+    return centred / torch.sqrt(variance + LN_EPSILON) * g + b
+
+
+def linear(x: Tensor, params: Params, name: str) -> Tensor:
+    return x @ params[f"{name}/w"].squeeze(0) + params[f"{name}/b"]
+
+
+def embed(we: Tensor, X: Tensor) -> Tensor:
+    """[B * C, T, 2] to [B * C, T, D]."""
+    return we[X[..., 0]] + we[X[..., 1]]
+
+
+def attention_scale(head_size: int, width: int) -> float:
+    return 1 / math.sqrt(head_size)
+
+
+def mask_scores(scores: Tensor) -> Tensor:
+    """[..., T, T]; padding stands last, so that looking back never meets it."""
+    T = scores.shape[-1]
+    sees = torch.tril(torch.ones(T, T, dtype=scores.dtype))
+    return scores * sees + MASKED * (1 - sees)
+
+
+def attention(x: Tensor, params: Params, name: str, n_head: int, drop: Drop) -> Tensor:
+    n, T, D = x.shape
+    q, k, v = (
+        part.reshape(n, T, n_head, D // n_head).transpose(1, 2)  # [n, H, T, K]
+        for part in linear(x, params, f"{name}/c_attn").split(D, dim=-1)
+    )
+    scores = (q @ k.transpose(-1, -2)) * attention_scale(D // n_head, D)
+    weights = drop(f"{name}/weights", softmax(mask_scores(scores)))
+    heads = (weights @ v).transpose(1, 2).reshape(n, T, D)
+    return drop(f"{name}/out", linear(heads, params, f"{name}/c_proj"))
+
+
+def mlp(x: Tensor, params: Params, name: str, afn: str, drop: Drop) -> Tensor:
+    inner = ACTIVATIONS[afn](linear(x, params, f"{name}/c_fc"))
+    return drop(f"{name}/out", linear(inner, params, f"{name}/c_proj"))
+
+
+def block(x: Tensor, params: Params, name: str, n_head: int, afn: str, drop: Drop) -> Tensor:
+    def norm(x: Tensor, which: str) -> Tensor:
+        return layer_norm(x, params[f"{name}/{which}/g"], params[f"{name}/{which}/b"])
+
+    n = norm(x + attention(x, params, f"{name}/attn", n_head, drop), "ln_1")
+    return norm(n + mlp(n, params, f"{name}/mlp", afn, drop), "ln_2")
+
+
+def output_rows(we: Tensor) -> Tensor:
+    """The rows that the language model's softmax runs over: all."""
+    return we
+
+
+def lm_mean(ce: Tensor, M: Tensor) -> Tensor:
+    """Loss of each sequence, from the cross entropies of positions 1.. and the mask: [n]."""
+    mask = M[:, 1:]
+    return (mask * ce).sum(-1) / mask.sum(-1)
+
+
+def lm_losses(h: Tensor, we: Tensor, tokens: Tensor, M: Tensor) -> Tensor:
+    p = softmax(h[:, :-1] @ output_rows(we).T)  # [n, T - 1, V]
+    of_next = p.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    return lm_mean(-torch.log(of_next), M)
+
+
+def classify_position(tokens: Tensor, clf_token: int) -> Tensor:
+    """Where each sequence's first ``_classify_`` stands: [n]."""
+    return torch.tensor([row.index(clf_token) for row in tokens.tolist()])
+
+
+def clf_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return -torch.log(softmax(logits)[torch.arange(len(labels)), labels])
+
+
+def total_loss(clf: Tensor, lm: Tensor, lm_coef: float) -> Tensor:
+    return clf.mean() + lm_coef * lm.mean()
+
+
+# ------------------------------------------------------------------------------ the model
+
+
+@dataclass(frozen=True)
+class Output:
+    """h [B, C, T, D], logits [B, C], lm [B, C]."""
+
+    h: Tensor
+    logits: Tensor
+    lm: Tensor
+
+
+def keep_all(place: str, x: Tensor) -> Tensor:
+    """No dropout."""
+    return x
+
+
+def run(params: Params, arrays: ChoiceArrays, config: ModelConfig, drop: Drop = keep_all) -> Output:
+    """Forward pass over padded arrays.
+
+    Args:
+        params: by the original's names (``h0/attn/c_attn/w``), kernels [1, n_in, n_out].
+        arrays: X, M; labels are not looked at.
+        config: for ``n_head``, ``n_layer``, ``afn`` and the id of ``_classify_``.
+        drop: called at every place that has dropout: ``we``, ``h0/attn/weights``,
+            ``h0/attn/out``, ``h0/mlp/out``, ..., ``clf`` (on [B, C, D]).
+    """
+    B, C, T, _ = arrays.X.shape
+    X = torch.from_numpy(arrays.X).long().reshape(B * C, T, 2)
+    we = drop("we", params["we"])
+    x = embed(we, X)
+    for i in range(config.n_layer):
+        x = block(x, params, f"h{i}", config.n_head, config.afn, drop)
+    at = classify_position(X[..., 0], config.clf_token)
+    state = drop("clf", x[torch.arange(B * C), at].reshape(B, C, -1))
+    logits = (state @ params["clf/w"]).squeeze(-1) + params["clf/b"]
+    M = torch.from_numpy(arrays.M).to(x.dtype).reshape(B * C, T)
+    lm = lm_losses(x, we, X[..., 0], M)
+    return Output(x.reshape(B, C, T, -1), logits, lm.reshape(B, C))
+
+
+# ------------------------------------------------------------------- between ours and these
+
+
+def our_name(name: str) -> str:
+    """``model/h0/attn/c_attn/w:0`` or ``h0/attn/c_attn/w`` as ``h.0.attn.c_attn.w``."""
+    name = name.removeprefix("model/").removesuffix(":0").replace("/", ".")
+    return f"h.{name[1:]}" if name.startswith("h") else name
+
+
+def params_of(model: DoubleHeadsModel) -> Params:
+    """The model's parameters by the original's names, copied, kernels [1, n_in, n_out]."""
+    params = {}
+    for name, p in model.named_parameters():
+        their = name.replace("h.", "h", 1) if name.startswith("h.") else name
+        kernel = p.ndim == 2 and name.startswith("h.")
+        value = p.detach().clone()
+        params[their.replace(".", "/")] = value[None] if kernel else value
+    return params
+
+
+def random_model(config: ModelConfig, *, seed: int = 0, std: float = 0.3) -> DoubleHeadsModel:
+    """A float64 model in evaluation mode whose every parameter matters (gains near 1)."""
+    model = DoubleHeadsModel(config).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(1.0 if name.endswith(".g") else 0.0, std, generator=generator)
+    return model.eval()
+
+
+# ---------------------------------------------------------------- what the original produced
+
+CASES = ("base", "cosine", "constant", "vector_l2", "no_lm", "relu", "swish", "noclip")
+
+
+class Case:
+    """One case of ``steps.npz``: six updates of a small model, dropout 0.
+
+    Attributes:
+        cfg: the original's settings.
+        config: the same for our model.
+    """
+
+    def __init__(self, golden_dir: Path, name: str) -> None:
+        with np.load(golden_dir / "steps.npz") as file:
+            prefix = f"{name}/"
+            self._arrays = {
+                key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)
+            }
+        self.cfg: dict[str, Any] = json.loads(str(self._arrays["cfg"]))
+        sizes = ("n_vocab", "n_special", "n_ctx", "n_embd", "n_head", "n_layer", "afn")
+        rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)
+        self.config = ModelConfig(**{key: self.cfg[key] for key in sizes}, **rates)
+
+    def __getitem__(self, key: str) -> Any:
+        """An array by its name in the file: ``clf_losses``, ``grad0/model/we:0``, ..."""
+        return self._arrays[key]
+
+    def values(self, kind: str) -> dict[str, Tensor]:
+        """Parameters or gradients (``init``, ``grad0``, ``after1``, ``after6``) by our names."""
+        names = json.loads(str(self._arrays["names"]))
+        return {
+            our_name(name): torch.from_numpy(self._arrays[f"{kind}/{name}"]).squeeze(0)
+            if self._arrays[f"{kind}/{name}"].ndim == 3
+            else torch.from_numpy(self._arrays[f"{kind}/{name}"])
+            for name in names
+        }
+
+    def arrays(self, update: int) -> ChoiceArrays:
+        """The stories of one update, 0 to 5, all towers together."""
+        return ChoiceArrays(*(self._arrays[key][update] for key in "XMY"))
+
+    def towers(self, update: int) -> list[ChoiceArrays]:
+        """The stories of one update, tower by tower."""
+        n = self.cfg["n_batch"]
+        whole = self.arrays(update)
+        return [whole.take(slice(i * n, (i + 1) * n)) for i in range(self.cfg["n_gpu"])]
+
+    def model(self) -> DoubleHeadsModel:
+        """Our model with the case's initial parameters."""
+        model = DoubleHeadsModel(self.config)
+        values = self.values("init")
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(values[name])
+        return model

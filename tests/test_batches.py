@@ -1,0 +1,361 @@
+"""Encoded stories to arrays, and arrays to packed batches."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt1 import text_utils
+from gpt1.batches import (
+    Batch,
+    ChoiceArrays,
+    EncodedCloze,
+    SpecialTokens,
+    context_length,
+    max_part_length,
+    pack,
+    transform_roc,
+)
+
+if TYPE_CHECKING:
+    from gpt1.prepare import Task
+
+N_VOCAB = 4  # few, so that stories repeat themselves and endings begin alike
+SPECIAL = SpecialTokens.after(N_VOCAB)
+START, DELIMITER, CLASSIFY = 4, 5, 6
+FIRST_POSITION = 7
+
+# ---------------------------------------------------------------------------------- arrays
+
+
+def test_special_tokens_follow_the_vocabulary() -> None:
+    assert SpecialTokens.after(40478) == SpecialTokens(40478, 40479, 40480)
+    assert len(SPECIAL) == 3
+
+
+def test_parts_leave_room_for_each_other_and_three_special_tokens() -> None:
+    assert [max_part_length(n) for n in (512, 77, 20, 9)] == [254, 36, 8, 2]
+    assert all(2 * max_part_length(n) + 3 <= n for n in range(8, 600))
+
+
+def test_transform_roc_by_hand() -> None:
+    split = EncodedCloze([[1, 2, 3], [0]], [[3], [1, 1]], [[2, 0], [3]], [1, 0])
+    arrays = transform_roc(split, SPECIAL, n_ctx=9, max_len=8)
+    assert arrays.X.dtype == arrays.Y.dtype == np.int32
+    assert arrays.M.dtype == np.float32
+    assert arrays.n_stories == 2
+    assert arrays.X[..., 0].tolist() == [
+        [[4, 1, 2, 3, 5, 3, 6, 0, 0], [4, 1, 2, 3, 5, 2, 0, 6, 0]],
+        [[4, 0, 5, 1, 1, 6, 0, 0, 0], [4, 0, 5, 3, 6, 0, 0, 0, 0]],
+    ]
+    # Positions go on over the padding, as in the original.
+    assert (arrays.X[..., 1] == [7, 8, 9, 10, 11, 12, 13, 14, 15]).all()
+    assert arrays.M.sum(-1).tolist() == [[7, 8], [6, 5]]
+    assert (np.diff(arrays.M, axis=-1) <= 0).all()  # ones first
+    assert arrays.Y.tolist() == [1, 0]
+
+
+def test_story_and_ending_are_each_cut_to_max_len() -> None:
+    split = EncodedCloze([[0, 1, 2, 3]], [[3, 2, 1, 0]], [[1]], None)
+    arrays = transform_roc(split, SPECIAL, n_ctx=8, max_len=2)
+    assert arrays.X[0, :, :, 0].tolist() == [[4, 0, 1, 5, 3, 2, 6, 0], [4, 0, 1, 5, 1, 6, 0, 0]]
+    assert arrays.Y is None
+
+
+def test_context_length_is_that_of_the_longest_choice_of_all_splits() -> None:
+    short = EncodedCloze([[1]], [[1]], [[1]], None)
+    long = EncodedCloze([[1] * 5, [1] * 7], [[2] * 6, [3]], [[1], [1] * 3], None)
+    assert context_length([short], 512) == 5
+    assert context_length([short, long], 512) == 5 + 6 + 3
+    assert context_length([long, short], 512) == 14
+
+
+def test_context_length_counts_parts_as_they_are_cut() -> None:
+    split = EncodedCloze([[1] * 50], [[2] * 3], [[2] * 4], None)
+    assert context_length([split], 20) == 8 + 4 + 3
+    assert context_length([EncodedCloze([[1] * 50], [[2] * 50], [[2]], None)], 20) == 19
+    assert context_length([EncodedCloze([[1] * 50], [[2] * 50], [[2]], None)], 512) == 103
+
+
+def test_take_keeps_order_and_missing_labels() -> None:
+    split = EncodedCloze([[0], [1], [2]], [[1]] * 3, [[2]] * 3, [0, 1, 1])
+    arrays = transform_roc(split, SPECIAL, n_ctx=5, max_len=2)
+    taken = arrays.take(np.array([2, 0]))
+    assert taken.X[:, 0, 1, 0].tolist() == [2, 0]
+    assert taken.Y.tolist() == [1, 0]
+    assert arrays._replace(Y=None).take(slice(1, 3)).Y is None
+
+
+# --------------------------------------------------------------------------------- packing
+
+ids = st.lists(st.integers(0, N_VOCAB - 1), max_size=5)
+stories = st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=4)
+
+
+@st.composite
+def any_arrays(draw: st.DrawFn) -> ChoiceArrays:
+    """Stories as they are laid out, some with a ``_classify_`` within or unlike first tokens."""
+    split = EncodedCloze(*map(list, zip(*draw(stories), strict=True)), labels=None)
+    arrays = transform_roc(split, SPECIAL, n_ctx=context_length([split], 20), max_len=8)
+    for b in range(arrays.n_stories):
+        if draw(st.integers(0, 4)) == 0:
+            length = int(arrays.M[b].sum(-1).min())
+            arrays.X[b, :, draw(st.integers(0, length - 1)), 0] = CLASSIFY
+        if draw(st.integers(0, 9)) == 0:
+            arrays.X[b, 1, 0, 0] = 0
+    return arrays
+
+
+Choice = list[tuple[int, int]]
+
+
+def choices_of(arrays: ChoiceArrays) -> list[list[Choice]]:
+    """Real tokens of each choice of each story, as (token, position)."""
+    return [
+        [
+            [tuple(pair) for pair, real in zip(X.tolist(), M, strict=True) if real]
+            for X, M in zip(story_X, story_M, strict=True)
+        ]
+        for story_X, story_M in zip(arrays.X, arrays.M, strict=True)
+    ]
+
+
+def first_classify(choice: Choice) -> int:
+    return [token for token, _ in choice].index(CLASSIFY)
+
+
+def shared_length(choices: list[Choice]) -> int:
+    """Tokens alike in all choices from the start, none of them the first ``_classify_``."""
+    limit = min(first_classify(choice) for choice in choices)
+    columns = zip(*(choice[:limit] for choice in choices), strict=True)
+    return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+
+
+def rows_of(batch: Batch, arrays: ChoiceArrays, share_prefix: bool) -> list[list[list[int]]]:
+    """For each choice of each story the packed rows that it is made of, in order."""
+    rows, begin = [], 0
+    for choices in choices_of(arrays):
+        shared = shared_length(choices) if share_prefix else 0
+        prefix = list(range(begin, begin + shared))
+        begin += shared
+        story = []
+        for choice in choices:
+            story.append([*prefix, *range(begin, begin + len(choice) - shared)])
+            begin += len(choice) - shared
+        rows.append(story)
+    assert begin == len(batch.tokens)  # no row belongs to no choice
+    return rows
+
+
+packings = given(any_arrays(), st.booleans())
+quick = settings(max_examples=150, deadline=None)
+
+
+@quick
+@packings
+def test_every_choice_is_its_rows_in_order(arrays: ChoiceArrays, share_prefix: bool) -> None:
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    assert batch.n_stories == arrays.n_stories
+    packed = list(zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True))
+    found = [
+        [[packed[row] for row in choice] for choice in story]
+        for story in rows_of(batch, arrays, share_prefix)
+    ]
+    assert found == choices_of(arrays)
+
+
+@quick
+@packings
+def test_rows_stand_in_the_grid_block_by_block(arrays: ChoiceArrays, share_prefix: bool) -> None:
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    rows = rows_of(batch, arrays, share_prefix)
+    if share_prefix:
+        blocks = [sorted({row for choice in story for row in choice}) for story in rows]
+    else:
+        blocks = [choice for story in rows for choice in story]
+    T = max(map(len, blocks))
+    assert batch.grid == (len(blocks), T)
+    for s, block in enumerate(blocks):
+        assert batch.slots[block].tolist() == list(range(s * T, s * T + len(block)))
+
+
+@quick
+@packings
+def test_attention_sees_the_choices_own_earlier_tokens(
+    arrays: ChoiceArrays, share_prefix: bool
+) -> None:
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    S, T = batch.grid
+    visible = batch.visible()
+    if not share_prefix:
+        assert visible is None
+        visible = torch.ones(T, T, dtype=torch.bool).tril().expand(S, 1, T, T)
+    assert visible is not None
+    assert visible.shape == (S, 1, T, T)
+    assert visible.any(-1).all()  # a row of padding alone would make NaN of its softmax
+    expected = torch.zeros(len(batch.tokens), len(batch.tokens), dtype=torch.bool)
+    for story in rows_of(batch, arrays, share_prefix):
+        for choice in story:
+            for i, row in enumerate(choice):
+                expected[row, choice[: i + 1]] = True
+    s, t = batch.slots // T, batch.slots % T
+    found = visible[s[:, None], 0, t[:, None], t[None, :]] & (s[:, None] == s[None, :])
+    assert (found == expected).all()
+
+
+@quick
+@packings
+def test_choices_are_read_at_their_first_classify(arrays: ChoiceArrays, share_prefix: bool) -> None:
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    rows = rows_of(batch, arrays, share_prefix)
+    assert batch.clf_rows.tolist() == [
+        [own[first_classify(choice)] for own, choice in zip(story, choices, strict=True)]
+        for story, choices in zip(rows, choices_of(arrays), strict=True)
+    ]
+
+
+@quick
+@packings
+def test_every_token_after_the_first_is_a_target_once_a_choice(
+    arrays: ChoiceArrays, share_prefix: bool
+) -> None:
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    rows = rows_of(batch, arrays, share_prefix)
+    for b, choices in enumerate(choices_of(arrays)):
+        for c, choice in enumerate(choices):
+            weights = batch.lm_weights[:, c]
+            counted = (batch.lm_story == b) & (weights > 0)
+            found = sorted(
+                zip(
+                    batch.lm_rows[counted].tolist(),
+                    batch.lm_targets[counted].tolist(),
+                    strict=True,
+                )
+            )
+            own = rows[b][c][:-1]
+            assert found == sorted(zip(own, [token for token, _ in choice[1:]], strict=True))
+            torch.testing.assert_close(
+                weights[counted], torch.full((len(found),), 1 / (len(choice) - 1))
+            )
+            assert weights[counted].sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@quick
+@packings
+def test_what_is_shared_is_computed_once(arrays: ChoiceArrays, share_prefix: bool) -> None:
+    """Tokens and (row, target) pairs, counted from the lengths alone."""
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    n_tokens = n_pairs = n_in_both = 0
+    for choices in choices_of(arrays):
+        shared = shared_length(choices) if share_prefix else 0
+        n_tokens += shared + sum(len(choice) - shared for choice in choices)
+        n_pairs += sum(len(choice) - 1 for choice in choices)
+        n_in_both += max(shared - 1, 0)  # pairs within the prefix
+    assert len(batch.tokens) == n_tokens
+    assert len(batch.lm_rows) == len(batch.lm_targets) == n_pairs - n_in_both
+    assert (batch.lm_weights > 0).all(1).sum() == n_in_both
+
+
+def test_packing_by_hand() -> None:
+    split = EncodedCloze([[1, 2]], [[3, 0]], [[3, 1, 1]], [1])
+    arrays = transform_roc(split, SPECIAL, n_ctx=8, max_len=4)
+    batch = pack(arrays, CLASSIFY, share_prefix=True)
+    #                              prefix          | 0    | 1
+    assert batch.tokens.tolist() == [4, 1, 2, 5, 3, 0, 6, 1, 1, 6]
+    assert batch.positions.tolist() == [7, 8, 9, 10, 11, 12, 13, 12, 13, 14]
+    assert batch.slots.tolist() == list(range(10))
+    assert batch.segments.tolist() == [[0, 0, 0, 0, 0, 1, 1, 2, 2, 2]]
+    assert batch.clf_rows.tolist() == [[6, 9]]
+    pairs = zip(batch.lm_rows.tolist(), batch.lm_targets.tolist(), strict=True)
+    assert list(pairs) == [
+        *((0, 1), (1, 2), (2, 5), (3, 3)),
+        *((4, 0), (5, 6)),
+        *((4, 1), (7, 1), (8, 6)),
+    ]
+    a, b = 1 / 6, 1 / 7
+    expected = torch.tensor([[a, b]] * 4 + [[a, 0]] * 2 + [[0, b]] * 3)
+    torch.testing.assert_close(batch.lm_weights, expected)
+    assert batch.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_batches_move_whole(share_prefix: bool) -> None:
+    split = EncodedCloze([[1, 2]], [[3]], [[2]], None)
+    arrays = transform_roc(split, SPECIAL, n_ctx=8, max_len=4)
+    batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
+    moved = batch.to(torch.device("meta"))
+    assert {moved.tokens.device.type, moved.clf_rows.device.type} == {"meta"}
+    assert moved.lm_weights.device.type == "meta"
+    assert (moved.segments is None) == (not share_prefix)
+    assert moved.grid == batch.grid
+    assert moved.labels is None
+
+
+# --------------------------------------------------------------------------- the real data
+
+
+@pytest.fixture(scope="module")
+def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[], Task]:
+    """Reads and encodes the real data as a run with default flags does."""
+    from gpt1.datasets import TEST_CSV, VALIDATION_CSV
+    from gpt1.prepare import load_task
+    from gpt1.settings import find_sources, parse
+
+    run_settings = parse(
+        [
+            *("--data_dir", str(rocstories_dir), "--model_dir", str(released_dir)),
+            *("--n_transfer", "-1"),  # the weights themselves are not needed
+        ],
+        "test",
+    )
+    sources = find_sources(run_settings, (VALIDATION_CSV, TEST_CSV))
+    return lambda: load_task(run_settings, sources, verbose=False)
+
+
+def spacy_cases_of_the_reference_run() -> dict[str, list[str]]:
+    """Today's special cases: the recorded run of the original had spaCy 3.8 beside it."""
+    from spacy.lang.en import English
+    from spacy.symbols import ORTH
+
+    exceptions = English.Defaults.tokenizer_exceptions.items()
+    return {case: [token[ORTH] for token in tokens] for case, tokens in exceptions}
+
+
+def test_real_arrays_are_the_originals_bit_for_bit(
+    load_real: Callable[[], Task], references_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_utils, "_cases_of_spacy_2_0", spacy_cases_of_the_reference_run)
+    task = load_real()
+    with np.load(references_dir / "rocstories_run.npz") as expected:
+        assert task.n_ctx == int(expected["n_ctx"]) == 77
+        for name, split in (("trX", task.train), ("vaX", task.valid), ("teX", task.test)):
+            assert split.X.shape == tuple(expected[f"shape_{name}"])
+            assert split.X.dtype == np.int32
+            digest = hashlib.sha256(split.X.tobytes()).hexdigest()
+            assert digest == str(expected[f"sha256_{name}"]), name
+        np.testing.assert_array_equal(task.train.Y, expected["trY"])
+        np.testing.assert_array_equal(task.valid.Y, expected["vaY"])
+
+
+def test_old_spacy_cases_change_three_real_stories(
+    load_real: Callable[[], Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run reads (the released model's spaCy 2.0) beside what the reference run read."""
+    old = load_real()
+    monkeypatch.setattr(text_utils, "_cases_of_spacy_2_0", spacy_cases_of_the_reference_run)
+    new = load_real()
+    assert old.n_ctx == new.n_ctx
+    differing = [
+        int((getattr(old, split).X != getattr(new, split).X).any((1, 2, 3)).sum())
+        for split in ("train", "valid", "test")
+    ]
+    assert differing == [1, 0, 2]

@@ -1,0 +1,155 @@
+"""The whole program against a whole run of the original, on the real data.
+
+The reference values (``rocstories_run.*``) were printed by the running original on the real
+CSVs with dropout 0, from a small stand-in checkpoint in the released layout.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt1 import train, weights
+from gpt1.model import ModelConfig
+
+SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3}
+FLAGS = [
+    *("--dataset", "rocstories", "--submit", "--analysis", "--n_embd", "48", "--n_head", "4"),
+    *("--n_layer", "3", "--n_transfer", "3", "--lr", "2e-3", "--embd_pdrop", "0"),
+    *("--attn_pdrop", "0", "--resid_pdrop", "0", "--clf_pdrop", "0", "--device", "cpu"),
+]
+
+
+@dataclass
+class Run:
+    """What a run left behind."""
+
+    directory: Path
+    stdout: str
+
+    def lines(self, name: str) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.directory / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def golden(references_dir: Path) -> dict[str, np.ndarray]:
+    with np.load(references_dir / "rocstories_run.npz") as values:
+        return dict(values)
+
+
+@pytest.fixture(scope="module")
+def run(
+    rocstories_dir: Path,
+    released_dir: Path,
+    references_dir: Path,
+    golden: dict[str, np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """The command of the reference run, started from the same parameters."""
+    directory = tmp_path_factory.mktemp("reference")
+    checkpoint = directory / "model"
+    maker = [sys.executable, references_dir / "make_checkpoint.py", checkpoint]
+    sizes = ["--n_embd", "48", "--n_layer", "3", "--seed", "1234", "--scale", "0.08"]
+    subprocess.run([*maker, *sizes], check=True)
+    start = directory / "start.jl"
+    n_ctx = int(golden["n_ctx"])
+    released = weights.load_released(checkpoint, special=golden["special"], n_ctx=n_ctx)
+    drawn = {"clf/w": golden["clf_w"], "clf/b": golden["clf_b"]}
+    names = weights.parameter_shapes(ModelConfig(n_ctx=n_ctx, **SIZES))
+    weights.write_jl(start, [(released | drawn)[name] for name in names])
+
+    places = ["--data_dir", rocstories_dir, "--model_dir", released_dir, "--init_params", start]
+    for kind in ("log", "save", "submission"):
+        places += [f"--{kind}_dir", directory / kind]
+    command = [sys.executable, "-m", "gpt1.train", *FLAGS, *places]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return Run(directory, done.stdout)
+
+
+def test_every_classification_cost_is_the_originals(run: Run, golden: dict[str, np.ndarray]):
+    updates = run.lines("log/rocstories.updates.jsonl")
+    assert [line["n_updates"] for line in updates] == list(range(1, 139))
+    costs = np.array([line["clf_cost"] for line in updates])
+    np.testing.assert_allclose(costs, golden["train_costs"], rtol=0, atol=1e-4)
+
+
+def test_logged_figures_are_the_originals(run: Run, references_dir: Path):
+    ours = run.lines("log/rocstories.jsonl")
+    theirs = [
+        json.loads(line)
+        for line in (references_dir / "rocstories_run.jsonl").read_text().splitlines()
+    ]
+    assert len(ours) == len(theirs) == 4
+    for flag, value in theirs[0].items():
+        if flag not in ("time", "data_dir", "log_dir", "save_dir", "submission_dir") and (
+            not flag.endswith("_path")
+        ):
+            assert ours[0][flag] == value, flag
+    for own, other in zip(ours[1:], theirs[1:], strict=True):
+        assert own.keys() == other.keys()
+        assert (own["n_epochs"], own["n_updates"]) == (other["n_epochs"], other["n_updates"])
+        for figure, tolerance in (("cost", 1e-4), ("acc", 0.3)):
+            for split in ("tr", "va"):
+                name = f"{split}_{figure}"
+                assert own[name] == pytest.approx(other[name], rel=0, abs=tolerance), name
+
+
+def test_submission_is_the_originals(run: Run, references_dir: Path):
+    ours = (run.directory / "submission/ROCStories.tsv").read_text().splitlines()
+    theirs = (references_dir / "rocstories_run.tsv").read_text().splitlines()
+    assert ours[0] == theirs[0]
+    assert len(ours) == len(theirs) == 1872
+    equal = sum(own == other for own, other in zip(ours[1:], theirs[1:], strict=True))
+    assert equal / 1871 >= 0.995
+
+
+def test_best_parameters_are_a_list_that_plain_joblib_reads(run: Run):
+    import joblib
+
+    params = joblib.load(run.directory / "save/rocstories/best_params.jl")
+    shapes = weights.parameter_shapes(ModelConfig(n_ctx=77, **SIZES))
+    assert [p.shape for p in params] == list(shapes.values())
+    assert all(p.dtype == np.float32 for p in params)
+
+
+def test_last_parameters_are_the_originals(run: Run, golden: dict[str, np.ndarray]):
+    """The best parameters are those of epoch 1 or of the end; compare where it is the end."""
+    from gpt1 import checkpoint
+
+    newest = checkpoint.checkpoints(run.directory / "save/rocstories")[-1]
+    state, _ = checkpoint.load(newest)
+    assert state.n_updates == 138
+    compared = 0
+    for key, value in golden.items():
+        if not key.startswith("final/") or "clf/b" in key:
+            continue
+        name = key.removeprefix("final/model/").removesuffix(":0").replace("/", ".")
+        name = "model." + name.replace("h0.", "h.0.").replace("h2.", "h.2.")
+        np.testing.assert_allclose(
+            state.tensors[name].numpy(), value.reshape(state.tensors[name].shape), atol=1e-3
+        )
+        compared += 1
+    assert compared >= 10
+
+
+def test_printed_lines(run: Run):
+    printed = run.stdout.splitlines()
+    logged = run.lines("log/rocstories.jsonl")[1:]
+    names = ("n_epochs", "n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc")
+    form = "%d %d %.3f %.3f %.2f %.2f"
+    assert printed[:3] == [form % tuple(line[name] for name in names) for line in logged]
+    best = max(line["va_acc"] for line in logged)
+    assert printed[3] == f"ROCStories Valid Accuracy: {best:.2f}"
+    assert printed[4].startswith("ROCStories Test Accuracy:  ")
+
+
+def test_main_is_what_the_module_runs():
+    assert train.main(["--n_iter", "none"]) == 2

@@ -1,0 +1,486 @@
+"""The places where other ports left the original without saying so, one named test each.
+
+Each test shows three things: what ours gives, that it is right (the running original's number, or
+the plain transcription's), and that the deviation, put into the transcription, gives something
+else by far more than the tolerance. Put into ``gpt1`` it therefore makes its test fail.
+
+Those of the optimizer are in ``test_opt.py``, those of the tokenizer in ``test_text_utils.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import released
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt1 import batches
+from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
+from gpt1.distributed import Process
+from gpt1.model import DoubleHeadsModel, LayerNorm, Losses, ModelConfig
+from gpt1.predict import predict_logits, score
+from gpt1.prepare import build_model
+from gpt1.settings import Settings, Sources
+
+TOLERANCE = 1e-5  # of float32 losses and logits at their usual sizes
+FAR = 100  # a deviation is told apart by this many times the tolerance
+NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)
+
+
+class Case(reference.Case):
+    """A recorded case with what ours and the transcription make of its first update."""
+
+    def ours(self, share_prefix: bool = False) -> Losses:
+        batch = pack(self.arrays(0), self.config.clf_token, share_prefix=share_prefix)
+        losses = self.model().losses(batch, self.cfg["lm_coef"])
+        assert losses.lm is not None
+        return Losses(losses.total.detach(), losses.clf.detach(), losses.lm.detach())
+
+    def transcription(self) -> Losses:
+        arrays = self.arrays(0)
+        params = reference.params_of(self.model())
+        out = reference.run(params, arrays, self.config)
+        clf = reference.clf_losses(out.logits, torch.from_numpy(arrays.Y).long())
+        return Losses(reference.total_loss(clf, out.lm, self.cfg["lm_coef"]), clf, out.lm)
+
+    def recorded(self) -> Losses:
+        clf = torch.from_numpy(self["clf_losses"][0])
+        lm = torch.from_numpy(self["lm_losses"][0]).reshape(-1, 2)
+        return Losses(clf.mean() + self.cfg["lm_coef"] * lm.mean(), clf, lm)
+
+
+@pytest.fixture
+def base(golden_dir: Path) -> Case:
+    return Case(golden_dir, "base")
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    return (one.detach().double() - other.detach().double()).abs().max().item()
+
+
+def assert_only_the_rule_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+    case: Case,
+    part: str,
+    rule: str,
+    deviation: object,
+    factor: float = FAR,
+) -> None:
+    """Ours and the rule give the recorded ``part`` of the losses, the deviation does not.
+
+    Args:
+        part: ``clf``, ``lm`` or ``total``.
+        rule: name of the function or constant of ``reference`` that the deviation replaces.
+        factor: how many times the tolerance the deviation is away at least.
+    """
+    recorded = getattr(case.recorded(), part)
+    for share_prefix in (False, True):
+        assert distance(getattr(case.ours(share_prefix), part), recorded) < TOLERANCE
+    assert distance(getattr(case.transcription(), part), recorded) < TOLERANCE
+    monkeypatch.setattr(reference, rule, deviation)
+    assert distance(getattr(case.transcription(), part), recorded) > factor * TOLERANCE
+
+
+# ------------------------------------------------------------------------------ the losses
+
+
+def test_loss_is_not_a_sum(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum over B stories and 2B sequences doubles the LM loss's weight: lm_coef 1.0 in effect."""
+    B = base.arrays(0).n_stories
+
+    def summed(clf: Tensor, lm: Tensor, lm_coef: float) -> Tensor:
+        return clf.sum() + lm_coef * lm.sum()
+
+    recorded = base.recorded()
+    in_effect = summed(recorded.clf, recorded.lm, 0.5) / B
+    assert distance(in_effect, recorded.clf.mean() + 1.0 * recorded.lm.mean()) < TOLERANCE
+    assert_only_the_rule_is_right(monkeypatch, base, "total", "total_loss", summed)
+    assert distance(in_effect, recorded.total) > FAR * TOLERANCE
+
+
+def test_lm_coef_in_effect_is_the_flags(base: Case) -> None:
+    """Gradients of the first step: neither a sum's nor those of a doubled lm_coef."""
+    recorded = base.values("grad0")
+
+    def worst(lm_coef: float) -> float:
+        model = base.model()
+        for tower in base.towers(0):
+            batch = pack(tower, base.config.clf_token, share_prefix=False)
+            (model.losses(batch, lm_coef).total / base.cfg["n_gpu"]).backward()
+        named = dict(model.named_parameters())
+        return max(distance(named[n].grad, recorded[n]) for n in recorded if n != "clf.b")
+
+    assert base.cfg["lm_coef"] == 0.5
+    assert worst(0.5) < 1e-6
+    assert worst(1.0) > FAR * 1e-6
+
+
+def test_lm_loss_is_not_a_plain_mean_over_tokens(
+    base: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sequence counts the same, however long it is."""
+
+    def token_mean(ce: Tensor, M: Tensor) -> Tensor:
+        mask = M[:, 1:]
+        return ((mask * ce).sum() / mask.sum()).expand(len(ce))
+
+    assert_only_the_rule_is_right(monkeypatch, base, "total", "lm_mean", token_mean)
+
+
+def test_lm_loss_does_not_count_padding(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def over_all(ce: Tensor, M: Tensor) -> Tensor:
+        return ce.mean(-1)
+
+    assert_only_the_rule_is_right(monkeypatch, base, "lm", "lm_mean", over_all)
+
+
+def test_position_rows_are_in_the_softmax(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_tokens = base.config.n_vocab + base.config.n_special
+
+    def tokens_only(we: Tensor) -> Tensor:
+        return we[:n_tokens]
+
+    assert_only_the_rule_is_right(monkeypatch, base, "lm", "output_rows", tokens_only)
+
+
+def test_without_lm_coef_no_lm_gradient_is_left(golden_dir: Path) -> None:
+    """``lm_coef`` 0 leaves the LM loss out: the recorded gradient of unused rows is zero."""
+    case = Case(golden_dir, "no_lm")
+    model = case.model()
+    for tower in case.towers(0):
+        batch = pack(tower, case.config.clf_token, share_prefix=False)
+        losses = model.losses(batch, case.cfg["lm_coef"])
+        assert losses.lm is None
+        (losses.total / case.cfg["n_gpu"]).backward()
+    recorded = case.values("grad0")["we"]
+    unused = (recorded == 0).all(-1)
+    assert unused.any()
+    assert model.we.grad is not None
+    assert not model.we.grad[unused].any()
+    batch = pack(case.arrays(0), case.config.clf_token, share_prefix=False)
+    deviant = case.model()
+    deviant.losses(batch, 0.5).total.backward()
+    assert deviant.we.grad is not None
+    assert (deviant.we.grad[unused] != 0).any(-1).all()
+
+
+# --------------------------------------------------------------------------------- the layers
+
+
+def test_scores_are_scaled_by_the_head_size(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_only_the_rule_is_right(
+        monkeypatch, base, "clf", "attention_scale", lambda head_size, width: width**-0.5
+    )
+
+
+def test_scores_are_scaled_at_all(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_only_the_rule_is_right(
+        monkeypatch, base, "clf", "attention_scale", lambda head_size, width: 1.0
+    )
+
+
+def test_norms_come_after_the_sums(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pre_norm(
+        x: Tensor, params: reference.Params, name: str, n_head: int, afn: str, drop: reference.Drop
+    ) -> Tensor:
+        def norm(x: Tensor, which: str) -> Tensor:
+            return reference.layer_norm(x, params[f"{name}/{which}/g"], params[f"{name}/{which}/b"])
+
+        n = x + reference.attention(norm(x, "ln_1"), params, f"{name}/attn", n_head, drop)
+        return n + reference.mlp(norm(n, "ln_2"), params, f"{name}/mlp", afn, drop)
+
+    assert_only_the_rule_is_right(monkeypatch, base, "clf", "block", pre_norm)
+
+
+def test_embeddings_are_not_scaled(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(we: Tensor, X: Tensor) -> Tensor:
+        return we[X[..., 0]] * we.shape[1] ** 0.5 + we[X[..., 1]]
+
+    assert_only_the_rule_is_right(monkeypatch, base, "clf", "embed", scaled)
+
+
+def test_positions_are_added(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_only_the_rule_is_right(monkeypatch, base, "clf", "embed", lambda we, X: we[X[..., 0]])
+
+
+def with_activation(
+    config: ModelConfig, activation: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits in float64 of ours, of the transcription, and of it with this activation."""
+    config = replace(config, afn="gelu")
+    model = reference.random_model(config)
+    arrays = stories_of(config)
+    batch = pack(arrays, config.clf_token, share_prefix=False)
+    params = reference.params_of(model)
+    right = reference.run(params, arrays, config).logits
+    monkeypatch.setitem(reference.ACTIVATIONS, "gelu", activation)
+    return model.choice_logits(batch), right, reference.run(params, arrays, config).logits
+
+
+def stories_of(config: ModelConfig) -> ChoiceArrays:
+    split = EncodedCloze(
+        [[1, 2, 3, 0], [4, 4], [2, 0, 1]],
+        [[2, 2, 1], [3, 0, 2, 4], [0]],
+        [[2], [3, 1], [1, 4, 2]],
+        [0, 1, 1],
+    )
+    special = SpecialTokens.after(config.n_vocab)
+    return transform_roc(split, special, n_ctx=config.n_ctx, max_len=5)
+
+
+def test_gelu_is_not_the_exact_one(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, right, exact = with_activation(base.config, F.gelu, monkeypatch)
+    assert distance(ours, right) < 1e-10
+    assert distance(exact, right) > 1e-6
+    # In float32 too the recorded gradients tell the two apart.
+    model, recorded = base.model(), base.values("grad0")["h.1.mlp.c_fc.w"]
+    for layer in model.h:
+        layer.mlp.activation = F.gelu
+    for tower in base.towers(0):
+        batch = pack(tower, base.config.clf_token, share_prefix=False)
+        (model.losses(batch, 0.5).total / base.cfg["n_gpu"]).backward()
+    assert distance(model.h[1].mlp.c_fc.w.grad, recorded) > 10 * 1e-6
+
+
+@pytest.mark.parametrize(
+    ("deviation", "of_norm"),
+    [
+        ("beside the root", lambda x: x.std(unbiased=False) + 1e-5),
+        ("1e-12", lambda x: (x.var(unbiased=False) + 1e-12).sqrt()),
+        ("n - 1 in the variance", lambda x: (x.var(unbiased=True) + 1e-5).sqrt()),
+    ],
+)
+def test_layer_norm_epsilon_is_1e_5_under_the_root(
+    deviation: str, of_norm: Callable[[Tensor], Tensor]
+) -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0, 0.5]], dtype=torch.float64) * 2e-3
+    norm = LayerNorm(4).double()
+    with torch.no_grad():
+        norm.g.fill_(1)
+        norm.b.zero_()
+    right = reference.layer_norm(x, norm.g, norm.b)
+    assert distance(norm(x), right) < 1e-12
+    assert distance((x - x.mean()) / of_norm(x), right) > 1e-2, deviation
+
+
+def test_mask_is_not_1e4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores below -1e4 are no reason to look ahead."""
+    config = ModelConfig(n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=2, **NO_DROPOUT)
+    model = reference.random_model(config)
+    for layer in model.h:
+        with torch.no_grad():
+            # q and k as large as this and opposed in every head: scores of about -1e5.
+            layer.attn.c_attn.b[:12] += 300
+            layer.attn.c_attn.b[12:24] -= 300
+    arrays = stories_of(config)
+    params = reference.params_of(model)
+    right = reference.run(params, arrays, config)
+    for share_prefix in (False, True):
+        batch = pack(arrays, config.clf_token, share_prefix=share_prefix)
+        assert distance(model.choice_logits(batch), right.logits) < 1e-9
+        losses = model.losses(batch, 0.5)
+        assert losses.lm is not None
+        assert distance(losses.lm, right.lm) < TOLERANCE
+    monkeypatch.setattr(reference, "MASKED", -1e4)
+    deviant = reference.run(params, arrays, config)
+    assert distance(deviant.logits, right.logits) > 0.1
+    assert distance(deviant.lm, right.lm) > FAR * TOLERANCE
+
+
+def test_the_first_classify_token_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later one, which no story of the data has, would be the token at the end."""
+    config = ModelConfig(n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=2, **NO_DROPOUT)
+    model, arrays = reference.random_model(config), stories_of(config)
+    arrays.X[0, :, 2, 0] = config.clf_token  # within the common prefix
+    arrays.X[1, 0, 5, 0] = config.clf_token  # within an ending
+    params = reference.params_of(model)
+    right = reference.run(params, arrays, config).logits
+    for share_prefix in (False, True):
+        batch = pack(arrays, config.clf_token, share_prefix=share_prefix)
+        assert distance(model.choice_logits(batch), right) < 1e-10
+
+    def last(tokens: Tensor, clf_token: int) -> Tensor:
+        n = tokens.shape[-1]
+        return n - 1 - (tokens == clf_token).flip(-1).int().argmax(-1)
+
+    monkeypatch.setattr(reference, "classify_position", last)
+    deviant = reference.run(params, arrays, config).logits
+    assert distance(deviant[0], right[0]) > 1e-2
+    assert distance(deviant[1], right[1]) > 1e-2
+    assert distance(deviant[2], right[2]) == 0
+
+
+# ------------------------------------------------------------------------------------ dropout
+
+RATE = 0.4
+
+
+def in_training(**rates: float) -> tuple[DoubleHeadsModel, ChoiceArrays]:
+    config = ModelConfig(
+        n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=1, **(NO_DROPOUT | rates)
+    )
+    return reference.random_model(config).train(), stories_of(config)
+
+
+def test_embedding_dropout_is_not_per_token_occurrence() -> None:
+    """One mask on the matrix: without position rows, equal tokens enter the first layer equal."""
+    model, arrays = in_training(embd_pdrop=RATE)
+    with torch.no_grad():
+        model.we[model.config.clf_token + 1 :] = 0
+    batch = pack(arrays, model.config.clf_token, share_prefix=False)
+    entered: list[Tensor] = []
+    model.h[0].register_forward_pre_hook(lambda _, given: entered.append(given[0].detach()))
+    model.hidden_states(batch)
+
+    def spread(x: Tensor) -> float:
+        """The largest difference between two occurrences of one token."""
+        per_token = (x[batch.tokens == token] for token in batch.tokens.unique())
+        return max((rows - rows[0]).abs().max().item() for rows in per_token)
+
+    assert spread(entered[0]) == 0
+    assert (entered[0] == 0).any()
+    per_occurrence = F.dropout(model.we[batch.tokens], RATE)
+    assert spread(per_occurrence) > 0.1
+
+
+def test_embedding_dropout_reaches_the_output_matrix() -> None:
+    """The LM head multiplies by the same masked matrix, not by ``we`` as it is."""
+    model, arrays = in_training(embd_pdrop=RATE)
+    torch.manual_seed(3)
+    dropped = F.dropout(model.we.detach(), RATE)
+    params = reference.params_of(model)
+
+    def drop(place: str, x: Tensor) -> Tensor:
+        return dropped if place == "we" else x
+
+    right = reference.run(params, arrays, model.config, drop)
+    torch.manual_seed(3)
+    losses = model.losses(pack(arrays, model.config.clf_token, share_prefix=False), 0.5)
+    assert losses.lm is not None
+    assert distance(losses.lm, right.lm) < TOLERANCE
+
+    tokens = torch.from_numpy(arrays.X[..., 0]).long().flatten(0, 1)
+    M = torch.from_numpy(arrays.M).double().flatten(0, 1)
+    input_only = reference.lm_losses(right.h.flatten(0, 1), params["we"], tokens, M)
+    assert distance(input_only.reshape(-1, 2), right.lm) > FAR * TOLERANCE
+
+
+def test_classifier_masks_of_a_storys_choices_are_not_separate() -> None:
+    """Equal states give equal logits within a story; masks differ between stories."""
+    model, _ = in_training(clf_pdrop=RATE)
+    D = model.config.n_embd
+    h = torch.linspace(-1, 1, D, dtype=torch.float64).expand(50, 2, D)
+    logits = model.clf(h).detach()
+    assert distance(logits[:, 0], logits[:, 1]) < 1e-12
+    assert len(logits[:, 0].unique()) > 25
+    separate = (F.dropout(h, RATE) @ model.clf.w + model.clf.b).squeeze(-1)
+    assert distance(separate[:, 0], separate[:, 1]) > 0.1
+
+
+# ------------------------------------------------------------------------- where it starts from
+
+
+def test_classifier_bias_is_not_drawn() -> None:
+    """It starts at 0 like every bias, and so do not three draws from N(0, 1)."""
+    for seed in range(3):
+        model = DoubleHeadsModel(ModelConfig(n_vocab=6, n_ctx=8, n_embd=12, n_head=3, n_layer=1))
+        model.init_parameters(torch.Generator().manual_seed(seed))
+        assert model.clf.b.item() == 0
+        assert 0.005 < model.clf.w.std() < 0.05
+
+
+SIZES = ModelConfig(n_vocab=11, n_ctx=8, n_embd=12, n_head=3, n_layer=3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """A checkpoint of three layers whose values, of spread 1, no fresh parameter can be."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    released.write_released(
+        directory, n_embd=12, n_layer=3, n_ctx=16, n_vocab=11, n_head=3, std=1.0
+    )
+    return Sources(
+        data_dir=directory,
+        model_dir=directory,
+        encoder_path=directory / "encoder",
+        bpe_path=directory / "merges",
+        demo=False,
+    )
+
+
+def built(checkpoint: Sources, n_transfer: int | None) -> DoubleHeadsModel:
+    stream = np.random.RandomState(42)
+    return build_model(Settings(n_transfer=n_transfer), checkpoint, SIZES, stream)
+
+
+@pytest.mark.parametrize("n_transfer", [-1, 0, 1, 2, 3, None])
+def test_n_transfer_is_not_ignored(checkpoint: Sources, n_transfer: int | None) -> None:
+    model = built(checkpoint, n_transfer)
+    taken = 3 if n_transfer is None else n_transfer
+    for i, layer in enumerate(model.h):
+        from_checkpoint = [bool(p.abs().max() > 0.5) for p in (layer.attn.c_attn.w, layer.ln_1.b)]
+        assert from_checkpoint == [i < taken] * 2
+    tokens, positions = model.we[: SIZES.n_vocab], model.we[-SIZES.n_ctx :]
+    for rows in (tokens, positions):
+        assert (rows.std().item() > 0.5) == (taken >= 0)
+
+
+def test_we_is_tokens_then_special_rows_then_positions(checkpoint: Sources) -> None:
+    """The file has positions first; the special rows are the run's first random numbers."""
+    model = built(checkpoint, 0)
+    flat = np.concatenate([np.load(checkpoint.model_dir / f"params_{i}.npy") for i in range(10)])
+    positions = flat[: 16 * 12].reshape(16, 12)
+    tokens = flat[16 * 12 : 27 * 12].reshape(11, 12)
+    special = (np.random.RandomState(42).randn(3, 12) * 0.02).astype(np.float32)
+    right = torch.from_numpy(np.concatenate([tokens, special, positions[:8]]))
+    assert distance(model.we, right) == 0
+    as_in_the_file = torch.from_numpy(np.concatenate([positions[:8], tokens, special]))
+    assert distance(as_in_the_file, right) > 0.1
+
+
+# ----------------------------------------------------------------------- data and reports
+
+
+def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length() -> None:
+    """``max_len`` comes from --n_ctx 512 (254), although the data's longest choice makes T 77."""
+    split = EncodedCloze([[1] * 60, [2] * 3], [[3] * 14, [1]], [[2] * 5, [0] * 2], [0, 1])
+    T = batches.context_length([split], 512)
+    assert T == 77
+    special = SpecialTokens.after(6)
+    arrays = transform_roc(split, special, n_ctx=T, max_len=batches.max_part_length(512))
+    assert arrays.M[0].sum(-1).tolist() == [77, 68]
+    deviant = transform_roc(split, special, n_ctx=T, max_len=batches.max_part_length(T))
+    assert deviant.M[0].sum(-1).tolist() == [53, 44]
+
+
+def test_reported_cost_is_of_unscaled_logits() -> None:
+    """One port multiplies the logits by the batch size before it takes their cost."""
+    config = ModelConfig(n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=1, **NO_DROPOUT)
+    model, arrays = reference.random_model(config), stories_of(config)
+    right = reference.run(reference.params_of(model), arrays, config).logits
+    cost = reference.clf_losses(right, torch.from_numpy(arrays.Y).long()).mean().item()
+    model.float()
+    for n_batch in (1, 2, 3):
+        logits = predict_logits(model, arrays, Process(0, 1, torch.device("cpu")), n_batch=n_batch)
+        assert score(logits, arrays.Y).cost == pytest.approx(cost, abs=TOLERANCE)
+    assert abs(score(2 * logits, arrays.Y).cost - cost) > FAR * TOLERANCE
+
+
+def test_reported_figures_of_the_recorded_run(references_dir: Path) -> None:
+    """Cost and accuracy of the original's own validation logits are those it logged."""
+    with np.load(references_dir / "rocstories_run.npz") as run:
+        logits, labels = run["va_logits"], run["vaY"]
+    lines = (references_dir / "rocstories_run.jsonl").read_text().splitlines()[1:]
+    best = max((json.loads(line) for line in lines), key=lambda line: line["va_acc"])
+    found = score(logits, labels)
+    assert found.cost == pytest.approx(best["va_cost"], abs=1e-6)
+    assert found.accuracy == pytest.approx(best["va_acc"], abs=1e-9)
+    assert abs(score(32 * logits, labels).cost - best["va_cost"]) > 1e-3
