@@ -49,7 +49,7 @@ def load_task(settings: Settings, sources: Sources, *, verbose: bool) -> Task:
     """Read and encode ROCStories (FIDELITY, 1 to 6).
 
     Args:
-        settings: for ``n_ctx``.
+        settings: for ``n_ctx`` and ``spacy_rules``.
         sources: where data and vocabulary are.
         verbose: whether a progress bar may be shown.
 
@@ -57,7 +57,7 @@ def load_task(settings: Settings, sources: Sources, *, verbose: bool) -> Task:
         InputError: a CSV, the vocabulary or the merges are not what they should be.
     """
     splits = datasets.rocstories(sources.data_dir)
-    encoder = TextEncoder(sources.encoder_path, sources.bpe_path)
+    encoder = TextEncoder(sources.encoder_path, sources.bpe_path, spacy_rules=settings.spacy_rules)
     train, valid, test = (_encode(split, encoder, verbose) for split in splits)
     test = test._replace(labels=None)  # a run does not look at them
     n_vocab = len(encoder.encoder)

@@ -107,6 +107,11 @@ class Settings:
     init_params: str | None = _flag(
         None, "start from this full parameter list (.jl or .safetensors), classifier included"
     )
+    spacy_rules: str = _flag(
+        "2.0",
+        "special cases of English words: 2.0, which the weights were trained with, or installed",
+        _one_of("2.0", "installed"),
+    )
     device: str | None = _flag(None, "cpu, cuda, cuda:1, mps, ... [cuda if there is one, else cpu]")
     precision: str = _flag(
         "fp32", "arithmetic: fp32, tf32 (CUDA) or bf16", _one_of("fp32", "tf32", "bf16")

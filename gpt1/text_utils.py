@@ -22,6 +22,8 @@ from tqdm import tqdm
 from gpt1.errors import InputError
 from gpt1.files import read_text
 
+SPACY_RULES = ("2.0", "installed")
+
 _TYPOGRAPHY = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 # A backslash is not among these: in the original's pattern, which is not a raw string, the
 # alternative that looks like a run of backslashes is a second run of plus signs.
@@ -73,17 +75,25 @@ class TextEncoder:
         encoder_path: JSON file, one object of pieces and their ids, 0, 1, 2, ... in any order.
         bpe_path: merges, best first, two pieces a line, after a ``#version`` line. As in the
             original, what follows the last newline is ignored.
+        spacy_rules: special cases of English words: ``"2.0"``, which the released model's text
+            was split by, or ``"installed"``, those of the spaCy at hand, as the original would
+            use when run today.
 
     Raises:
         InputError: a file is missing or is not what it should be.
+        ValueError: ``spacy_rules`` is something else.
     """
 
-    def __init__(self, encoder_path: str | Path, bpe_path: str | Path) -> None:
+    def __init__(
+        self, encoder_path: str | Path, bpe_path: str | Path, *, spacy_rules: str = "2.0"
+    ) -> None:
+        if spacy_rules not in SPACY_RULES:
+            raise ValueError(f"spacy_rules must be one of {SPACY_RULES}, not {spacy_rules!r}")
         self.encoder = _read_vocabulary(encoder_path)
         self.decoder = {i: piece for piece, i in self.encoder.items()}
         self._n_vocab = len(self.encoder)
         self._ranks = _read_merges(bpe_path)
-        self._words = _EnglishWords()
+        self._words = _EnglishWords(spacy_rules)
         # Tuples: the garbage collector soon stops looking at those that hold only numbers.
         self._ids_of_word: dict[str, tuple[int, ...]] = {}
         self._ids_of_piece: dict[str, tuple[int, ...]] = {}
@@ -187,7 +197,7 @@ class TextEncoder:
 
 
 class _EnglishWords:
-    """spaCy's English tokenizer, alone, with the special cases of spaCy 2.0.
+    """spaCy's English tokenizer, alone, with the special cases of a certain spaCy.
 
     spaCy splits text at white space, cuts each chunk by rules, then looks through the tokens of
     the whole text for special cases that the rules cut up and joins them: "x=D" becomes "x", "=",
@@ -196,8 +206,8 @@ class _EnglishWords:
     because of the case "(=". Only through this second pass does a chunk depend on neighbours.
     """
 
-    def __init__(self) -> None:
-        self._cases = _cases_of_spacy_2_0()
+    def __init__(self, rules: str) -> None:
+        self._cases = _special_cases(rules)
         self._tokenizer = _tokenizer(self._cases)
         self._joined = self._ends_of_joined_cases()
 
@@ -273,18 +283,20 @@ def _remember(cache: dict[str, tuple[int, ...]], key: str, ids: tuple[int, ...])
     cache[key] = ids
 
 
-def _cases_of_spacy_2_0() -> dict[str, list[str]]:
-    """spaCy's English special cases and their words, as the released model's text saw them."""
+def _special_cases(rules: str) -> dict[str, list[str]]:
+    """spaCy's English special cases and their words, for one of ``SPACY_RULES``."""
     from spacy.lang.en import English
     from spacy.symbols import ORTH
 
-    vintage = json.loads(Path(__file__).with_name("spacy_vintage.json").read_text("utf-8"))
     cases: dict[str, list[str]] = {
         case: [token[ORTH] for token in tokens]
         for case, tokens in English.Defaults.tokenizer_exceptions.items()
-        if case not in vintage["only_in_3_8"]
     }
-    cases.update(vintage["only_in_2_0"])
+    if rules == "2.0":
+        vintage = json.loads(Path(__file__).with_name("spacy_vintage.json").read_text("utf-8"))
+        for case in vintage["only_in_3_8"]:
+            cases.pop(case, None)
+        cases.update(vintage["only_in_2_0"])
     return cases
 
 

@@ -280,10 +280,10 @@ class Trainer:
                 file.writelines(f"{i}\t{choice}\n" for i, choice in enumerate(predictions))
 
     def _save_best_params(self) -> None:
-        from gpt1 import weights
+        from gpt1 import jl, weights
 
         if self.process.is_main:
-            weights.write_jl(self.best_params_path, weights.to_list(self.model))
+            jl.write_jl(self.best_params_path, weights.to_list(self.model))
 
     def _open_logs(self, resumed: bool) -> None:
         """Start the logs, or cut them back to the checkpoint that the run goes on from."""

@@ -29,7 +29,8 @@ GRAMMAR = Path(__file__).resolve().parent / "demo_grammar.txt"
 SEED = 2018
 N_VALIDATION = 480
 N_TEST = 400
-SHARED_ENDINGS = 0.3  # how often an ending is one that fits every topic
+SHARED_ENDINGS = 0.6  # how often an ending is one that fits every topic
+AFTERTHOUGHTS = 0.5  # how often an unlabelled story goes on after its ending
 OUTCOMES = ("happy", "sad")
 MIDDLE_OF = {"well": "happy", "badly": "sad"}
 
@@ -130,6 +131,14 @@ class StoryTeller:
         shared = self._random.random() < SHARED_ENDINGS
         return self.pick((self.shared if shared else topic).endings[outcome])
 
+    def closing(self, topic: Topic, outcome: str) -> list[str]:
+        """The templates that an unlabelled story ends with: one ending, or two that differ."""
+        ending = self.ending(topic, outcome)
+        if self._random.random() >= AFTERTHOUGHTS:
+            return [ending]
+        others = [other for other in self.shared.endings[outcome] if other != ending]
+        return [ending, self.pick(others)]
+
     def cloze_row(self, topic: Topic, outcome: str, templates: dict[str, str]) -> ClozeRow:
         """A story with the outcome, offered the endings of both outcomes in random order."""
         values = self.cast(topic)
@@ -170,6 +179,9 @@ def cloze_files(
 def unlabelled_stories(n: int, seed: int) -> Iterator[str]:
     """Yield ``n`` whole stories to pretrain on: four sentences and a right ending, one space apart.
 
+    Half of them add a shared ending of the same outcome. Without it nothing would ever follow an
+    ending, and a language model would have no cause to learn what an ending means.
+
     None begins with the four sentences of a story in the demo's CSVs (those of :data:`SEED`).
     """
     forbidden = {" ".join(row.sentences) for rows in cloze_files() for row in rows}
@@ -179,10 +191,10 @@ def unlabelled_stories(n: int, seed: int) -> Iterator[str]:
         topic, outcome = teller.pick(teller.topics), teller.pick(OUTCOMES)
         values = teller.cast(topic)
         story = " ".join(teller.four_sentences(topic, outcome, values))
-        ending = teller.fill(teller.ending(topic, outcome), values)
         if story not in forbidden:
             told += 1
-            yield f"{story} {ending}"
+            endings = teller.closing(topic, outcome)
+            yield " ".join([story, *(teller.fill(ending, values) for ending in endings)])
 
 
 def write_csv(path: Path, prefix: str, rows: Sequence[ClozeRow]) -> None:

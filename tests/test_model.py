@@ -35,6 +35,11 @@ NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdro
 SMALL = ModelConfig(n_vocab=7, n_ctx=24, n_embd=12, n_head=3, n_layer=2, **NO_DROPOUT)
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
 def cloze_arrays(
     stories: list[list[int]], endings1: list[list[int]], endings2: list[list[int]]
 ) -> ChoiceArrays:

@@ -35,6 +35,11 @@ FAR = 100  # a deviation is told apart by this many times the tolerance
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
 class Case(reference.Case):
     """A recorded case with what ours and the transcription make of its first update."""
 

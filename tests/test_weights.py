@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from released import released_layout, write_released
 
-from gpt1 import weights
+from gpt1 import jl, weights
 from gpt1.errors import InputError
 from gpt1.model import DoubleHeadsModel, ModelConfig
 
@@ -199,11 +199,11 @@ def test_apply_refuses_a_layer_the_model_lacks():
 
 def test_jl_goes_out_and_in_and_plain_joblib_reads_it(tmp_path):
     path, arrays = tmp_path / "made" / "best_params.jl", random_list()
-    weights.write_jl(path, arrays)
+    jl.write_jl(path, arrays)
     loaded = joblib.load(path)
     assert type(loaded) is list
     assert_same(loaded, arrays)
-    assert_same(weights.read_jl(path), arrays)
+    assert_same(jl.read_jl(path), arrays)
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -211,8 +211,8 @@ def test_jl_keeps_unusual_arrays(tmp_path):
     (tmp_path / "raw").write_bytes(SPECIAL.tobytes())
     mapped = np.memmap(tmp_path / "raw", np.float32, "r", shape=(3, 8))
     arrays = [mapped, SPECIAL.T, SPECIAL[::2, 1:5], np.zeros((0, 4), np.float32), np.float32([[1]])]
-    weights.write_jl(tmp_path / "a.jl", arrays)
-    assert_same(weights.read_jl(tmp_path / "a.jl"), [np.array(a, order="C") for a in arrays])
+    jl.write_jl(tmp_path / "a.jl", arrays)
+    assert_same(jl.read_jl(tmp_path / "a.jl"), [np.array(a, order="C") for a in arrays])
     assert_same(joblib.load(tmp_path / "a.jl"), [np.array(a, order="C") for a in arrays])
 
 
@@ -222,7 +222,7 @@ def test_reads_what_joblib_writes(tmp_path, protocol, compress):
     arrays = [*random_list(), np.asfortranarray(SPECIAL), np.array(3, np.float32)]
     arrays += [np.arange(3), np.array([True, False]), np.zeros((0, 2), np.float16)]
     joblib.dump(arrays, tmp_path / "a.jl", compress=compress, protocol=protocol)
-    assert_same(weights.read_jl(tmp_path / "a.jl"), arrays)
+    assert_same(jl.read_jl(tmp_path / "a.jl"), arrays)
 
 
 def test_reads_joblib_files_from_before_alignment(tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ def test_reads_joblib_files_from_before_alignment(tmp_path, monkeypatch):
     monkeypatch.setattr(joblib.numpy_pickle.NumpyArrayWrapper, "__init__", old_init)
     joblib.dump(random_list(), tmp_path / "old.jl", protocol=3)
     assert b"alignment" not in (tmp_path / "old.jl").read_bytes()
-    assert_same(weights.read_jl(tmp_path / "old.jl"), random_list())
+    assert_same(jl.read_jl(tmp_path / "old.jl"), random_list())
 
 
 def test_reads_joblib_as_scikit_learn_carried_it(tmp_path):
@@ -244,7 +244,7 @@ def test_reads_joblib_as_scikit_learn_carried_it(tmp_path):
     renamed = data.getvalue().replace(b"cjoblib.", b"csklearn.externals.joblib.")
     assert len(renamed) > len(data.getvalue())
     (tmp_path / "a.jl").write_bytes(renamed)
-    assert_same(weights.read_jl(tmp_path / "a.jl"), random_list())
+    assert_same(jl.read_jl(tmp_path / "a.jl"), random_list())
 
 
 @pytest.mark.parametrize("package", [b"numpy.core", b"numpy._core"])
@@ -258,7 +258,7 @@ def test_reads_arrays_pickled_without_joblib(tmp_path, package, protocol):
         data = data.replace(b"c" + known, b"c" + new)
     assert package + b".multiarray" in data
     (tmp_path / "a.jl").write_bytes(data)
-    for found, expected in zip(weights.read_jl(tmp_path / "a.jl"), arrays, strict=True):
+    for found, expected in zip(jl.read_jl(tmp_path / "a.jl"), arrays, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
 
@@ -319,7 +319,7 @@ def test_bfloat16_safetensors_are_refused(tmp_path):
 
 def test_suffix_says_the_format(tmp_path):
     arrays = random_list()
-    weights.write_jl(tmp_path / "a.jl", arrays)
+    jl.write_jl(tmp_path / "a.jl", arrays)
     weights.write_safetensors(tmp_path / "a.safetensors", arrays, CONFIG)
     assert_same(weights.read_params(tmp_path / "a.jl"), arrays)
     assert_same(weights.read_params(str(tmp_path / "a.safetensors")), arrays)
@@ -388,7 +388,7 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(tmp_path, which, protoc
     with path.open("wb") as file:
         joblib.dump(items, file, protocol=protocol)
     name = name.replace("builtins.", "__builtin__.") if protocol == 2 else name
-    message = refusal(weights.read_jl, path)
+    message = refusal(jl.read_jl, path)
     assert f"'{name}'" in message or (which == "open" and "open'" in message)
     assert os.listdir(tmp_path) == ["a.jl"]
 
@@ -476,7 +476,7 @@ def test_handmade_pickles_are_refused_without_memory(tmp_path, which):
     path.write_bytes(b"\x80\x04]\x94(" + operations + b"N" * (which == "long frame") + b"e.")
     tracemalloc.start()
     try:
-        message = refusal(weights.read_jl, path)
+        message = refusal(jl.read_jl, path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -489,7 +489,7 @@ def test_handmade_wrapper_is_otherwise_right(tmp_path):
     """The pieces of the test before do make an array when nothing is wrong with them."""
     path = tmp_path / "a.jl"
     path.write_bytes(b"\x80\x04](" + wrapped(b"K\x02\x85") + np.float32([1, 2]).tobytes() + b"e.")
-    assert_same(weights.read_jl(path), [np.float32([1, 2])])
+    assert_same(jl.read_jl(path), [np.float32([1, 2])])
 
 
 def test_doubled_tuples_cost_no_time(tmp_path):
@@ -497,19 +497,19 @@ def test_doubled_tuples_cost_no_time(tmp_path):
     doubled = b")" + b"q\x00h\x00\x86" * 64
     for operations in (b"}(" + doubled + b"K\x01u", doubled, DTYPE + doubled + b"R"):
         (tmp_path / "a.jl").write_bytes(b"\x80\x04](" + operations + b"e.")
-        refusal(weights.read_jl, tmp_path / "a.jl")
+        refusal(jl.read_jl, tmp_path / "a.jl")
 
 
 def test_operations_without_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_MAX_OPERATIONS", 1000)
+    monkeypatch.setattr(jl, "_MAX_OPERATIONS", 1000)
     (tmp_path / "a.jl").write_bytes(b"\x80\x04]" + b"(" * 2000)
-    assert "more operations" in refusal(weights.read_jl, tmp_path / "a.jl")
+    assert "more operations" in refusal(jl.read_jl, tmp_path / "a.jl")
 
 
 def test_object_arrays_are_refused(tmp_path):
     with (tmp_path / "a.jl").open("wb") as file:
         joblib.dump([np.array([None, {}], dtype=object)], file)
-    assert "'O8'" in refusal(weights.read_jl, tmp_path / "a.jl")
+    assert "'O8'" in refusal(jl.read_jl, tmp_path / "a.jl")
 
 
 @pytest.mark.parametrize(
@@ -518,19 +518,19 @@ def test_object_arrays_are_refused(tmp_path):
 )
 def test_other_things_than_a_list_of_arrays_are_refused(tmp_path, value, named):
     joblib.dump(value, tmp_path / "a.jl")
-    assert named in refusal(weights.read_jl, tmp_path / "a.jl")
+    assert named in refusal(jl.read_jl, tmp_path / "a.jl")
 
 
 def test_compressed_bombs_are_refused(tmp_path, monkeypatch):
     joblib.dump([np.zeros(100_000, np.float32)], tmp_path / "a.jl", compress="bz2")
-    assert len(weights.read_jl(tmp_path / "a.jl")) == 1
-    monkeypatch.setattr(weights, "_INFLATION", (100, 1000))
-    assert "too early" in refusal(weights.read_jl, tmp_path / "a.jl")
+    assert len(jl.read_jl(tmp_path / "a.jl")) == 1
+    monkeypatch.setattr(jl, "_INFLATION", (100, 1000))
+    assert "too early" in refusal(jl.read_jl, tmp_path / "a.jl")
 
 
 def test_old_joblib_compression_is_refused(tmp_path):
     (tmp_path / "a.jl").write_bytes(b"ZF0x10               " + bytes(50))
-    refusal(weights.read_jl, tmp_path / "a.jl")
+    refusal(jl.read_jl, tmp_path / "a.jl")
 
 
 @pytest.mark.parametrize("compress", [0, "zlib", "gzip", "bz2", "xz", "lzma"])
@@ -541,9 +541,9 @@ def test_every_truncation_is_refused(tmp_path, compress):
     # The last bytes of a compressed file may be a checksum or an end mark: the list is whole.
     for length in range(0, len(data) - (16 if compress else 0), 5 if compress else 1):
         path.write_bytes(data[:length])
-        assert str(path) in refusal(weights.read_jl, path)
+        assert str(path) in refusal(jl.read_jl, path)
     path.write_bytes(data + b"more")
-    assert compress or "after the list's end" in refusal(weights.read_jl, path)
+    assert compress or "after the list's end" in refusal(jl.read_jl, path)
 
 
 def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
@@ -568,7 +568,7 @@ def test_damaged_jl_gives_arrays_or_one_message(tmp_path, compress, changes):
     joblib.dump([SPECIAL, SPECIAL[0]], buffer, compress=compress)
     path = tmp_path / "a.jl"
     path.write_bytes(damaged(buffer.getvalue(), changes))
-    arrays = attempt(weights.read_jl, path, path)
+    arrays = attempt(jl.read_jl, path, path)
     assert all(type(array) is np.ndarray for array in arrays or [])
 
 
@@ -577,7 +577,7 @@ def test_damaged_jl_gives_arrays_or_one_message(tmp_path, compress, changes):
 def test_random_operations_give_one_message(tmp_path, operations):
     path = tmp_path / "a.jl"
     path.write_bytes(b"\x80\x04](" + F4 + operations + b"e.")
-    assert str(path) in refusal(weights.read_jl, path)
+    assert str(path) in refusal(jl.read_jl, path)
 
 
 # The released layout

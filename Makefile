@@ -1,0 +1,37 @@
+# The two commands of the README, and what CI runs. Nothing is needed but Python 3.10 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# Each stamp names what was installed: it goes stale when what is asked for changes.
+RUN = $(VENV)/.installed-run
+ALL = $(VENV)/.installed-all
+
+.PHONY: train test lint clean
+
+train: $(RUN)  ## fine-tune on what is there: data/ and model/, else the bundled demo
+	$(VENV)/bin/python -m gpt1.train --dataset rocstories --submit
+
+test: $(ALL)  ## all tests; those that need the real data say why they skip
+	$(VENV)/bin/python -m pytest
+
+lint: $(ALL)  ## style and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:  ## remove the virtual environment and caches, never results
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	$(PIP) -e .
+	@touch $@
+
+$(ALL): $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) with the tools for tests (a few minutes the first time) ..."
+	$(PIP) -e '.[test,lint]'
+	@touch $@ $(RUN)
