@@ -230,7 +230,9 @@ def pack(arrays: ChoiceArrays, clf_token: int, *, share_prefix: bool) -> Batch:
     packing = _Packing([], [], [], [], [], [], [], [])
     for b in range(B):
         choices = [arrays.X[b, c, : lengths[b, c]].astype(np.int64) for c in range(C)]
-        weights = np.eye(C) / (lengths[b] - 1)[:, None]  # row c: the weights of choice c's own
+        weights = (
+            np.eye(C) / np.maximum(lengths[b] - 1, 1)[:, None]
+        )  # row c: the weights of choice c's own
         if share_prefix:
             _add_story(packing, b, choices, weights, clf_token)
         else:

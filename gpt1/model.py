@@ -98,8 +98,7 @@ class Losses(NamedTuple):
 class _Layout(NamedTuple):
     """How packed rows [N] stand in the padded grid that attention works on.
 
-    visible is None for the causal mask alone. query_slots [S * Q], if given, are the only
-    places asked for: Q in each block.
+    visible is None for the causal mask alone; dense says that no slot is padding.
     """
 
     slots: Tensor
@@ -218,6 +217,17 @@ class ChoiceHead(nn.Module):
         return (h * mask @ self.w + self.b).squeeze(-1)
 
 
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type that matrix products on x are asked for: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    """The type for sums and exponentials of values such as x."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class _WeightedCrossEntropy(torch.autograd.Function):
     """sum over rows of weight * cross entropy of softmax(h @ w.T), a few rows at a time.
 
@@ -226,38 +236,47 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     they are there: the backward pass multiplies by one number.
     """
 
-    ROWS = 512
+    ROWS = 256
 
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, w: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        ce = h.new_empty(h.shape[0], dtype=torch.float32)
-        dh = torch.empty_like(h) if needs_gradient else None
-        dw = torch.zeros_like(w, dtype=torch.float32) if needs_gradient else None
-        for begin in range(0, h.shape[0], _WeightedCrossEntropy.ROWS):
-            rows = slice(begin, begin + _WeightedCrossEntropy.ROWS)
-            logits = (h[rows] @ w.T).float()  # [rows, V]
-            log_z = logits.logsumexp(-1)
+        """h [R, D], w [V, D] of one type, targets [R], weights [R] to (scalar, [R]).
+
+        Everything but the three matrix products is done in the type of ``weights``.
+        """
+        R = h.shape[0]
+        with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ce = torch.empty_like(weights)
+        dh = torch.empty_like(h) if with_gradient else None
+        dw = torch.zeros_like(w) if with_gradient else None
+        # One buffer for all chunks: fresh memory of this size costs as much as filling it.
+        buffer = h.new_empty(min(R, _WeightedCrossEntropy.ROWS), w.shape[0])
+        for begin in range(0, R, _WeightedCrossEntropy.ROWS):
+            rows = slice(begin, min(begin + _WeightedCrossEntropy.ROWS, R))
             target = targets[rows, None]
-            ce[rows] = log_z - logits.gather(1, target).squeeze(1)
+            logits = torch.mm(h[rows], w.T, out=buffer[: rows.stop - begin])
+            z = logits.to(weights.dtype)  # the buffer itself unless that is bfloat16
+            z_target = z.gather(1, target)
+            highest = z.amax(-1, keepdim=True)
+            p = z.sub_(highest).exp_()
+            total = p.sum(-1, keepdim=True)
+            ce[rows] = (highest + total.log() - z_target).squeeze(1)
             if dh is not None and dw is not None:
-                d = logits.sub_(log_z[:, None]).exp_()  # softmax, in place of the logits
-                d.scatter_add_(1, target, d.new_full((), -1.0).expand_as(target))
-                d.mul_(weights[rows, None])
-                d = d.to(h.dtype)
-                dh[rows] = d @ w
-                dw.addmm_(d.T, h[rows]) if dw.dtype == d.dtype else dw.add_(d.T @ h[rows])
+                weight = weights[rows, None]
+                d = p.mul_(weight / total).scatter_add_(1, target, -weight).to(h.dtype)
+                torch.mm(d, w, out=dh[rows])
+                dw.addmm_(d.T, h[rows])
         ctx.save_for_backward(dh, dw)
-        ctx.w_dtype = w.dtype
         ctx.mark_non_differentiable(ce)
         return (ce * weights).sum(), ce
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The gradients that the forward pass took, times that of the sum."""
         dh, dw = ctx.saved_tensors
-        return dh * grads[0], (dw * grads[0]).to(ctx.w_dtype), None, None
+        return dh * grads[0], dw * grads[0], None, None
 
 
 class DoubleHeadsModel(nn.Module):
@@ -307,7 +326,8 @@ class DoubleHeadsModel(nn.Module):
             raise ValueError("a loss needs a batch with labels")
         we = self._dropped_we()
         h = self._transform(we, batch)
-        clf = F.cross_entropy(self._choose(h, batch).float(), batch.labels, reduction="none")
+        logits = self._choose(h, batch).to(_at_least_float32(h))
+        clf = F.cross_entropy(logits, batch.labels, reduction="none")
         total = clf.mean()
         if not lm_coef:
             return Losses(total, clf, None)
@@ -337,8 +357,13 @@ class DoubleHeadsModel(nn.Module):
     def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean over all sequences (differentiable), and each sequence's loss [B, C]."""
         B, C = batch.clf_rows.shape
+        weights = batch.lm_weights.sum(1) / (B * C)
+        dtype = _matmul_dtype(h)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            h[batch.lm_rows], we, batch.lm_targets, batch.lm_weights.sum(1) / (B * C)
+            h[batch.lm_rows].to(dtype),
+            we.to(dtype),
+            batch.lm_targets,
+            weights.to(_at_least_float32(h)),
         )
         lm = ce.new_zeros(B, C).index_add(0, batch.lm_story, ce[:, None] * batch.lm_weights)
         return mean, lm

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1 import batches
+from gpt1 import batches, prepare
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
+from gpt1.datasets import Cloze
 from gpt1.distributed import Process
 from gpt1.model import DoubleHeadsModel, LayerNorm, Losses, ModelConfig
 from gpt1.predict import predict_logits, score
-from gpt1.prepare import build_model
 from gpt1.settings import Settings, Sources
 
 TOLERANCE = 1e-5  # of float32 losses and logits at their usual sizes
@@ -423,7 +423,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 
 def built(checkpoint: Sources, n_transfer: int | None) -> DoubleHeadsModel:
     stream = np.random.RandomState(42)
-    return build_model(Settings(n_transfer=n_transfer), checkpoint, SIZES, stream)
+    return prepare.build_model(Settings(n_transfer=n_transfer), checkpoint, SIZES, stream)
 
 
 @pytest.mark.parametrize("n_transfer", [-1, 0, 1, 2, 3, None])
@@ -454,16 +454,29 @@ def test_we_is_tokens_then_special_rows_then_positions(checkpoint: Sources) -> N
 # ----------------------------------------------------------------------- data and reports
 
 
-def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length() -> None:
+class NumbersAsText:
+    """Stands in for the tokenizer: a text is its ids, written out."""
+
+    def __init__(self, encoder_path: Path, bpe_path: Path, **options: object) -> None:
+        self.encoder = {str(i): i for i in range(6)}
+
+    def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+
+def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
+    checkpoint: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``max_len`` comes from --n_ctx 512 (254), although the data's longest choice makes T 77."""
-    split = EncodedCloze([[1] * 60, [2] * 3], [[3] * 14, [1]], [[2] * 5, [0] * 2], [0, 1])
-    T = batches.context_length([split], 512)
-    assert T == 77
-    special = SpecialTokens.after(6)
-    arrays = transform_roc(split, special, n_ctx=T, max_len=batches.max_part_length(512))
-    assert arrays.M[0].sum(-1).tolist() == [77, 68]
-    deviant = transform_roc(split, special, n_ctx=T, max_len=batches.max_part_length(T))
-    assert deviant.M[0].sum(-1).tolist() == [53, 44]
+    split = Cloze(["1 " * 60, "2 " * 3], ["3 " * 14, "1"], ["2 " * 5, "0 0"], [0, 1])
+    monkeypatch.setattr(prepare.datasets, "rocstories", lambda data_dir: (split, split, split))
+    monkeypatch.setattr(prepare, "TextEncoder", NumbersAsText)
+    task = prepare.load_task(Settings(n_ctx=512), checkpoint, verbose=False)
+    assert task.n_ctx == 77
+    for arrays in (task.train, task.valid, task.test):
+        assert arrays.M.sum(-1).tolist() == [[77, 68], [7, 8]]
+    # Cut by the length of the data itself, 36 tokens of the long story would be left.
+    assert batches.max_part_length(task.n_ctx) == 36
 
 
 def test_reported_cost_is_of_unscaled_logits() -> None:
