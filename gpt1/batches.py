@@ -174,6 +174,18 @@ class Batch:
         looks, at = self.segments[:, :, None], self.segments[:, None, :]
         return (causal & ((at == 0) | (at == looks)))[:, None]
 
+    def visible_to_clf(self) -> Tensor:
+        """What the C or single `_classify_` tokens of each block see: bool [S, 1, C or 1, T]."""
+        S, T = self.grid
+        slots = self.slots[self.clf_rows].view(S, -1, 1)
+        places = torch.arange(T, device=slots.device)
+        sees = places <= slots % T
+        if self.segments is not None:
+            own = self.segments.view(-1)[slots]  # [S, C, 1]
+            at = self.segments[:, None]  # [S, 1, T]
+            sees &= (at == 0) | (at == own)
+        return sees[:, None]
+
 
 @dataclass
 class _Packing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,13 +98,35 @@ class Losses(NamedTuple):
 class _Layout(NamedTuple):
     """How packed rows [N] stand in the padded grid that attention works on.
 
-    visible is None for the causal mask alone; dense says that no slot is padding.
+    visible [S, 1, T, T] is None for the causal mask alone; dense says that no slot is padding.
     """
 
     slots: Tensor
     grid: tuple[int, int]
     visible: Tensor | None
     dense: bool
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[N, ...] to [S, T, ...], zeros on padding."""
+        S, T = self.grid
+        if not self.dense:
+            x = x.new_zeros(S * T, *x.shape[1:]).index_copy(0, self.slots, x)
+        return x.view(S, T, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[S, T, D] to [N, D]."""
+        x = x.reshape(-1, x.shape[-1])
+        return x if self.dense else x.index_select(0, self.slots)
+
+
+class _Readers(NamedTuple):
+    """The only rows that a last layer is asked for: rows [S * Q] of [N], Q in each block.
+
+    visible [S, 1, Q, T] says what each of them sees.
+    """
+
+    rows: Tensor
+    visible: Tensor
 
 
 class Conv1D(nn.Module):
@@ -146,12 +168,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: _Layout) -> Tensor:
         """Packed rows [N, D] to what each takes from the rows it may see, [N, D]."""
-        S, T = layout.grid
-        qkv = self.c_attn(x)  # [N, 3D]
-        if not layout.dense:
-            qkv = qkv.new_zeros(S * T, qkv.shape[1]).index_copy(0, layout.slots, qkv)
-        # [S * T, 3D] -> [3, S, H, T, K]
-        q, k, v = qkv.view(S, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        qkv = layout.pad(self.c_attn(x))  # [N, 3D] -> [S, T, 3D]
+        q, k, v = (self._split_heads(part) for part in qkv.chunk(3, dim=-1))
         # Scores that are not visible count as -infinity here and as -1e9 in the original:
         # the softmax of either is exactly 0 there.
         a = F.scaled_dot_product_attention(
@@ -162,9 +180,27 @@ class Attention(nn.Module):
             is_causal=layout.visible is None,
             dropout_p=self.attn_pdrop if self.training else 0.0,
         )
-        a = a.transpose(1, 2).reshape(S * T, -1)  # [S, H, T, K] -> [S * T, D]
-        if not layout.dense:
-            a = a.index_select(0, layout.slots)
+        return self._project(layout.unpad(self._merge_heads(a)))
+
+    def for_readers(self, x: Tensor, layout: _Layout, readers: _Readers) -> Tensor:
+        """As :meth:`forward`, for the readers' rows only: [N, D] to [S * Q, D]."""
+        D = x.shape[1]
+        w, b = self.c_attn.w, self.c_attn.b
+        q = torch.addmm(b[:D], x[readers.rows], w[:, :D]).view(layout.grid[0], -1, D)
+        kv = layout.pad(torch.addmm(b[D:], x, w[:, D:]))  # [S, T, 2D]
+        q, k, v = map(self._split_heads, (q, *kv.chunk(2, dim=-1)))
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=readers.visible)
+        return self._project(self._merge_heads(a).reshape(-1, D))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[S, T, D] -> [S, H, T, K]."""
+        return x.view(*x.shape[:2], self.n_head, -1).transpose(1, 2)
+
+    def _merge_heads(self, x: Tensor) -> Tensor:
+        """[S, H, T, K] -> [S, T, D]."""
+        return x.transpose(1, 2).flatten(2)
+
+    def _project(self, a: Tensor) -> Tensor:
         return F.dropout(self.c_proj(a), self.resid_pdrop, self.training)
 
 
@@ -197,7 +233,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: _Layout) -> Tensor:
         """[N, D] to [N, D]."""
-        n = self.ln_1(x + self.attn(x, layout))
+        return self._rest(x, self.attn(x, layout))
+
+    def for_readers(self, x: Tensor, layout: _Layout, readers: _Readers) -> Tensor:
+        """[N, D] to the readers' rows, [S * Q, D]."""
+        return self._rest(x[readers.rows], self.attn.for_readers(x, layout, readers))
+
+    def _rest(self, x: Tensor, a: Tensor) -> Tensor:
+        n = self.ln_1(x + a)
         out: Tensor = self.ln_2(n + self.mlp(n))
         return out
 
@@ -215,6 +258,11 @@ class ChoiceHead(nn.Module):
         """[B, C, D] to [B, C]; a story's choices share one dropout mask."""
         mask = F.dropout(h.new_ones(h.shape[0], 1, h.shape[2]), self.clf_pdrop, self.training)
         return (h * mask @ self.w + self.b).squeeze(-1)
+
+
+def _layout_of(batch: Batch) -> _Layout:
+    S, T = batch.grid
+    return _Layout(batch.slots, batch.grid, batch.visible(), len(batch.slots) == S * T)
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
@@ -312,8 +360,17 @@ class DoubleHeadsModel(nn.Module):
         return self._transform(self._dropped_we(), batch)
 
     def choice_logits(self, batch: Batch) -> Tensor:
-        """One logit a choice, [B, C]."""
-        return self._choose(self.hidden_states(batch), batch)
+        """One logit a choice, [B, C]; the last layer is computed where it is read only."""
+        if self.training or not self.h:
+            return self._choose(self.hidden_states(batch), batch)
+        *lower, last = cast("list[Block]", list(self.h))
+        x, layout = self._embed(self.we, batch), _layout_of(batch)
+        for block in lower:
+            x = block(x, layout)
+        readers = _Readers(batch.clf_rows.flatten(), batch.visible_to_clf())
+        h = last.for_readers(x, layout, readers)
+        logits: Tensor = self.clf(h.view(*batch.clf_rows.shape, -1))
+        return logits
 
     def losses(self, batch: Batch, lm_coef: float) -> Losses:
         """The training loss and its parts (FIDELITY, 8 to 10).
@@ -342,10 +399,11 @@ class DoubleHeadsModel(nn.Module):
         """``we`` under this step's one mask, which input and output share."""
         return F.dropout(self.we, self.config.embd_pdrop, self.training)
 
+    def _embed(self, we: Tensor, batch: Batch) -> Tensor:
+        return F.embedding(batch.tokens, we) + F.embedding(batch.positions, we)
+
     def _transform(self, we: Tensor, batch: Batch) -> Tensor:
-        S, T = batch.grid
-        layout = _Layout(batch.slots, batch.grid, batch.visible(), len(batch.slots) == S * T)
-        x = F.embedding(batch.tokens, we) + F.embedding(batch.positions, we)
+        x, layout = self._embed(we, batch), _layout_of(batch)
         for block in self.h:
             x = block(x, layout)
         return x

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from gpt1.errors import InputError
 
 DATASETS = ("rocstories",)
 DEMO = "demo"  # the directory of the bundled demo, in data/ and in model/
+# What suits the demo's model, a hundredth of GPT-1's size, and its few stories.
+DEMO_DEFAULTS: dict[str, Any] = {"lr": 1e-3, "n_iter": 10}
 
 Check = Callable[[Any], str | None]
 
@@ -50,6 +52,9 @@ class Settings:
     """The flags of the original under its names and defaults, then ours.
 
     A default of None means: taken from the data set's name, the checkpoint, or the machine.
+
+    Attributes:
+        given: names of the flags that the command line gave.
 
     Raises:
         InputError: from :func:`parse`, with every problem in one message.
@@ -121,6 +126,8 @@ class Settings:
         0, "updates between checkpoints, besides each epoch's end", _at_least(0)
     )
 
+    given: frozenset[str] = frozenset()
+
     @property
     def name(self) -> str:
         """``desc``, or the data set's name where none was given."""
@@ -130,6 +137,20 @@ class Settings:
     def n_batch_train(self) -> int:
         """Stories a step, over all towers."""
         return self.n_batch * self.n_gpu
+
+    def as_flags(self) -> dict[str, Any]:
+        """Every flag's value by its name, in the order of ``--help``."""
+        return {item.name: getattr(self, item.name) for item in _flags()}
+
+    def for_demo(self) -> Settings:
+        """These settings with the demo's own where the command line gave none."""
+        own = {name: value for name, value in DEMO_DEFAULTS.items() if name not in self.given}
+        return replace(self, **own)
+
+
+def _flags() -> list[Field[Any]]:
+    """The fields of :class:`Settings` that are flags."""
+    return [item for item in fields(Settings) if "help" in item.metadata]
 
 
 def parse(argv: Sequence[str] | None, program: str) -> Settings:
@@ -143,7 +164,7 @@ def parse(argv: Sequence[str] | None, program: str) -> Settings:
     texts, unknown = parser.parse_known_args(argv)
     problems = [f"{word}: there is no such flag or argument; see --help" for word in unknown]
     values: dict[str, Any] = {}
-    for item in fields(Settings):
+    for item in _flags():
         text = getattr(texts, item.name)
         if text is None:
             continue
@@ -154,13 +175,13 @@ def parse(argv: Sequence[str] | None, program: str) -> Settings:
     problems += check_values(values)
     if problems:
         raise InputError(join_problems(problems))
-    return Settings(**values)
+    return Settings(**values, given=frozenset(values))
 
 
 def check_values(values: dict[str, Any]) -> list[str]:
     """Problems of single values, each naming its flag."""
     problems = []
-    for item in fields(Settings):
+    for item in _flags():
         check: Check | None = item.metadata["check"]
         value = values.get(item.name)
         if check is not None and value is not None and (message := check(value)):
@@ -183,14 +204,14 @@ def _parser(program: str) -> argparse.ArgumentParser:
         epilog="On the bundled demo: python -m gpt1.train --dataset rocstories --submit",
         allow_abbrev=False,
     )
-    for item in fields(Settings):
+    for item in _flags():
         note = item.metadata["help"]
         if item.type == "bool":
             parser.add_argument(
                 f"--{item.name}", help=note, action="store_const", const="true", default=None
             )
             continue
-        if item.default is not None and item.default is not MISSING:
+        if item.default is not None:
             note += f" [{item.default}]"
         metavar = {"int": "N", "float": "X"}.get(str(item.type).split(" ")[0], "TEXT")
         parser.add_argument(f"--{item.name}", help=note, metavar=metavar)

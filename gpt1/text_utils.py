@@ -3,7 +3,7 @@
 The ids are those of the original ``TextEncoder``. :meth:`TextEncoder._encode_directly` is the
 plain way to them. :meth:`TextEncoder.encode` reaches the same ids faster: what becomes of a
 white-space delimited piece does not depend on its neighbours, so each piece is worked out once.
-Where that could fail (see :class:`_EnglishWords`), it falls back on the plain way.
+Where that could fail (see :class:`EnglishWords`), it falls back on the plain way.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TextEncoder:
         self.decoder = {i: piece for piece, i in self.encoder.items()}
         self._n_vocab = len(self.encoder)
         self._ranks = _read_merges(bpe_path)
-        self._words = _EnglishWords(spacy_rules)
+        self._words = EnglishWords(spacy_rules)
         # Tuples: the garbage collector soon stops looking at those that hold only numbers.
         self._ids_of_word: dict[str, tuple[int, ...]] = {}
         self._ids_of_piece: dict[str, tuple[int, ...]] = {}
@@ -196,7 +196,7 @@ class TextEncoder:
         return f" {piece} " if i >= self._n_vocab else piece.replace("</w>", " ")
 
 
-class _EnglishWords:
+class EnglishWords:
     """spaCy's English tokenizer, alone, with the special cases of a certain spaCy.
 
     spaCy splits text at white space, cuts each chunk by rules, then looks through the tokens of

@@ -7,6 +7,7 @@ needs them, so that ``--help`` and mistakes answer at once.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,8 @@ def _main(argv: Sequence[str]) -> int:
     """Check the command line, then train here or in as many processes as there are GPUs."""
     settings = parse(argv, PROGRAM)
     sources = find_sources(settings, (datasets.VALIDATION_CSV, datasets.TEST_CSV))
+    if sources.demo:
+        settings = settings.for_demo()
     from gpt1 import distributed
 
     n = distributed.processes_to_start(settings.device, settings.n_gpu)
@@ -69,7 +72,7 @@ def run(settings: Settings, sources: Sources, process: Process) -> None:
     from gpt1.prepare import build_model, load_task, model_config
 
     if process.is_main and sources.demo:
-        _announce_demo(sources)
+        _announce_demo(settings, sources)
     process.check_precision(settings.precision)
     task = load_task(settings, sources, verbose=process.is_main)
     if task.train.n_stories < settings.n_batch_train:
@@ -91,15 +94,16 @@ def run(settings: Settings, sources: Sources, process: Process) -> None:
         print(analyse_rocstories(sources.data_dir, trainer.submission_path, trainer.log_path))
 
 
-def _announce_demo(sources: Sources) -> None:
+def _announce_demo(settings: Settings, sources: Sources) -> None:
     """Say that this is not the real thing, and where that is described."""
-    lines = [
-        f"This is the bundled demo: self-made stories ({sources.data_dir}/) and a small model",
-        f"({sources.model_dir}/), because data/ holds no ROCStories and neither --data_dir nor",
-        "--model_dir was given. README.md says how to get the real data and weights.",
-    ]
-    width = max(map(len, lines))
-    rule = "-" * width
+    lines = textwrap.wrap(
+        f"This is the bundled demo: self-made stories ({sources.data_dir}/) and a small model "
+        f"({sources.model_dir}/), trained with --lr {settings.lr:g} --n_iter {settings.n_iter}. It "
+        "runs because data/ holds no ROCStories and neither --data_dir nor --model_dir was given; "
+        "README.md says how to get the real data and weights.",
+        width=88,
+    )
+    rule = "-" * max(map(len, lines))
     print("\n".join([rule, *lines, rule]), file=sys.stderr)
 
 
@@ -328,11 +332,11 @@ class Trainer:
             found["n_transfer"] = config.n_layer
         versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
         here = {"demo": sources.demo, "n_processes": self.process.world}
-        return asdict(self.settings) | found | here | versions
+        return self.settings.as_flags() | found | here | versions
 
     def _meaning(self) -> dict[str, Any]:
         """What a continuation must share with the run it continues."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in FREE_ON_RESUME}
+        settings = {k: v for k, v in self.settings.as_flags().items() if k not in FREE_ON_RESUME}
         return settings | {"model": asdict(self.model.config), "data": self.task.sha256()}
 
     def _save_checkpoint(self) -> None:

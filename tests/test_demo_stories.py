@@ -195,21 +195,6 @@ def test_half_of_the_unlabelled_stories_go_on_in_the_same_mood(demo: ModuleType)
         assert second != first
 
 
-def test_half_of_the_unlabelled_stories_go_on_in_the_same_mood(demo: ModuleType) -> None:
-    """What follows an ending is why a language model learns what the ending means."""
-    teller = demo.StoryTeller(8)
-    closings = [
-        (outcome, teller.closing(topic, outcome))
-        for topic in teller.topics
-        for outcome in demo.OUTCOMES * 10
-    ]
-    longer = [(outcome, endings) for outcome, endings in closings if len(endings) == 2]
-    assert 0.4 < len(longer) / len(closings) < 0.6
-    for outcome, (first, second) in longer:
-        assert second in teller.shared.endings[outcome]
-        assert second != first
-
-
 def test_unlabelled_stories_leave_out_a_cloze_story(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,8 @@ def write_vocabulary(directory: Path) -> int:
     """Write a vocabulary and its merges, which make one piece of each word; its size."""
     words = [*_NAMES, *_THINGS, *(word for turn in _TURNS for word in turn)]
     words += ["had", "it", "was", "so", "big", "ran"]
-    pieces = {letter + end: None for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")}
+    letters = "abcdefghijklmnopqrstuvwxyz."
+    pieces = {letter + end: None for letter in letters for end in ("", "</w>")}
     merges = {}
     for word in words:
         start = word[0]

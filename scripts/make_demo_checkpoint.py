@@ -1,0 +1,172 @@
+"""Pretrain the demo's small GPT-1 on unlabelled demo stories: model/demo, from a fixed seed.
+
+What the paper does at scale, in small: learn byte pairs from a corpus, train a language model on
+it with the project's own model and optimizer, and save it in the layout of the released weights.
+The stories come from the same grammar as the demo's cloze stories, but none of them is among
+them, and nothing says which endings are wrong.
+
+    python scripts/make_demo_checkpoint.py --out model/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from make_demo_stories import unlabelled_stories
+
+from gpt1.batches import ChoiceArrays, pack
+from gpt1.errors import report_errors
+from gpt1.files import atomic_write
+from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.opt import OpenAIAdam
+from gpt1.text_utils import EnglishWords, TextEncoder, text_standardize
+from gpt1.weights import parameter_shapes, save_released, to_list
+
+SEED = 2018
+N_STORIES = 40_000
+N_CTX = 128
+SIZES = {"n_embd": 128, "n_head": 4, "n_layer": 4}
+N_BATCH = 32
+LR = 2e-3
+MIN_COUNT = 3  # pairs seen less often are not merged
+
+
+def learn_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges of the texts' words, most frequent pair first (paper, section 4.1).
+
+    Ties go to the pair that comes first in the alphabet, so that the result depends on the
+    texts alone.
+    """
+    split = EnglishWords("2.0").split
+    counts = collections.Counter(
+        word.lower() for text in texts for word in split(text_standardize(text))
+    )
+    words = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: collections.Counter[tuple[str, str]] = collections.Counter()
+        for word, parts in words.items():
+            for pair in itertools.pairwise(parts):
+                pairs[pair] += counts[word]
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < MIN_COUNT:
+            return merges
+        merges.append(best)
+        for parts in words.values():
+            merge(parts, best)
+
+
+def merge(parts: list[str], pair: tuple[str, str]) -> None:
+    """Join every occurrence of a pair, from the left, in place."""
+    i = 0
+    while i < len(parts) - 1:
+        if (parts[i], parts[i + 1]) == pair:
+            parts[i : i + 2] = ["".join(pair)]
+        i += 1
+
+
+def write_vocabulary(out: Path, texts: Sequence[str]) -> TextEncoder:
+    """Learn byte pairs and write both vocabulary files in the released format."""
+    merges = learn_merges(texts)
+    characters = sorted({c for text in texts for c in text.lower() if not c.isspace()})
+    # As in the released vocabulary: an unknown piece, characters, characters that end a word,
+    # then what the merges make.
+    pieces = ["<unk>", *characters, *(c + "</w>" for c in characters), *map("".join, merges)]
+    encoder = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    encoder_path, bpe_path = out / "encoder_bpe_40000.json", out / "vocab_40000.bpe"
+    with atomic_write(encoder_path, "w") as file:
+        json.dump(encoder, file, ensure_ascii=True, indent=0)
+    with atomic_write(bpe_path, "w") as file:
+        file.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return TextEncoder(encoder_path, bpe_path)
+
+
+def arrays_of(stories: Sequence[Sequence[int]], config: ModelConfig) -> ChoiceArrays:
+    """Stories as batches of one choice each: their choice loss is 0, only the LM loss is left."""
+    T = max(map(len, stories))
+    X = np.zeros((len(stories), 1, T, 2), dtype=np.int32)
+    M = np.zeros((len(stories), 1, T), dtype=np.float32)
+    X[..., 1] = config.n_vocab + config.n_special + np.arange(T)
+    for i, story in enumerate(stories):
+        X[i, 0, : len(story), 0] = story
+        M[i, 0, : len(story)] = 1
+    return ChoiceArrays(X, M, np.zeros(len(stories), dtype=np.int32))
+
+
+def batches_of(
+    stories: Sequence[list[int]], generator: np.random.RandomState
+) -> Iterator[list[list[int]]]:
+    """The stories in random order, N_BATCH at a time."""
+    order = generator.permutation(len(stories))
+    for begin in range(0, len(stories) - N_BATCH + 1, N_BATCH):
+        yield [stories[i] for i in order[begin : begin + N_BATCH]]
+
+
+def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> DoubleHeadsModel:
+    """One pass of language modelling over the stories; prints the loss on the way."""
+    model = DoubleHeadsModel(config)
+    model.init_parameters(torch.Generator().manual_seed(seed))
+    n_updates = len(stories) // N_BATCH
+    optimizer = OpenAIAdam(
+        model.parameters(),
+        lr=LR,
+        schedule="warmup_linear",
+        warmup=0.05,
+        t_total=n_updates,
+        l2=0.01,
+        max_grad_norm=1,
+    )
+    torch.manual_seed(seed)
+    began = time.time()
+    for update, batch in enumerate(batches_of(stories, np.random.RandomState(seed)), start=1):
+        packed = pack(arrays_of(batch, config), config.clf_token, share_prefix=False)
+        losses = model.losses(packed, lm_coef=1.0)
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if update % 100 == 0 or update == n_updates:
+            loss = losses.lm.mean().item()
+            print(f"update {update} of {n_updates}: {loss:.3f} nats a token, "
+                  f"{time.time() - began:.0f} s", flush=True)  # fmt: skip
+    return model
+
+
+def make(out: Path, n_stories: int, seed: int) -> int:
+    """Everything: stories, vocabulary, pretraining, the files."""
+    texts = list(unlabelled_stories(n_stories, seed))
+    encoder = write_vocabulary(out, texts)
+    stories = [ids[:N_CTX] for ids in encoder.encode(texts)]
+    config = ModelConfig(
+        n_vocab=len(encoder.encoder), n_ctx=N_CTX, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0,
+        **SIZES,
+    )  # fmt: skip
+    tokens = sum(map(len, stories))
+    print(f"{n_stories} stories, {tokens} tokens, {config.n_vocab} pieces in the vocabulary")
+    model = pretrain(stories, config, seed)
+    params = dict(zip(parameter_shapes(config), to_list(model), strict=True))
+    save_released(out, params, n_vocab=config.n_vocab, n_head=config.n_head)
+    print(f"written to {out}/")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Pretrain the demo's model.")
+    parser.add_argument("--out", default="model/demo", type=Path, help="directory to write into")
+    parser.add_argument("--n_stories", default=N_STORIES, type=int, help="stories to train on")
+    parser.add_argument("--seed", default=SEED, type=int, help="what everything is drawn from")
+    args = parser.parse_args(argv)
+    return report_errors("make_demo_checkpoint", lambda: make(args.out, args.n_stories, args.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

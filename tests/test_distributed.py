@@ -1,0 +1,337 @@
+"""Towers and processes: each tower computed once, the same run however many processes share it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from gpt1 import checkpoint, distributed, train
+from gpt1.distributed import Process, choose_device, joined, processes_to_start, tower_seed
+from gpt1.errors import InputError
+
+CPU = torch.device("cpu")
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variables of torchrun, and one thread in each process that a test starts."""
+    for name in TORCHRUN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+# ------------------------------------------------------------------------------- who does what
+
+
+@pytest.mark.parametrize(("n_gpu", "world"), [(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)])
+def test_each_tower_has_one_process(n_gpu: int, world: int) -> None:
+    shares = [Process(rank, world, CPU).own_towers(n_gpu) for rank in range(world)]
+    assert [tower for share in shares for tower in share] == list(range(n_gpu))
+    assert len({len(share) for share in shares}) == 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 374, 1871])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_the_parts_of_all_processes_cover_everything_in_order(n: int, world: int) -> None:
+    parts = [list(range(n))[Process(rank, world, CPU).own_part(n)] for rank in range(world)]
+    assert [i for part in parts for i in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_first_process_is_the_main_one() -> None:
+    assert [Process(rank, 3, CPU).is_main for rank in range(3)] == [True, False, False]
+
+
+def test_alone_there_is_nothing_to_exchange() -> None:
+    alone, tensor, array = Process(0, 1, CPU), torch.ones(2), np.ones(2)
+    alone.sum([tensor])
+    alone.broadcast([tensor])
+    assert tensor.tolist() == [1, 1]
+    assert alone.gather(array) is array
+
+
+# ------------------------------------------------------------------------------- seeds
+
+
+def test_every_tower_of_every_update_has_a_seed_of_its_own() -> None:
+    seeds = {
+        tower_seed(seed, update, tower)
+        for seed in (0, 1, 42)
+        for update in range(140)
+        for tower in range(5)
+    }
+    assert len(seeds) == 3 * 140 * 5
+    for seed in (min(seeds), max(seeds)):
+        torch.manual_seed(seed)  # takes them
+
+
+def test_seeds_stay_what_they_are() -> None:
+    """A run resumed under a later version must draw what it would have drawn."""
+    assert tower_seed(0, 0, 0) == 15793235383387715774
+    assert tower_seed(42, 1, 0) == 15658369528003122356
+    assert tower_seed(42, 138, 3) == 11802156561986299049
+
+
+def test_seeds_leave_random_streams_alone() -> None:
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = np.random.rand(), torch.rand(1).item()
+    np.random.seed(5)
+    torch.manual_seed(5)
+    tower_seed(1, 2, 3)
+    assert (np.random.rand(), torch.rand(1).item()) == expected
+
+
+# ------------------------------------------------------------------------------- joining
+
+
+def test_without_torchrun_there_is_one_process() -> None:
+    with joined("cpu", 4) as process:
+        assert process == Process(0, 1, CPU)
+
+
+@pytest.mark.parametrize(("n_gpu", "world"), [(4, 3), (1, 2), (2, 4)])
+def test_towers_must_be_shared_equally(
+    monkeypatch: pytest.MonkeyPatch, n_gpu: int, world: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError) as caught, joined("cpu", n_gpu):
+        pytest.fail("nothing may begin")
+    assert f"--n_gpu {n_gpu}" in str(caught.value)
+    assert f"{world} processes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "gpu", "cuda:99", "cpu:x", "meta", "mps", "xpu", "xla", "hpu", "vulkan", "privateuseone"],
+)
+def test_a_device_that_is_not_here_is_refused_by_name(name: str) -> None:
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has it")
+    with pytest.raises(InputError) as caught:
+        choose_device(name)
+    message = str(caught.value)
+    assert message.startswith(f"--device {name}: ")
+    assert "\n" not in message
+
+
+def test_the_default_device_is_cuda_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    assert choose_device(None, local_rank=3) == torch.device("cuda", 3)
+    assert choose_device("cuda", local_rank=2) == torch.device("cuda", 2)
+    assert choose_device("cuda:1", local_rank=2) == torch.device("cuda", 1)
+
+
+def test_tf32_needs_cuda() -> None:
+    with pytest.raises(InputError, match="--precision tf32"):
+        Process(0, 1, CPU).check_precision("tf32")
+    Process(0, 1, CPU).check_precision("fp32")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("device", "n_gpu", "present", "expected"),
+    [
+        (None, 4, 8, 4),
+        ("cuda", 4, 4, 4),
+        ("cuda", 4, 3, 2),  # a divisor, so that all have as many towers
+        (None, 6, 4, 3),
+        (None, 5, 4, 1),
+        (None, 4, 1, 1),
+        ("cuda:0", 4, 8, 1),
+        ("cpu", 4, 8, 1),
+        (None, 4, 0, 1),
+    ],
+)
+def test_as_many_processes_as_gpus_that_share_the_towers_equally(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, n_gpu: int, present: int, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
+    assert processes_to_start(device, n_gpu) == expected
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes_to_start(device, n_gpu) == 1
+
+
+# ------------------------------------------------------------------------------- real processes
+
+
+def exchange(argv: Sequence[str]) -> int:
+    """In each process: use everything that a process can do, and write what came of it."""
+    with joined("cpu", 4) as process:
+        summed = [torch.full((2,), 10.0**process.rank), torch.ones(())]
+        process.sum(summed)
+        parameter = torch.nn.Parameter(torch.full((3,), float(process.rank + 5)))
+        process.broadcast([parameter])
+        part = np.arange(5)[process.own_part(5)]
+        found = {
+            "rank": process.rank,
+            "world": process.world,
+            "towers": list(process.own_towers(4)),
+            "summed": [tensor.tolist() for tensor in summed],
+            "broadcast": parameter.tolist(),
+            "gathered": process.gather(part).tolist(),
+        }
+    (Path(argv[0]) / f"{process.rank}.json").write_text(json.dumps(found))
+    return 0
+
+
+def fail(argv: Sequence[str]) -> int:
+    """The second process ends with a status; the first would go on for very long."""
+    if os.environ["RANK"] == "1":
+        return 3
+    time.sleep(1000)
+    return 0
+
+
+def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
+    assert distributed.start_processes(exchange, [str(tmp_path)], 2) == 0
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
+            "rank": rank,
+            "world": 2,
+            "towers": [2 * rank, 2 * rank + 1],
+            "summed": [[11, 11], 2],
+            "broadcast": [5, 5, 5],
+            "gathered": [0, 1, 2, 3, 4],
+        }
+    assert not set(TORCHRUN_VARIABLES) & set(os.environ)
+
+
+def test_the_status_of_a_process_that_fails_is_returned() -> None:
+    assert distributed.start_processes(fail, [], 2) == 3
+
+
+# ------------------------------------------------------------------------------- whole runs
+
+NO_DROPOUT = [
+    word for kind in ("embd", "attn", "resid", "clf") for word in (f"--{kind}_pdrop", "0")
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run has left its files."""
+
+    directory: Path
+
+    def flags(self) -> list[str]:
+        kinds = ("log", "save", "submission")
+        return [word for kind in kinds for word in (f"--{kind}_dir", str(self.directory / kind))]
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / name).read_text().splitlines()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        newest = checkpoint.checkpoints(self.directory / "save/rocstories")[-1]
+        return checkpoint.load(newest)[0].tensors
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def assert_same(own: Run, other: Run, tolerance: float) -> None:
+    """Parameters, logged figures and submission are those of the other run.
+
+    The classifier's bias cancels, so that rounding alone moves it.
+    """
+    ours, theirs = own.tensors(), other.tensors()
+    names = [name for name in theirs if name.startswith("model.") and name != "model.clf.b"]
+    assert len(names) == 2 + 12 * tiny.N_LAYER
+    for name in names:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=tolerance, err_msg=name)
+    for log in ("log/rocstories.jsonl", "log/rocstories.updates.jsonl"):
+        ours_logged, theirs_logged = own.lines(log), other.lines(log)
+        first = 1 if "n_gpu" in theirs_logged[0] else 0
+        assert len(ours_logged) == len(theirs_logged) > first
+        for own_line, other_line in zip(ours_logged[first:], theirs_logged[first:], strict=True):
+            assert own_line.keys() == other_line.keys()
+            for key in own_line.keys() - {"time"}:
+                assert own_line[key] == pytest.approx(other_line[key], rel=0, abs=tolerance), key
+    name = "submission/ROCStories.tsv"
+    assert (own.directory / name).read_bytes() == (other.directory / name).read_bytes()
+
+
+def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path) -> None:
+    """Started as on a machine with two GPUs, but on its CPU."""
+    flags = [*task.flags, *NO_DROPOUT, "--n_gpu", "2", "--n_batch", "4", "--submit"]
+    flags += ["--device", "cpu"]
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    assert train.main([*flags, *one.flags()]) == 0
+    assert distributed.start_processes(train.main, [*flags, *two.flags()], 2) == 0
+    assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == 2
+    assert_same(two, one, 1e-6)
+
+
+def test_torchrun_equals_one_process_with_dropout_too(task: tiny.Tiny, tmp_path: Path) -> None:
+    """Each tower draws its dropout from its own seed, whichever process computes it."""
+    flags = [*task.flags, "--n_gpu", "4", "--n_batch", "2", "--submit", "--device", "cpu"]
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    assert train.main([*flags, *one.flags()]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "gpt1.train", *flags, *two.flags()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3  # a line an epoch, from one process only
+    assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == 2
+    assert_same(two, one, 1e-6)
+
+
+def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
+    """Two processes that see one another, but not the other's files; their exit statuses."""
+    port = str(distributed._free_port())
+    processes = []
+    for rank in ("0", "1"):
+        machine = directory / rank
+        machine.mkdir(parents=True, exist_ok=True)
+        variables = {"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables |= {"PYTHONPATH": str(Path(train.__file__).parents[1])}
+        command = [sys.executable, "-m", "gpt1.train", *flags]
+        environment = {**os.environ, **variables}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        processes.append(subprocess.Popen(command, cwd=machine, env=environment, **quiet))  # type: ignore[call-overload]
+    try:
+        return [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_resuming_on_several_machines_is_the_same_run_or_none(
+    task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the main process has written checkpoints: the others must not begin anew beside it."""
+    flags = [*task.flags, "--n_gpu", "2", "--n_batch", "4", "--device", "cpu", "--lr", "1e-2"]
+    whole, resumed = Run(tmp_path / "whole"), Run(tmp_path / "0")
+    assert train.main([*flags, *whole.flags()]) == 0
+    shutil.copytree(whole.directory, resumed.directory)
+    checkpoint.checkpoints(resumed.directory / "save/rocstories")[-1].unlink()
+    statuses = run_on_two_machines(tmp_path, [*flags, "--resume"])
+    if statuses != [2, 2]:  # a message that asks for a shared directory would do
+        assert statuses == [0, 0]
+        ours, theirs = resumed.tensors(), whole.tensors()
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"model.clf.b"}:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-6, err_msg=name)

@@ -1,0 +1,176 @@
+"""The two logs: whole lines at once, cut back on resuming, numbers read late but in order."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt1.errors import Gpt1Error
+from gpt1.logs import JsonLines, UpdateLog
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def without_time(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines(path)]
+
+
+def written(path: Path, *numbers: int) -> None:
+    """A log with a line of settings and a line for each number of updates."""
+    log = JsonLines(path)
+    log.write(desc="run")
+    for n in numbers:
+        log.write(n_updates=n)
+    log.close()
+
+
+# ------------------------------------------------------------------------------- JsonLines
+
+
+def test_a_line_is_whole_in_the_file_at_once(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "new" / "log.jsonl")
+    assert log.is_new
+    log.write(desc="grün", n=1)
+    first = (tmp_path / "new" / "log.jsonl").read_bytes()
+    assert first.endswith(b"\n")
+    log.write(n=2)
+    log.close()
+    assert (tmp_path / "new" / "log.jsonl").read_bytes().startswith(first)
+    assert without_time(log.path) == [{"desc": "grün", "n": 1}, {"n": 2}]
+
+
+def test_each_line_ends_with_its_time(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "log.jsonl")
+    before = time.time()
+    log.write(n=1)
+    log.write(n=2, time=3.0)
+    first, second = lines(log.path)
+    assert list(first) == ["n", "time"]
+    assert before <= first["time"] <= time.time()
+    assert second == {"n": 2, "time": 3.0}
+
+
+def test_a_new_run_begins_a_new_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    written(path, 1, 2)
+    assert JsonLines(path).is_new
+    assert path.read_bytes() == b""
+
+
+def test_a_resumed_run_keeps_what_its_checkpoint_has_seen(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    written(path, 5, 10, 15)
+    log = JsonLines(path, keep=10)
+    assert not log.is_new
+    assert without_time(path) == [{"desc": "run"}, {"n_updates": 5}, {"n_updates": 10}]
+    log.write(n_updates=11)
+    assert without_time(path)[2:] == [{"n_updates": 10}, {"n_updates": 11}]
+
+
+@pytest.mark.parametrize(
+    "end", ['{"n_updates": 2, "ti', '{"n_updates": 2', "{", "nu", '"n_updates"\n', "3\n"]
+)
+def test_a_last_line_cut_off_by_a_crash_goes(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "log.jsonl"
+    written(path, 1)
+    with open(path, "a") as file:
+        file.write(end)
+    log = JsonLines(path, keep=9)
+    log.write(n_updates=2)
+    assert without_time(path) == [{"desc": "run"}, {"n_updates": 1}, {"n_updates": 2}]
+
+
+def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"n_updates": 1}')
+    log = JsonLines(path, keep=1)
+    log.write(n_updates=2)
+    assert without_time(path) == [{"n_updates": 1}, {"n_updates": 2}]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n"])
+def test_a_resumed_run_without_a_log_begins_one(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "log.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert JsonLines(path, keep=3).is_new
+    assert path.read_bytes() == b""
+
+
+def test_a_log_that_cannot_be_made_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Gpt1Error, match=r"log\.jsonl: cannot be written"):
+        JsonLines(tmp_path / "file" / "log.jsonl")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "log.jsonl")
+    log._file.close()
+    log._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(Gpt1Error, match=r"log\.jsonl: cannot be written: No space left"):
+        log.write(n=1)
+
+
+# ------------------------------------------------------------------------------- UpdateLog
+
+KEYS = ["n_updates", "clf_cost", "lm_cost", "lr", "grad_norm", "time"]
+
+
+def numbers(n: int) -> torch.Tensor:
+    return torch.tensor([n + 0.25, n + 0.5, n + 0.75])
+
+
+def line(n: int) -> dict[str, Any]:
+    costs = {"clf_cost": n + 0.25, "lm_cost": n + 0.5}
+    return {"n_updates": n, **costs, "lr": n / 8, "grad_norm": n + 0.75}
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_numbers_wait_at_most_the_delay_and_come_in_order(tmp_path: Path, delay: int) -> None:
+    path = tmp_path / "log.jsonl"
+    log = UpdateLog(JsonLines(path), delay=delay, with_lm=True)
+    for n in range(1, 8):
+        log.write(n, n / 8, numbers(n))
+        assert n - len(lines(path)) <= delay
+    if delay:
+        assert len(lines(path)) < 7  # some do wait
+    log.flush()
+    assert without_time(path) == [line(n) for n in range(1, 8)]
+    log.flush()
+    assert len(lines(path)) == 7
+
+
+def test_closing_writes_what_waits(tmp_path: Path) -> None:
+    log = UpdateLog(JsonLines(tmp_path / "log.jsonl"), delay=9, with_lm=True)
+    log.write(1, 1 / 8, numbers(1))
+    log.close()
+    assert without_time(tmp_path / "log.jsonl") == [line(1)]
+
+
+def test_the_time_is_that_of_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 11.0, 99.0, 100.0])
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    log = UpdateLog(JsonLines(tmp_path / "log.jsonl"), delay=9, with_lm=True)
+    log.write(1, 0.1, numbers(1))
+    log.write(2, 0.1, numbers(2))
+    log.flush()
+    assert [row["time"] for row in lines(tmp_path / "log.jsonl")] == [10.0, 11.0]
+
+
+@pytest.mark.parametrize("with_lm", [True, False])
+def test_keys_and_their_order(tmp_path: Path, with_lm: bool) -> None:
+    log = UpdateLog(JsonLines(tmp_path / "log.jsonl"), delay=0, with_lm=with_lm)
+    log.write(1, 0.125, numbers(1))
+    (row,) = lines(tmp_path / "log.jsonl")
+    assert list(row) == KEYS
+    assert row["lm_cost"] == (1.5 if with_lm else None)

@@ -1,0 +1,427 @@
+"""Flags: the original's names and defaults, what is refused and how, and the demo's rule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt1.errors import InputError
+from gpt1.settings import DEMO_DEFAULTS, Settings, Sources, find_sources, parse
+
+# Every flag of the original that takes a value, with its default. The original has no default
+# for desc and dataset; its paths into model/ and data/ are tested with the demo's rule below.
+ORIGINAL: dict[str, Any] = {
+    "log_dir": "log/",
+    "save_dir": "save/",
+    "submission_dir": "submission/",
+    "submit": False,
+    "analysis": False,
+    "seed": 42,
+    "n_iter": 3,
+    "n_batch": 8,
+    "max_grad_norm": 1.0,
+    "lr": 6.25e-5,
+    "lr_warmup": 0.002,
+    "n_ctx": 512,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "clf_pdrop": 0.1,
+    "l2": 0.01,
+    "vector_l2": False,
+    "n_gpu": 4,
+    "opt": "adam",
+    "afn": "gelu",
+    "lr_schedule": "warmup_linear",
+    "n_transfer": 12,
+    "lm_coef": 0.5,
+    "b1": 0.9,
+    "b2": 0.999,
+    "e": 1e-8,
+}
+BY_THE_CHECKPOINT = ("n_embd", "n_head", "n_layer", "n_transfer")
+ORIGINAL_WITHOUT_DEFAULT = ("desc", "dataset", "data_dir", "encoder_path", "bpe_path")
+OURS = ("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every")
+SWITCHES = ("submit", "analysis", "vector_l2", "resume")
+
+FLAGS = tuple(Settings().as_flags())
+CSVS = ("val.csv", "test.csv")
+VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
+
+
+def parsed(*words: str) -> Settings:
+    return parse(words, "gpt1.train")
+
+
+def complaint(*words: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parsed(*words)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------- defaults
+
+
+def test_defaults_are_the_originals() -> None:
+    settings = parsed()
+    for name, value in ORIGINAL.items():
+        if name in BY_THE_CHECKPOINT:
+            assert getattr(settings, name) is None, name
+        else:
+            assert getattr(settings, name) == value, name
+
+
+def test_there_are_no_other_flags() -> None:
+    expected = {*ORIGINAL, *ORIGINAL_WITHOUT_DEFAULT, *OURS}
+    assert set(FLAGS) == expected
+
+
+@pytest.mark.parametrize("model", ["released", "nothing"])
+def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_path: Path) -> None:
+    """Sizes left out come from the released checkpoint, and without one they are its sizes."""
+    import released
+
+    from gpt1.prepare import Task, model_config
+
+    if model == "released":
+        table = released.released_layout(768, 12, 512, 40478)
+        (tmp_path / "params_shapes.json").write_text(str(table))
+    settings = parsed() if model == "released" else parsed("--n_transfer", "-1")
+    sources = Sources(
+        data_dir=tmp_path,
+        model_dir=tmp_path,
+        encoder_path=tmp_path / "encoder",
+        bpe_path=tmp_path / "merges",
+        demo=False,
+    )
+    nothing: Any = None  # arrays are not looked at
+    task = Task(train=nothing, valid=nothing, test=nothing, n_vocab=40478, n_ctx=77)
+    config = model_config(settings, sources, task)
+    assert (config.n_embd, config.n_head, config.n_layer) == (768, 12, 12)
+    assert (config.n_vocab, config.n_special, config.n_ctx) == (40478, 3, 77)
+
+
+def test_desc_is_the_data_set_where_none_is_given() -> None:
+    assert parsed().name == parsed().dataset == "rocstories"
+    assert parsed("--desc", "mine").name == "mine"
+
+
+def test_a_batch_is_that_of_all_towers() -> None:
+    assert parsed().n_batch_train == 32
+    assert parsed("--n_batch", "3", "--n_gpu", "5").n_batch_train == 15
+
+
+# ------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("desc", "run-1.2", "run-1.2"),
+        ("seed", "0", 0),
+        ("n_iter", "7", 7),
+        ("lr", "1e-3", 1e-3),
+        ("l2", "0", 0.0),
+        ("max_grad_norm", "-1", -1.0),
+        ("n_transfer", "-1", -1),
+        ("lr_schedule", "warmup_cosine", "warmup_cosine"),
+        ("afn", "swish", "swish"),
+        ("precision", "bf16", "bf16"),
+        ("embd_pdrop", "0", 0.0),
+        ("save_every", "10", 10),
+        ("init_params", "some/where.jl", "some/where.jl"),
+    ],
+)
+def test_a_value_is_taken_over(name: str, text: str, value: Any) -> None:
+    settings = parsed(f"--{name}", text)
+    found = getattr(settings, name)
+    assert (found, type(found)) == (value, type(value))
+    assert settings.given == {name}
+    assert settings.as_flags() == {**parsed().as_flags(), name: value}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_are_off_until_given(name: str) -> None:
+    assert getattr(parsed(), name) is False
+    assert getattr(parsed(f"--{name}"), name) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("seed", "x"),
+        ("seed", "1.5"),
+        ("seed", "-1"),
+        ("seed", str(2**32)),  # NumPy's stream takes 32 bits
+        ("n_iter", "0"),
+        ("n_iter", "1e3"),
+        ("n_batch", "0"),
+        ("n_gpu", "0"),
+        ("n_ctx", "7"),
+        ("n_embd", "0"),
+        ("n_head", "-3"),
+        ("n_layer", "0"),
+        ("n_transfer", "-2"),
+        ("save_every", "-1"),
+        ("lr", "0"),
+        ("lr", "nan"),
+        ("lr", "inf"),
+        ("lr", "fast"),
+        ("lr_warmup", "1"),
+        ("lr_warmup", "-0.1"),
+        ("lm_coef", "-0.5"),
+        ("lm_coef", "nan"),
+        ("l2", "-1"),
+        ("max_grad_norm", "nan"),
+        ("embd_pdrop", "1"),
+        ("attn_pdrop", "-0.1"),
+        ("resid_pdrop", "nan"),
+        ("clf_pdrop", "2"),
+        ("b1", "1"),
+        ("b2", "1"),
+        ("e", "0"),
+        ("opt", "sgd"),
+        ("afn", "tanh"),
+        ("lr_schedule", "linear"),
+        ("dataset", "sst"),
+        ("precision", "fp16"),
+        ("spacy_rules", "3"),
+        ("desc", "a/b"),
+        ("desc", "../up"),
+        ("desc", "a\\b"),
+        ("desc", ".."),
+        ("desc", ""),
+        ("log_dir", ""),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(name: str, text: str) -> None:
+    message = complaint(f"--{name}", text)
+    assert message.startswith(f"--{name} {text}")
+    assert ": must " in message
+    assert "\n" not in message
+
+
+def test_all_wrong_flags_come_in_one_message() -> None:
+    wrong = ["--n_iter", "none", "--lr", "-5", "--afn", "tanh", "--desc", "a/b", "--colour", "red"]
+    message = complaint(*wrong, "--seed", "3")
+    for flag in ("--n_iter", "--lr", "--afn", "--desc", "--colour"):
+        assert sum(flag in line for line in message.splitlines()) == 1, flag
+    assert "--seed" not in message
+
+
+@pytest.mark.parametrize("word", ["--n_iters", "--n_it", "n_iter", "-n"])
+def test_an_unknown_flag_is_refused(word: str) -> None:
+    """A flag cut short too: which one it means may change with the next version."""
+    message = complaint(word)
+    assert message.startswith(f"{word}: ")
+    assert "--help" in message
+
+
+@pytest.mark.parametrize(
+    "words", [["--lr"], ["--lr", "--submit"], ["--submit=yes"], ["--seed", "x", "--lr"]]
+)
+def test_a_value_too_few_or_too_many_is_refused(words: list[str]) -> None:
+    message = complaint(*words)
+    assert ("--submit" if "--submit=yes" in words else "--lr") in message
+
+
+def test_the_last_of_two_wins() -> None:
+    assert parsed("--seed", "1", "--seed", "2").seed == 2
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(AttributeError):
+        parsed().seed = 1  # type: ignore[misc]
+
+
+def test_the_demos_own_defaults_give_way_to_what_is_given() -> None:
+    assert set(DEMO_DEFAULTS) == {"lr", "n_iter"}
+    assert parsed("--seed", "5").for_demo().as_flags() == {
+        **parsed("--seed", "5").as_flags(),
+        **DEMO_DEFAULTS,
+    }
+    # Even a value that is the usual default.
+    assert parsed("--lr", "6.25e-5").for_demo().lr == 6.25e-5
+    assert parsed("--lr", "6.25e-5").for_demo().n_iter == DEMO_DEFAULTS["n_iter"]
+
+
+# ------------------------------------------------------------------------------- the demo's rule
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place to run in, with the demo."""
+    monkeypatch.chdir(tmp_path)
+    put_data(Path("data/demo"))
+    put_model(Path("model/demo"))
+    return tmp_path
+
+
+def put_data(directory: Path, names: tuple[str, ...] = CSVS) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (directory / name).touch()
+
+
+def put_model(
+    directory: Path, names: tuple[str, ...] = (*VOCABULARY, "params_shapes.json")
+) -> None:
+    put_data(directory, names)
+
+
+def found(*words: str) -> Sources:
+    return find_sources(parsed(*words), CSVS)
+
+
+def missing(*words: str) -> str:
+    with pytest.raises(InputError) as caught:
+        found(*words)
+    return str(caught.value)
+
+
+def test_nothing_named_and_nothing_there_is_the_demo(root: Path) -> None:
+    sources = found()
+    assert sources.demo
+    assert sources.data_dir == Path("data/demo")
+    assert sources.model_dir == Path("model/demo")
+    assert sources.encoder_path == Path("model/demo/encoder_bpe_40000.json")
+    assert sources.bpe_path == Path("model/demo/vocab_40000.bpe")
+
+
+def test_weights_alone_do_not_end_the_demo(root: Path) -> None:
+    put_model(Path("model"))
+    assert found().demo
+
+
+def test_real_data_and_weights_are_used_unnamed(root: Path) -> None:
+    put_data(Path("data"))
+    put_model(Path("model"))
+    sources = found()
+    assert not sources.demo
+    assert (sources.data_dir, sources.model_dir) == (Path("data"), Path("model"))
+    assert sources.encoder_path == Path("model/encoder_bpe_40000.json")
+
+
+def test_real_data_without_weights_is_an_error_and_no_demo(root: Path) -> None:
+    put_data(Path("data"))
+    message = missing()
+    assert "params_shapes.json" in message
+    assert "--model_dir" in message
+    put_model(Path("model"), VOCABULARY)
+    assert missing().startswith("model/ has no weights")
+
+
+def test_one_of_the_two_csvs_is_an_error_and_no_demo(root: Path) -> None:
+    put_model(Path("model"))
+    put_data(Path("data"), CSVS[:1])
+    message = missing()
+    assert "test.csv" in message
+    assert "val.csv" not in message
+    assert "--data_dir" in message
+
+
+@pytest.mark.parametrize("words", [["--data_dir", "data"], ["--model_dir", "model"]])
+def test_naming_either_directory_rules_out_the_demo(root: Path, words: list[str]) -> None:
+    message = missing(*words)
+    assert "data/ has no 'val.csv' and 'test.csv'" in message
+    put_data(Path("data"))
+    put_model(Path("model"))
+    assert not found(*words).demo
+
+
+def test_the_demo_named_outright_is_not_announced_as_one(root: Path) -> None:
+    sources = found("--data_dir", "data/demo", "--model_dir", "model/demo")
+    assert not sources.demo
+    assert sources.data_dir == Path("data/demo")
+
+
+def test_without_demo_files_the_message_says_where_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = missing()
+    assert "data/demo/ has no 'val.csv' and 'test.csv': run from the repository's root" in message
+
+
+def test_everything_missing_comes_in_one_message(root: Path) -> None:
+    message = missing("--data_dir", "a", "--model_dir", "b")
+    for part in ("a/ has no", "b/encoder_bpe_40000.json", "b/vocab_40000.bpe", "b/ has no weights"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "path"),
+    [("--encoder_path", "my.json"), ("--bpe_path", "my.bpe"), ("--init_params", "my.jl")],
+)
+def test_a_file_that_is_named_must_be_there(root: Path, flag: str, path: str) -> None:
+    assert path in missing(flag, path)
+    assert flag in missing(flag, path)
+    Path(path).touch()
+    assert found(flag, path).demo
+
+
+@pytest.mark.parametrize("words", [["--n_transfer", "-1"], ["--init_params", "my.jl"]])
+def test_weights_are_not_asked_for_where_none_are_read(root: Path, words: list[str]) -> None:
+    put_data(Path("data"))
+    put_model(Path("model"), VOCABULARY)
+    Path("my.jl").touch()
+    assert found(*words).model_dir == Path("model")
+    with pytest.raises(InputError, match="vocab_40000"):
+        found(*words, "--model_dir", "elsewhere")
+
+
+# ------------------------------------------------------------------------------- --help
+
+
+def run_python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+MAIN_THEN_IMPORTS = """
+import sys
+from gpt1 import train
+try:
+    status = train.main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+heavy = {"torch", "spacy", "sklearn", "transformers", "joblib", "safetensors"} & set(sys.modules)
+print("imported:", *sorted(heavy))
+sys.exit(status)
+"""
+
+
+def test_help_names_every_flag_and_imports_nothing_heavy() -> None:
+    done = run_python(MAIN_THEN_IMPORTS, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text, imported = done.stdout.rsplit("imported:", 1)
+    assert imported.strip() == ""
+    for name in FLAGS:
+        assert f"--{name} " in text, name
+    for name, value in ORIGINAL.items():
+        if name not in (*BY_THE_CHECKPOINT, *SWITCHES):
+            assert f"[{value}]" in text.split(f"--{name} ")[-1].split(" --")[0], name
+
+
+def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
+    done = run_python(MAIN_THEN_IMPORTS, "--lr", "fast", "--n_iter", "0")
+    assert done.returncode == 2
+    assert done.stdout.strip() == "imported:"
+    assert done.stderr.startswith("gpt1.train: error: 2 problems:\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_is_the_program() -> None:
+    command = [sys.executable, "-m", "gpt1.train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m gpt1.train")

@@ -1,0 +1,937 @@
+"""The program from its command line to its files, on a task so small that a run takes a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+import gpt1
+from gpt1 import checkpoint, datasets, jl, predict, prepare, train, weights
+from gpt1.batches import ChoiceArrays
+from gpt1.distributed import Process
+from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.predict import Score
+from gpt1.settings import DEMO_DEFAULTS, Settings, parse
+
+ROOT = Path(__file__).parent.parent
+BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates an epoch
+NO_DROPOUT = [
+    word for kind in ("embd", "attn", "resid", "clf") for word in (f"--{kind}_pdrop", "0")
+]
+FORM = "%d %d %.3f %.3f %.2f %.2f"
+FIGURES = ("n_epochs", "n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's flags and the files that it leaves."""
+
+    task: tiny.Tiny
+    directory: Path
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log" / "rocstories.jsonl"
+
+    @property
+    def updates(self) -> Path:
+        return self.directory / "log" / "rocstories.updates.jsonl"
+
+    @property
+    def best(self) -> Path:
+        return self.directory / "save" / "rocstories" / "best_params.jl"
+
+    @property
+    def submission(self) -> Path:
+        return self.directory / "submission" / "ROCStories.tsv"
+
+    def flags(self, *words: str) -> list[str]:
+        """The flags of a run in its own directories; later words win over earlier ones."""
+        kinds = ("log", "save", "submission")
+        places = [word for kind in kinds for word in (f"--{kind}_dir", str(self.directory / kind))]
+        return [*self.task.flags, *places, "--device", "cpu", *BATCH_OF_8, *words]
+
+    def main(self, *words: str) -> int:
+        return train.main(self.flags(*words))
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        return lines(self.log)[1:]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the newest checkpoint: of the end, after a whole run."""
+        newest = checkpoint.checkpoints(self.best.parent)[-1]
+        return checkpoint.load(newest)[0].tensors
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads; runs in other processes have one too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def run(task: tiny.Tiny, tmp_path: Path) -> Run:
+    return Run(task, tmp_path / "run")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that is over, and what it printed."""
+
+    run: Run
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A run with everything on, in a process of its own."""
+    run = Run(task, tmp_path_factory.mktemp("whole"))
+    return in_process(run.flags("--submit", "--analysis", "--lr", "1e-3"), run)
+
+
+def in_process(flags: list[str], run: Run, code: str | None = None) -> Done:
+    """The program in a process of its own; ``code`` runs instead of the module, if given."""
+    what = ["-m", "gpt1.train"] if code is None else ["-c", code]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *what, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return Done(run, done.returncode, done.stdout, done.stderr)
+
+
+def loaded_task(task: tiny.Tiny) -> prepare.Task:
+    return prepare.load_task(Settings(), task.sources(), verbose=False)
+
+
+# ------------------------------------------------------------------------------- the files
+
+
+def test_a_whole_run_ends_well_and_is_silent_on_stderr(whole: Done) -> None:
+    assert (whole.status, whole.stderr) == (0, "")
+
+
+def test_first_line_of_the_log_has_all_settings(whole: Done) -> None:
+    settings = lines(whole.run.log)[0]
+    given = parse(whole.run.flags("--submit", "--analysis", "--lr", "1e-3"), "train").as_flags()
+    model_dir = whole.run.task.model_dir
+    decided = {
+        "desc": "rocstories",
+        "encoder_path": str(model_dir / "encoder_bpe_40000.json"),
+        "bpe_path": str(model_dir / "vocab_40000.bpe"),
+        "n_embd": tiny.N_EMBD,
+        "n_head": tiny.N_HEAD,
+        "n_layer": tiny.N_LAYER,
+        "n_transfer": tiny.N_LAYER,
+        "demo": False,
+        "n_processes": 1,
+        "gpt1_version": gpt1.__version__,
+        "torch_version": torch.__version__,
+    }
+    assert settings.keys() == {*given, *decided, "time"}
+    assert list(settings)[-1] == "time"
+    for name, value in {**given, **decided}.items():
+        assert settings[name] == value, name
+
+
+def test_the_log_has_a_line_an_epoch(whole: Done) -> None:
+    evaluations = whole.run.evaluations()
+    assert [list(row) for row in evaluations] == [[*FIGURES, "time"]] * 3
+    assert [(row["n_epochs"], row["n_updates"]) for row in evaluations] == [(1, 4), (2, 8), (3, 12)]
+    times = [row["time"] for row in lines(whole.run.log)]
+    assert times == sorted(times)
+    assert time.time() - 3600 < times[0] <= times[-1] <= time.time()
+
+
+def test_the_updates_log_has_a_line_an_update(whole: Done) -> None:
+    rows = lines(whole.run.updates)
+    keys = ["n_updates", "clf_cost", "lm_cost", "lr", "grad_norm", "time"]
+    assert [list(row) for row in rows] == [keys] * 12
+    assert [row["n_updates"] for row in rows] == list(range(1, 13))
+    assert rows[0]["lr"] == pytest.approx(1e-3 * (1 - 1 / 12))
+    assert rows[-1]["lr"] == 0
+    assert all(0.3 < row["clf_cost"] < 1.5 and 3 < row["lm_cost"] < 8 for row in rows)
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_printed_lines(whole: Done) -> None:
+    printed = whole.stdout.splitlines()
+    for text, row in zip(printed, whole.run.evaluations(), strict=False):
+        assert text == FORM % tuple(row[name] for name in FIGURES)
+    best = max(row["va_acc"] for row in whole.run.evaluations())
+    assert printed[3] == f"ROCStories Valid Accuracy: {best:.2f}"
+    rows = whole.run.submission.read_text().splitlines()[1:]
+    labels = datasets.read_cloze(whole.run.task.data_dir / datasets.TEST_CSV).labels
+    right = [row.split("\t")[1] == str(label) for row, label in zip(rows, labels, strict=True)]
+    assert printed[4] == f"ROCStories Test Accuracy:  {sum(right) / len(right) * 100:.2f}"
+
+
+def test_submission_format(whole: Done) -> None:
+    text = whole.run.submission.read_bytes().decode()
+    assert re.fullmatch(r"index\tprediction\n(\d+\t[01]\n){24}", text)
+    assert [row.split("\t")[0] for row in text.splitlines()[1:]] == [str(i) for i in range(24)]
+
+
+def test_best_parameters_are_a_list_in_the_originals_order_and_shapes(whole: Done) -> None:
+    import joblib
+
+    params = joblib.load(whole.run.best)
+    task = loaded_task(whole.run.task)
+    d, rows = tiny.N_EMBD, task.n_vocab + 3 + task.n_ctx
+    attention = [(1, d, 3 * d), (3 * d,), (1, d, d), (d,), (d,), (d,)]
+    mlp = [(1, d, 4 * d), (4 * d,), (1, 4 * d, d), (d,), (d,), (d,)]
+    assert [p.shape for p in params] == [(rows, d), *(attention + mlp) * 2, (d, 1), (1,)]
+    assert {p.dtype for p in params} == {np.dtype(np.float32)}
+    assert all(isinstance(p, np.ndarray) for p in params)
+
+
+def test_there_are_no_other_files(whole: Done) -> None:
+    assert list(files_of(whole.run.directory)) == [
+        "log/rocstories.jsonl",
+        "log/rocstories.updates.jsonl",
+        "save/rocstories/best_params.jl",
+        "save/rocstories/checkpoint-00000008.safetensors",
+        "save/rocstories/checkpoint-00000012.safetensors",
+        "submission/ROCStories.tsv",
+    ]
+
+
+def test_desc_names_the_files(run: Run) -> None:
+    assert run.main("--desc", "mine", "--n_iter", "1", "--submit", "--analysis") == 0
+    assert list(files_of(run.directory)) == [
+        "log/mine.jsonl",
+        "log/mine.updates.jsonl",
+        "save/mine/best_params.jl",
+        "save/mine/checkpoint-00000004.safetensors",
+        "submission/ROCStories.tsv",
+    ]
+    assert lines(run.directory / "log/mine.jsonl")[0]["desc"] == "mine"
+
+
+def test_without_submit_there_is_no_submission(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main("--n_iter", "1") == 0
+    assert not run.best.exists()
+    assert not run.submission.exists()
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------- the loop
+
+
+class Recorder:
+    """What a run does, seen from outside: rows of each update, evaluated and predicted splits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.updates: list[ChoiceArrays] = []
+        self.evaluated: list[ChoiceArrays] = []
+        self.saved_after: list[int] = []
+        self.saved: list[list[np.ndarray]] = []
+        update, predicted = train.Trainer._update, train.Trainer._predict
+        save = train.Trainer._save_best_params
+
+        def record_update(trainer: train.Trainer, stories: ChoiceArrays) -> None:
+            self.updates.append(stories)
+            update(trainer, stories)
+
+        def record_predict(trainer: train.Trainer, arrays: ChoiceArrays) -> Any:
+            self.evaluated.append(arrays)
+            return predicted(trainer, arrays)
+
+        def record_save(trainer: train.Trainer) -> None:
+            self.saved_after.append(trainer.n_updates)
+            self.saved.append(weights.to_list(trainer.model))
+            save(trainer)
+
+        monkeypatch.setattr(train.Trainer, "_update", record_update)
+        monkeypatch.setattr(train.Trainer, "_predict", record_predict)
+        monkeypatch.setattr(train.Trainer, "_save_best_params", record_save)
+
+
+def test_numpys_stream_is_used_in_the_originals_order(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed, special rows, then a shuffle an epoch; nothing else draws from it."""
+    from sklearn.utils import shuffle
+
+    recorder = Recorder(monkeypatch)
+    assert run.main("--submit", "--seed", "7", "--n_iter", "2") == 0
+    data = loaded_task(run.task)
+    np.random.seed(7)
+    special = np.random.randn(3, tiny.N_EMBD) * 0.02
+    expected = []
+    for _ in range(2):
+        X, Y = shuffle(data.train.X, data.train.Y)  # by the global stream, as there
+        expected += [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
+    we = recorder.saved[0][0]
+    np.testing.assert_array_equal(we[data.n_vocab : data.n_vocab + 3], special.astype(np.float32))
+    assert len(recorder.updates) == len(expected) == 8
+    for stories, (X, Y) in zip(recorder.updates, expected, strict=True):
+        np.testing.assert_array_equal(stories.X, X)
+        np.testing.assert_array_equal(stories.Y, Y)
+
+
+def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    assert run.main("--n_gpu", "1", "--n_batch", "5", "--n_iter", "2", "--submit") == 0
+    assert [stories.n_stories for stories in recorder.updates] == [5] * 6 * 2  # 2 of 32 left over
+    assert [row["n_updates"] for row in run.evaluations()] == [6, 12]
+    assert lines(run.updates)[-1]["lr"] == 0  # the schedule ends with the last update
+    data = loaded_task(run.task)
+    expected = [data.train.take(slice(0, 8)), data.valid] * 2 + [data.test]
+    assert len(recorder.evaluated) == 5
+    for arrays, right in zip(recorder.evaluated, expected, strict=True):
+        np.testing.assert_array_equal(arrays.X, right.X)
+
+
+def test_logged_figures_are_those_of_the_parameters(run: Run) -> None:
+    """On the first stories in loaded order, as many as are validated on, and without dropout."""
+    assert run.main("--n_iter", "1", "--lr", "1e-2") == 0
+    data = loaded_task(run.task)
+    model = model_of(run, data)
+    load_last(run, model)
+    (row,) = run.evaluations()
+    for split, arrays in (("tr", data.train.take(slice(0, tiny.N_VALID))), ("va", data.valid)):
+        figures = predict.score(choices(model, arrays), arrays.Y)
+        assert row[f"{split}_cost"] == pytest.approx(figures.cost, abs=1e-6)
+        assert row[f"{split}_acc"] == pytest.approx(figures.accuracy)
+
+
+def model_of(run: Run, data: prepare.Task) -> DoubleHeadsModel:
+    sizes = {"n_embd": tiny.N_EMBD, "n_head": tiny.N_HEAD, "n_layer": tiny.N_LAYER}
+    return DoubleHeadsModel(ModelConfig(n_vocab=data.n_vocab, n_ctx=data.n_ctx, **sizes))
+
+
+def load_last(run: Run, model: DoubleHeadsModel) -> None:
+    """Give the model the parameters that the run ended with, which may not be its best."""
+    tensors = run.tensors()
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+
+
+def choices(model: DoubleHeadsModel, arrays: ChoiceArrays) -> np.ndarray:
+    alone = Process(0, 1, torch.device("cpu"))
+    return predict.predict_logits(model, arrays, alone, n_batch=4)
+
+
+def test_best_parameters_are_kept_only_when_strictly_better(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracies 0, 50, 50, 75, 25 of five epochs: kept before training, after 2 and after 4."""
+    recorder = Recorder(monkeypatch)
+    figures = iter([(99, 0), (1, 50), (100, 50), (2, 75), (100, 25)])
+    scores = [Score(0.5, accuracy) for pair in figures for accuracy in pair]
+    monkeypatch.setattr(predict, "score", lambda logits, labels: scores.pop(0))
+    words = ["--lr", "0.1", "--lr_schedule", "warmup_constant"]  # choices change on to the end
+    assert run.main("--n_iter", "5", "--submit", *words) == 0
+    assert scores == []
+    assert recorder.saved_after == [0, 8, 16]
+    kept = jl.read_jl(run.best)
+    assert all(map(np.array_equal, kept, recorder.saved[-1]))
+    assert not np.array_equal(kept[0], run.tensors()["model.we"].numpy())
+
+    data = loaded_task(run.task)
+    model = model_of(run, data)
+    weights.from_list(model, kept, "the best")
+    predictions = choices(model, data.test).argmax(-1)
+    rows = run.submission.read_text().splitlines()[1:]
+    assert rows == [f"{i}\t{choice}" for i, choice in enumerate(predictions)]
+    load_last(run, model)
+    assert choices(model, data.test).argmax(-1).tolist() != predictions.tolist()
+
+
+def test_extra_evaluations_are_the_first_epochs_only(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train.EXTRA_EVALUATIONS == (1000, 2000, 4000, 8000, 16000, 32000)
+    monkeypatch.setattr(train, "EXTRA_EVALUATIONS", (1, 3, 5, 6))
+    assert run.main("--n_iter", "2") == 0
+    rows = run.evaluations()
+    assert [(row["n_epochs"], row["n_updates"]) for row in rows] == [(0, 1), (0, 3), (1, 4), (2, 8)]
+
+
+def test_without_lm_coef_there_is_no_lm_cost(run: Run) -> None:
+    assert run.main("--n_iter", "1", "--lm_coef", "0") == 0
+    assert [row["lm_cost"] for row in lines(run.updates)] == [None] * 4
+    assert all(row["grad_norm"] > 0 for row in lines(run.updates))
+
+
+def test_towers_are_a_matter_of_where_not_of_what(task: tiny.Tiny, tmp_path: Path) -> None:
+    """Without dropout four towers of two stories are one of eight; gradients are averaged."""
+    four, one = Run(task, tmp_path / "four"), Run(task, tmp_path / "one")
+    assert four.main(*NO_DROPOUT, "--n_gpu", "4", "--n_batch", "2") == 0
+    assert one.main(*NO_DROPOUT, "--n_gpu", "1", "--n_batch", "8") == 0
+    ours, theirs = four.tensors(), one.tensors()
+    for name, tensor in theirs.items():
+        if name.startswith("model.") and name != "model.clf.b":  # its gradient is rounding noise
+            np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=1e-6, err_msg=name)
+    for own, other in zip(
+        lines(four.updates) + four.evaluations(),
+        lines(one.updates) + one.evaluations(),
+        strict=True,
+    ):
+        for key in own.keys() - {"time"}:
+            assert own[key] == pytest.approx(other[key], rel=0, abs=1e-5), key
+
+
+def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towers that are given the same stories would otherwise cost the same."""
+    costs: list[float] = []
+    losses, take = DoubleHeadsModel.losses, ChoiceArrays.take
+
+    def record(model: DoubleHeadsModel, batch: Any, lm_coef: float) -> Any:
+        found = losses(model, batch, lm_coef)
+        costs.append(found.total.item())
+        return found
+
+    monkeypatch.setattr(DoubleHeadsModel, "losses", record)
+    monkeypatch.setattr(ChoiceArrays, "take", lambda arrays, rows: take(arrays, slice(0, 8)))
+    monkeypatch.setattr(train.Trainer, "_evaluate", lambda trainer: None)
+    for rates, n_different in (([], 4), (NO_DROPOUT, 1)):
+        costs.clear()
+        assert run.main("--n_iter", "1", *rates) == 0
+        assert len(costs) == 4 * 4
+        assert len(set(costs[:4])) == n_different
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    whole: Done, task: tiny.Tiny, tmp_path: Path
+) -> None:
+    again, other = Run(task, tmp_path / "again"), Run(task, tmp_path / "other")
+    torch.manual_seed(99)  # what was drawn before must not matter
+    np.random.seed(99)
+    assert again.main("--submit", "--lr", "1e-3") == 0
+    assert other.main("--submit", "--lr", "1e-3", "--seed", "43") == 0
+    for path in ("save/rocstories/best_params.jl", "submission/ROCStories.tsv"):
+        assert files_of(again.directory)[path] == files_of(whole.run.directory)[path]
+    final, expected = again.tensors(), whole.run.tensors()
+    assert all(torch.equal(final[name], expected[name]) for name in expected)
+    assert without_time(lines(again.updates)) == without_time(lines(whole.run.updates))
+    assert not torch.equal(other.tensors()["model.we"], expected["model.we"])
+
+
+@pytest.mark.parametrize("afn", ["relu", "swish"])
+@pytest.mark.parametrize("schedule", ["warmup_cosine", "warmup_constant"])
+def test_flags_of_model_and_optimizer_arrive(run: Run, afn: str, schedule: str) -> None:
+    seen: dict[str, Any] = {}
+    words = ["--b1", "0.8", "--b2", "0.99", "--e", "1e-7", "--l2", "0.1", "--vector_l2"]
+    words += ["--max_grad_norm", "0.5", "--lr", "1e-3", "--lr_warmup", "0.25", "--afn", afn]
+    words += ["--lr_schedule", schedule, "--embd_pdrop", "0.2", "--attn_pdrop", "0.3"]
+    words += ["--resid_pdrop", "0.4", "--clf_pdrop", "0.5"]
+
+    def stop(trainer: train.Trainer, stream: object) -> None:
+        seen.update(trainer.optimizer.param_groups[0], **asdict(trainer.model.config))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "train", stop)
+        assert run.main(*words) == 0
+    expected = {"b1": 0.8, "b2": 0.99, "e": 1e-7, "l2": 0.1, "vector_l2": True, "lr": 1e-3}
+    expected |= {"max_grad_norm": 0.5, "warmup": 0.25, "schedule": schedule, "t_total": 12}
+    expected |= {"embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.4, "clf_pdrop": 0.5}
+    assert {name: seen[name] for name in [*expected, "afn"]} == {**expected, "afn": afn}
+
+
+# ------------------------------------------------------------------------------- where it starts
+
+
+def start_of(run: Run, *words: str) -> DoubleHeadsModel:
+    """The model as training would begin with it."""
+    found: list[DoubleHeadsModel] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "train", lambda trainer, stream: found.append(trainer.model))
+        assert run.main(*words) == 0
+    return found[0]
+
+
+@pytest.mark.parametrize("n_transfer", [-1, 0, 1, 2, None])
+def test_n_transfer_layers_are_taken(run: Run, n_transfer: int | None) -> None:
+    words = [] if n_transfer is None else ["--n_transfer", str(n_transfer)]
+    if n_transfer == -1:
+        words += ["--n_embd", "16", "--n_head", "4", "--n_layer", "2"]
+    model = start_of(run, *words)
+    taken = tiny.N_LAYER if n_transfer is None else n_transfer
+    special = np.zeros((3, tiny.N_EMBD), np.float32)
+    released = weights.load_released(
+        run.task.model_dir, special=special, n_ctx=model.config.n_ctx, n_transfer=None
+    )
+    own = dict(zip(weights.parameter_shapes(model.config), weights.to_list(model), strict=True))
+    for name, array in released.items():
+        if name != "we":
+            is_taken = int(name[1 : name.index("/")]) < taken
+            assert np.array_equal(own[name], array) == is_taken, name
+    n_vocab = model.config.n_vocab
+    for rows in (slice(0, n_vocab), slice(n_vocab + 3, None)):
+        assert np.array_equal(own["we"][rows], released["we"][rows]) == (taken >= 0)
+
+
+def test_nothing_transferred_is_the_same_model_from_scratch(run: Run) -> None:
+    """The comparison that the paper makes: sizes are the checkpoint's, values are fresh."""
+    config = start_of(run, "--n_transfer", "-1").config
+    assert (config.n_embd, config.n_head, config.n_layer) == (16, 4, 2)
+
+
+def test_nothing_transferred_may_have_other_sizes(run: Run) -> None:
+    words = ["--n_transfer", "-1", "--n_embd", "12", "--n_head", "2", "--n_layer", "1"]
+    config = start_of(run, *words).config
+    assert (config.n_embd, config.n_head, config.n_layer) == (12, 2, 1)
+
+
+def test_init_params_go_on_from_a_run(whole: Done, run: Run) -> None:
+    """Classifier and special rows included; the heads are named, for the list has none."""
+    words = ["--init_params", str(whole.run.best), "--n_head", "4"]
+    start = weights.to_list(start_of(run, *words))
+    assert all(map(np.array_equal, start, jl.read_jl(whole.run.best)))
+    assert run.main(*words, "--n_iter", "1") == 0
+    assert lines(run.log)[0]["init_params"] == str(whole.run.best)
+
+
+def test_init_params_take_their_heads_from_beside_the_vocabulary(whole: Done, run: Run) -> None:
+    """Twelve heads would silently be another model wherever twelve divides the width."""
+    assert start_of(run, "--init_params", str(whole.run.best)).config.n_head == tiny.N_HEAD
+
+
+# ------------------------------------------------------------------------------- mistakes
+
+
+def stale(run: Run) -> dict[str, bytes]:
+    """Results of an earlier run, which a mistake must leave as they are."""
+    for path in (run.log, run.updates, run.best, run.submission):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"of an earlier run")
+    return files_of(run.directory)
+
+
+def assert_refused(
+    run: Run, words: list[str], status: int, capsys: pytest.CaptureFixture[str], *parts: str
+) -> None:
+    before = stale(run)
+    assert run.main("--submit", *words) == status
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert stderr.startswith("gpt1.train: error: ")
+    assert stderr.count("gpt1.train: error: ") == 1
+    for part in parts:
+        assert part in stderr
+    assert files_of(run.directory) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--n_transfer", "3"], ["--n_transfer 3", "2 layers"]),
+        (["--n_embd", "32"], ["--n_embd 32", "params_shapes.json has 16"]),
+        (["--n_layer", "3"], ["--n_layer 3", "params_shapes.json has 2"]),
+        (["--n_head", "8"], ["--n_head 8", "has 4"]),
+        (["--n_embd", "8", "--n_layer", "1"], ["2 problems", "--n_embd 8", "--n_layer 1"]),
+        (["--n_transfer", "-1", "--n_embd", "10", "--n_head", "4"], ["--n_head 4", "10"]),
+        (["--n_batch", "9"], ["32 training stories", "--n_batch 9", "--n_gpu 4"]),
+        (["--device", "gpu"], ["--device gpu"]),
+        (["--precision", "tf32"], ["--precision tf32"]),
+        (["--model_dir", "elsewhere"], ["elsewhere/encoder_bpe_40000.json"]),
+        (["--data_dir", "elsewhere"], ["elsewhere/ has no"]),
+        (["--init_params", "elsewhere.jl"], ["--init_params elsewhere.jl"]),
+        (["--lr", "fast", "--n_iter", "0"], ["--lr fast", "--n_iter 0"]),
+        (["--seed", str(2**32)], ["--seed"]),
+    ],
+)
+def test_a_mistake_in_the_flags(
+    run: Run, words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(run, words, 2, capsys, *parts)
+
+
+def damaged(task: tiny.Tiny, directory: Path, change: Callable[[Path], object]) -> tiny.Tiny:
+    shutil.copytree(task.directory, directory)
+    change(directory)
+    return tiny.Tiny(directory)
+
+
+def append_row(directory: Path) -> None:
+    with open(directory / "data" / datasets.VALIDATION_CSV, "a") as file:
+        file.write("too,few,cells\n")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "shard gone": (lambda d: (d / "model/params_3.npy").unlink(), ["params_3.npy"]),
+    "shard cut short": (
+        lambda d: os.truncate(d / "model/params_9.npy", 200),
+        ["params_9.npy"],
+    ),
+    "shard not an array": (
+        lambda d: (d / "model/params_0.npy").write_bytes(b"<html>not found</html>"),
+        ["params_0.npy"],
+    ),
+    "NaN": (
+        lambda d: np.save(
+            d / "model/params_0.npy", np.load(d / "model/params_0.npy") * np.float32(np.nan)
+        ),
+        ["NaN"],
+    ),
+    "table not JSON": (
+        lambda d: (d / "model/params_shapes.json").write_text("[["),
+        ["params_shapes.json"],
+    ),
+    "other vocabulary": (
+        lambda d: (d / "model/encoder_bpe_40000.json").write_text('{"a</w>": 0}'),
+        ["encoder_bpe_40000.json has 1 pieces"],
+    ),
+    "heads": (lambda d: (d / "model/gpt1_config.json").write_text("{}"), ["gpt1_config.json"]),
+    "short row": (append_row, [f"{datasets.VALIDATION_CSV}, line 42"]),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file(
+    task: tiny.Tiny, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, parts = DAMAGE[kind]
+    run = Run(damaged(task, tmp_path / "damaged", change), tmp_path / "run")
+    assert_refused(run, [], 2, capsys, *parts)
+
+
+def test_parameters_of_another_model(
+    whole: Done, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = jl.read_jl(whole.run.best)
+    run.directory.mkdir(parents=True)
+    path = run.directory / "other.jl"
+    jl.write_jl(path, [arrays[0][:-1], *arrays[1:]])  # a row of `we` less
+    assert_refused(run, ["--init_params", str(path), "--n_head", "4"], 2, capsys, "other.jl", "we")
+
+
+@pytest.mark.parametrize("kind", ["log", "save", "submission"])
+def test_a_directory_that_cannot_be_written(
+    run: Run, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noticed before training, not after hours of it, and before an earlier log is begun anew."""
+    run.directory.mkdir(parents=True)
+    (run.directory / "file").touch()
+    place = run.directory / "file" / "below"
+    assert_refused(run, [f"--{kind}_dir", str(place)], 1, capsys, str(place))
+
+
+def test_analysis_without_anything_to_analyse_is_noticed_before_training(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main("--analysis", "--n_iter", "1") == 2
+    stdout, stderr = capsys.readouterr()
+    assert stderr.count("gpt1.train: error: ") == 1
+    assert "--submit" in stderr
+    assert stdout == ""
+    assert not run.log.exists()
+
+
+def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> None:
+    done = in_process(run.flags("--n_transfer", "3"), run)
+    assert (done.status, done.stdout) == (2, "")
+    assert done.stderr.startswith("gpt1.train: error: --n_transfer 3")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------- resuming
+
+RESUMABLE = ["--submit", "--lr", "1e-2", "--save_every", "3"]  # checkpoints 3 4 6 8 9 12
+
+
+class Crash(BaseException):
+    """Ends a run as a signal would: nothing in the program catches it."""
+
+
+def crash_at(method: str, count: int, *, before: bool) -> Callable[[pytest.MonkeyPatch], None]:
+    """A change that ends the run around the given call of a method of Trainer."""
+
+    def put(patch: pytest.MonkeyPatch) -> None:
+        original, calls = getattr(train.Trainer, method), iter(range(1, 1000))
+
+        def crashing(trainer: train.Trainer, *args: Any) -> Any:
+            now = next(calls) == count
+            if now and before:
+                raise Crash
+            result = original(trainer, *args)
+            if now:
+                raise Crash
+            return result
+
+        patch.setattr(train.Trainer, method, crashing)
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(task, tmp_path_factory.mktemp("uninterrupted"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert run.main(*RESUMABLE) == 0
+    torch.set_num_threads(threads)
+    return run
+
+
+def assert_same_results(run: Run, expected: Run) -> None:
+    """Bit for bit: parameters and moments, best parameters, submission, logs but for times."""
+    ours, theirs = run.tensors(), expected.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert run.best.read_bytes() == expected.best.read_bytes()
+    assert run.submission.read_bytes() == expected.submission.read_bytes()
+    assert without_time(run.evaluations()) == without_time(expected.evaluations())
+    assert without_time(lines(run.updates)) == without_time(lines(expected.updates))
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        crash_at("_update", 1, before=True),
+        crash_at("_update", 5, before=True),  # a checkpoint is at 4
+        crash_at("_update", 8, before=False),
+        crash_at("_evaluate", 2, before=False),  # best parameters are newer than the checkpoint
+        crash_at("_save_checkpoint", 4, before=False),  # at the end of the second epoch
+        crash_at("submit", 1, before=True),  # nothing is left to train
+    ],
+    ids=["first", "in epoch 2", "end of epoch 2", "evaluated", "checkpoint", "trained"],
+)
+def test_an_interrupted_run_ends_with_the_same_bits(
+    uninterrupted: Run, run: Run, crash: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash(patch)
+        with pytest.raises(Crash):
+            run.main(*RESUMABLE)
+    torch.manual_seed(1)
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert_same_results(run, uninterrupted)
+
+
+KILLED = """
+import os, signal, sys
+from gpt1 import train
+
+update = train.Trainer._update
+
+def update_then_die(trainer, stories):
+    update(trainer, stories)
+    if trainer.n_updates == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train.Trainer._update = update_then_die
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_killed_run_ends_with_the_same_bits(
+    uninterrupted: Run, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process(run.flags(*RESUMABLE), run, KILLED).status == -signal.SIGKILL
+    assert lines(run.updates)[-1]["n_updates"] == 7
+    with open(run.updates, "a") as file:
+        file.write('{"n_updates": 8, "clf_c')  # a line that the kill cut off
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert "after update 6 of 12" in capsys.readouterr().err
+    assert_same_results(run, uninterrupted)
+
+
+def test_resuming_without_a_checkpoint_starts_and_says_so(
+    uninterrupted: Run, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert "no checkpoint" in capsys.readouterr().err
+    assert_same_results(run, uninterrupted)
+
+
+def copied(run: Run, directory: Path) -> Run:
+    shutil.copytree(run.directory, directory)
+    return Run(run.task, directory)
+
+
+def test_a_run_that_is_over_is_resumed_to_the_same_end(uninterrupted: Run, tmp_path: Path) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    run.submission.unlink()
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert_same_results(run, uninterrupted)
+
+
+def test_places_may_change_on_resuming(uninterrupted: Run, tmp_path: Path) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    checkpoint.checkpoints(run.best.parent)[-1].unlink()
+    moved = shutil.copytree(run.task.directory, tmp_path / "moved")
+    words = ["--data_dir", str(moved / "data"), "--model_dir", str(moved / "model")]
+    words += ["--submission_dir", str(tmp_path / "elsewhere"), "--save_every", "1", "--analysis"]
+    assert run.main(*RESUMABLE, "--resume", *words) == 0
+    path = tmp_path / "elsewhere/ROCStories.tsv"
+    assert path.read_bytes() == uninterrupted.submission.read_bytes()
+
+
+def test_changed_settings_are_listed_on_resuming(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    before = files_of(run.directory)
+    words = ["--seed", "1", "--lr", "0.5", "--n_iter", "4", "--clf_pdrop", "0", "--n_batch", "1"]
+    assert run.main(*RESUMABLE, "--resume", *words) == 2
+    message = capsys.readouterr().err
+    for name in (
+        "seed was 42",
+        "lr was 0.01",
+        "n_iter was 3",
+        "clf_pdrop was 0.1",
+        "n_batch was 2",
+    ):
+        assert name in message
+    assert "l2" not in message
+    assert files_of(run.directory) == before
+
+
+def test_other_data_are_noticed_on_resuming(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+
+    def swap_a_word(directory: Path) -> None:
+        path = directory / "data" / datasets.TEST_CSV
+        path.write_text(path.read_text().replace("kite", "drum", 1))
+
+    other = Run(damaged(run.task, tmp_path / "other", swap_a_word), run.directory)
+    assert other.main(*RESUMABLE, "--resume") == 2
+    assert "data was" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_one_message_with_its_remedy(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    newest = checkpoint.checkpoints(run.best.parent)[-1]
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x55")
+    before = files_of(run.directory)
+    assert run.main(*RESUMABLE, "--resume") == 2
+    message = capsys.readouterr().err
+    assert str(newest) in message
+    assert "remove" in message or "delete" in message
+    assert files_of(run.directory) == before
+    newest.unlink()
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert_same_results(run, uninterrupted)
+
+
+@pytest.mark.parametrize("crash", [2, 6])
+def test_a_new_run_does_not_mistake_an_older_runs_checkpoints_for_its_own(
+    uninterrupted: Run, tmp_path: Path, crash: int
+) -> None:
+    """The older run got further, so that its checkpoints have the higher numbers.
+
+    Crashing in update 2, the new run has no checkpoint yet, but has begun its own logs and best
+    parameters; in update 6 it has two.
+    """
+    run = copied(uninterrupted, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at("_update", crash, before=True)(patch)
+        with pytest.raises(Crash):
+            run.main(*RESUMABLE)
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert_same_results(run, uninterrupted)
+
+
+# ------------------------------------------------------------------------------- the demo
+
+
+@pytest.fixture
+def demo(task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place whose data/demo and model/demo hold the tiny task."""
+    shutil.copytree(task.data_dir, tmp_path / "data/demo")
+    shutil.copytree(task.model_dir, tmp_path / "model/demo")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_demo_says_so_on_stderr_and_in_the_log(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(["--submit", "--n_iter", "1", "--device", "cpu", *BATCH_OF_8]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert len(stdout.splitlines()) == 1
+    assert "bundled demo" in stderr
+    assert "README" in stderr
+    settings = lines(Path("log/rocstories.jsonl"))[0]
+    assert settings["demo"] is True
+    assert (settings["lr"], settings["n_iter"]) == (DEMO_DEFAULTS["lr"], 1)
+    assert settings["data_dir"] == "data/demo"
+    assert settings["model_dir"] == "model/demo"
+    assert Path("submission/ROCStories.tsv").exists()
+
+
+def test_the_same_files_named_are_no_demo(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data_dir", "data/demo", "--model_dir", "model/demo", "--n_iter", "1"]
+    assert train.main([*words, "--device", "cpu", *BATCH_OF_8]) == 0
+    assert capsys.readouterr().err == ""
+    assert lines(Path("log/rocstories.jsonl"))[0]["demo"] is False
+
+
+def test_real_data_without_weights_are_no_demo(
+    demo: Path, task: tiny.Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(task.data_dir, "data", dirs_exist_ok=True)
+    assert train.main([]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert "bundled demo" not in stderr
+    assert "--model_dir" in stderr
+    assert not Path("log").exists()
+
+
+def test_the_bundled_demo_is_found_and_loads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (ROOT / "model/demo/params_shapes.json").exists():
+        pytest.skip("model/demo is not made yet: see scripts/")
+    if any(
+        (ROOT / "data" / name).exists() for name in (datasets.VALIDATION_CSV, datasets.TEST_CSV)
+    ):
+        pytest.skip("data/ holds real CSVs, so that the demo does not run")
+    monkeypatch.chdir(ROOT)
+    seen: list[ModelConfig] = []
+    monkeypatch.setattr(train.Trainer, "train", lambda t, stream: seen.append(t.model.config))
+    assert train.main(["--device", "cpu"]) == 0
+    assert "bundled demo" in capsys.readouterr().err
+    assert seen[0].n_vocab > 100
