@@ -24,6 +24,7 @@ from gpt1.files import atomic_write
 
 FORMAT = "gpt1 checkpoint 1"
 KEPT = 2
+_REMEDY = "delete it to go on from the one before"
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
 
 
@@ -84,6 +85,7 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
     Returns:
         The file written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = directory / f"checkpoint-{state.n_updates:08d}.safetensors"
@@ -98,10 +100,19 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
     )
     metadata = {"format": FORMAT, "state": header, "sha256": _digest(header, tensors)}
     with atomic_write(path) as file:
-        save_file(tensors, file.name, metadata)
+        try:
+            save_file(tensors, file.name, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # a full disk: atomic_write says so
     for old in checkpoints(directory)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
+
+
+def clear(directory: Path) -> None:
+    """Remove all checkpoints: those of an earlier run must not pass for the new one's."""
+    for path in checkpoints(directory):
+        path.unlink(missing_ok=True)
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -122,12 +133,12 @@ def load(path: Path) -> tuple[RunState, dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable checkpoint: {error}") from error
+        raise InputError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this program ({FORMAT!r} is expected)")
     header = metadata.get("state", "")
     if metadata.get("sha256") != _digest(header, tensors):
-        raise InputError(f"{path}: damaged: its contents do not match its SHA-256")
+        raise InputError(f"{path}: damaged: its SHA-256 is another; {_REMEDY}")
     values = json.loads(header)
     state = RunState(
         n_updates=values["n_updates"],

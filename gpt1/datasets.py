@@ -75,7 +75,7 @@ def rocstories(
     require_csvs(data_dir)
     validation_path = Path(data_dir) / VALIDATION_CSV
     stories = read_cloze(validation_path)
-    train_rows, valid_rows = _split_rows(validation_path, len(stories.labels), n_train, n_valid)
+    train_rows, valid_rows = split_rows(len(stories.labels), n_train, n_valid, validation_path)
     test = read_cloze(Path(data_dir) / TEST_CSV)
     return _take(stories, train_rows), _take(stories, valid_rows), test
 
@@ -227,8 +227,23 @@ def _check_row(path: str | Path, line: int, cells: list[str]) -> None:
         )
 
 
-def _split_rows(path: Path, n_rows: int, n_train: int, n_valid: int) -> tuple[list[int], list[int]]:
-    """The numbers of the rows to train on and to validate on, in the original's order."""
+def split_rows(
+    n_rows: int,
+    n_train: int = N_TRAIN,
+    n_valid: int = N_VALID,
+    source: str | Path = VALIDATION_CSV,
+) -> tuple[list[int], list[int]]:
+    """The numbers of the rows to train on and to validate on, in the original's order.
+
+    Args:
+        n_rows: stories there are; unless ``n_train + n_valid``, the proportion is kept.
+        n_train: stories to train on, at least 1.
+        n_valid: stories to validate on, at least 1.
+        source: the file they are from, for the message.
+
+    Raises:
+        InputError: there are too few to split.
+    """
     from sklearn.model_selection import train_test_split  # slow to import
 
     if n_train < 1 or n_valid < 1:
@@ -238,7 +253,7 @@ def _split_rows(path: Path, n_rows: int, n_train: int, n_valid: int) -> tuple[li
         )
     if n_rows < 2:
         raise InputError(
-            f"{path}, line 2: the only story in the file, but at least 2 were expected, one to "
+            f"{source}, line 2: the only story in the file, but at least 2 were expected, one to "
             "train and one to validate on; add stories."
         )
     if n_rows != n_train + n_valid:

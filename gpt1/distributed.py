@@ -11,14 +11,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt1.errors import InputError
+from gpt1.errors import Gpt1Error, InputError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,25 @@ class Process:
         parts: list[Any] = [None] * self.world
         dist.all_gather_object(parts, part)
         return np.concatenate(parts)
+
+    def from_main(self, body: Callable[[], Result]) -> Result:
+        """What ``body`` gives in the main process, which alone runs it, in every process.
+
+        Raises:
+            Gpt1Error: the one that it raised there, in every process.
+        """
+        if self.world == 1:
+            return body()
+        outcome: list[Any] = [None]
+        if self.is_main:
+            try:
+                outcome = [body()]
+            except Gpt1Error as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, 0)
+        if isinstance(outcome[0], Gpt1Error):
+            raise outcome[0]
+        return outcome[0]  # type: ignore[no-any-return]
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up ``tensors`` over all processes, in place."""
@@ -98,7 +119,7 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", local_rank)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--device {name}: cannot be used on this machine: {reason}") from error
     if device.type == "meta":

@@ -53,6 +53,22 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def check_writable(directory: Path) -> None:
+    """Make a directory if need be and see whether files can be made in it.
+
+    Raises:
+        Gpt1Error: they cannot, before any work has been done for them.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise Gpt1Error(
+            f"{directory}: cannot be written: {error.strerror}; name another directory."
+        ) from error
+
+
 def read_text(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file, byte-order mark removed, or an :class:`InputError`.
 

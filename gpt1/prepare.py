@@ -88,12 +88,14 @@ def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfi
         InputError: a flag contradicts the checkpoint, or sizes do not fit together.
     """
     known = _checkpoint_sizes(settings, sources, task)
+    # What is trained from nothing may have any size; the checkpoint's is the default.
+    binding = settings.init_params is not None or settings.n_transfer != -1
     problems = []
     sizes = {"n_embd": 768, "n_head": 12, "n_layer": 12}
     for name in sizes:
         flag: int | None = getattr(settings, name)
         value, source = known.get(name, (None, None))
-        if flag is not None and value is not None and flag != value:
+        if binding and flag is not None and value is not None and flag != value:
             problems.append(f"--{name} {flag}: {source} has {value}; leave the flag out")
         sizes[name] = flag or value or sizes[name]
     if sizes["n_embd"] % sizes["n_head"]:
@@ -123,27 +125,28 @@ def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfi
 def _checkpoint_sizes(
     settings: Settings, sources: Sources, task: Task
 ) -> dict[str, tuple[int, str]]:
-    """Sizes that files fix, each with the file that does."""
+    """Sizes that files give, each with the file that does."""
+    known: dict[str, tuple[int, str]] = {}
     if settings.init_params is not None:
-        sizes = weights.config_of_list(
-            weights.read_params(settings.init_params), settings.init_params
-        )
-        source = f"--init_params {settings.init_params}"
-        return {"n_embd": (sizes.n_embd, source), "n_layer": (sizes.n_layer, source)}
-    if settings.n_transfer == -1:
-        return {}
-    shapes = weights.read_shapes(sources.model_dir)
-    source = str(sources.model_dir / "params_shapes.json")
-    if shapes.n_vocab != task.n_vocab:
-        raise InputError(
-            f"{sources.encoder_path} has {task.n_vocab} pieces, but {source} is for "
-            f"{shapes.n_vocab}; use the vocabulary that came with the weights"
-        )
-    sizes_known = {"n_embd": (shapes.n_embd, source), "n_layer": (shapes.n_layer, source)}
+        path = settings.init_params
+        listed = weights.config_of_list(weights.read_params(path), path)
+        source = f"--init_params {path}"
+        known = {"n_embd": (listed.n_embd, source), "n_layer": (listed.n_layer, source)}
+    elif settings.n_transfer != -1 or (sources.model_dir / weights.SHAPES_FILE).is_file():
+        shapes = weights.read_shapes(sources.model_dir)
+        source = str(sources.model_dir / weights.SHAPES_FILE)
+        if shapes.n_vocab != task.n_vocab and settings.n_transfer != -1:
+            raise InputError(
+                f"{sources.encoder_path} has {task.n_vocab} pieces, but {source} is for "
+                f"{shapes.n_vocab}; use the vocabulary that came with the weights"
+            )
+        known = {"n_embd": (shapes.n_embd, source), "n_layer": (shapes.n_layer, source)}
+    else:
+        return known
     n_head = weights.read_n_head(sources.model_dir)
     if n_head is not None:
-        sizes_known["n_head"] = (n_head, f"the configuration in {sources.model_dir}/")
-    return sizes_known
+        known["n_head"] = (n_head, f"{sources.model_dir / weights.CONFIG_FILE}")
+    return known
 
 
 def build_model(

@@ -33,6 +33,11 @@ def _fraction(x: float) -> str | None:
     return None if 0 <= x < 1 else "must be at least 0 and less than 1"
 
 
+def _seed(x: int) -> str | None:
+    """What NumPy takes."""
+    return None if 0 <= x < 2**32 else "must be at least 0 and less than 2**32"
+
+
 def _plain_name(x: str) -> str | None:
     """``desc`` names files and a directory, so it must stay inside them."""
     fine = x not in ("", ".", "..") and not set(x) & set("/\\\0\n")
@@ -70,7 +75,7 @@ class Settings:
     submission_dir: str = _flag("submission/", "where the submission goes")
     submit: bool = _flag(False, "keep the best parameters and predict the test set with them")
     analysis: bool = _flag(False, "print accuracies at the end")
-    seed: int = _flag(42, "seed of all random numbers", _at_least(0))
+    seed: int = _flag(42, "seed of all random numbers", _seed)
     n_iter: int = _flag(3, "epochs", _at_least(1))
     n_batch: int = _flag(8, "stories a tower and step", _at_least(1))
     max_grad_norm: float = _flag(1.0, "global norm to clip gradients at; 0 or less: no clipping")
@@ -120,6 +125,9 @@ class Settings:
     device: str | None = _flag(None, "cpu, cuda, cuda:1, mps, ... [cuda if there is one, else cpu]")
     precision: str = _flag(
         "fp32", "arithmetic: fp32, tf32 (CUDA) or bf16", _one_of("fp32", "tf32", "bf16")
+    )
+    share_prefix: bool = _flag(
+        False, "compute a story once for both endings in training too: one dropout mask for both"
     )
     resume: bool = _flag(False, "go on from the last checkpoint of this run, if there is one")
     save_every: int = _flag(
@@ -196,9 +204,16 @@ def join_problems(problems: Sequence[str]) -> str:
     return "\n  ".join([f"{len(problems)} problems:", *problems])
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose own complaints (a value missing, or too many) are an :class:`InputError`."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; see --help")
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     """A parser that leaves conversion to :func:`_convert`, which collects its problems."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program,
         description="Fine-tune GPT-1 as the paper did, with an auxiliary language-model loss.",
         epilog="On the bundled demo: python -m gpt1.train --dataset rocstories --submit",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt1 import datasets
 from gpt1.errors import InputError, report_errors
-from gpt1.files import atomic_write
+from gpt1.files import atomic_write, check_writable
 from gpt1.settings import Settings, Sources, find_sources, join_problems, parse
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpt1.prepare import Task
 
 PROGRAM = "python -m gpt1.train"
+SUBMISSION = "ROCStories.tsv"
 # Updates of the first epoch after which the original evaluates, besides each epoch's end.
 EXTRA_EVALUATIONS = (1000, 2000, 4000, 8000, 16000, 32000)
 # What may differ between a run and its continuation: where things are, and where they run.
@@ -74,6 +75,7 @@ def run(settings: Settings, sources: Sources, process: Process) -> None:
     if process.is_main and sources.demo:
         _announce_demo(settings, sources)
     process.check_precision(settings.precision)
+    _check_results(settings, process)
     task = load_task(settings, sources, verbose=process.is_main)
     if task.train.n_stories < settings.n_batch_train:
         raise InputError(
@@ -107,6 +109,21 @@ def _announce_demo(settings: Settings, sources: Sources) -> None:
     print("\n".join([rule, *lines, rule]), file=sys.stderr)
 
 
+def _check_results(settings: Settings, process: Process) -> None:
+    """See before any work whether its results can be written, and analysed."""
+    submission = Path(settings.submission_dir) / SUBMISSION
+    if settings.analysis and not settings.submit and not submission.exists():
+        raise InputError(f"--analysis: there is no {submission} to analyse; give --submit too")
+
+    def check() -> None:
+        check_writable(Path(settings.log_dir))
+        check_writable(Path(settings.save_dir) / settings.name)
+        if settings.submit:
+            check_writable(submission.parent)
+
+    process.from_main(check)
+
+
 class Trainer:
     """A run under way: model, optimizer, logs, and how far it is.
 
@@ -131,7 +148,7 @@ class Trainer:
         self.best_params_path = self.directory / "best_params.jl"
         self.log_path = Path(settings.log_dir) / f"{settings.name}.jsonl"
         self.updates_path = Path(settings.log_dir) / f"{settings.name}.updates.jsonl"
-        self.submission_path = Path(settings.submission_dir) / "ROCStories.tsv"
+        self.submission_path = Path(settings.submission_dir) / SUBMISSION
         self.n_updates = 0
         self.best_score = 0.0
         self.updates_an_epoch = task.train.n_stories // settings.n_batch_train
@@ -156,7 +173,11 @@ class Trainer:
         Args:
             stream: the run's NumPy stream, after the special tokens were drawn from it.
         """
+        from gpt1 import checkpoint
+
         resumed = self._resume() if self.settings.resume else False
+        if not resumed and self.process.is_main:
+            checkpoint.clear(self.directory)
         self._open_logs(resumed)
         if self.settings.submit and not resumed:
             self._save_best_params()
@@ -200,29 +221,25 @@ class Trainer:
         """One step: the gradients of all towers averaged, then the optimizer."""
         import torch
 
-        from gpt1.batches import pack
         from gpt1.distributed import tower_seed
+        from gpt1.steps import tower_gradients
 
-        settings, process = self.settings, self.process
+        settings = self.settings
         self.n_updates += 1
-        costs = torch.zeros(2, device=process.device)  # classification, language model
-        with process.arithmetic(settings.precision):
-            for tower in process.own_towers(settings.n_gpu):
-                part = stories.take(slice(tower * settings.n_batch, (tower + 1) * settings.n_batch))
-                batch = pack(part, self.model.config.clf_token, share_prefix=False)
-                torch.manual_seed(tower_seed(settings.seed, self.n_updates, tower))
-                losses = self.model.losses(batch.to(process.device), settings.lm_coef)
-                (losses.total / settings.n_gpu).backward()  # type: ignore[no-untyped-call]
-                costs[0] += losses.clf.detach().mean()
-                if losses.lm is not None:
-                    costs[1] += losses.lm.mean()
-        process.sum([p.grad for p in self.model.parameters() if p.grad is not None])
-        process.sum([costs])
+        costs = tower_gradients(
+            self.model,
+            stories,
+            self.process,
+            seeds=[tower_seed(settings.seed, self.n_updates, k) for k in range(settings.n_gpu)],
+            lm_coef=settings.lm_coef,
+            precision=settings.precision,
+            share_prefix=settings.share_prefix,
+        )
         self.optimizer.step()
-        self.optimizer.zero_grad()
-        if process.is_main:
-            numbers = torch.cat([costs / settings.n_gpu, self.optimizer.grad_norm.reshape(1)])
+        if self.process.is_main:
+            numbers = torch.cat([costs, self.optimizer.grad_norm.reshape(1)])
             self._update_log.write(self.n_updates, self.optimizer.current_lr(), numbers)
+        self.optimizer.zero_grad()
 
     def _evaluate(self) -> None:
         """Log cost and accuracy, and keep the parameters if they are the best so far.
@@ -351,11 +368,11 @@ class Trainer:
         """Go back to the newest checkpoint; whether there was one."""
         from gpt1 import checkpoint
 
-        files = checkpoint.checkpoints(self.directory)
+        files = self.process.from_main(lambda: checkpoint.checkpoints(self.directory))
         if not files:
             self._say(f"--resume: no checkpoint in {self.directory}/; starting anew")
             return False
-        state, meaning = checkpoint.load(files[-1])
+        state, meaning = self.process.from_main(lambda: checkpoint.load(files[-1]))
         own = self._meaning()
         changed = [name for name in own if own[name] != meaning.get(name)]
         if changed:

@@ -36,7 +36,7 @@ N_STORIES = 40_000
 N_CTX = 128
 SIZES = {"n_embd": 128, "n_head": 4, "n_layer": 4}
 N_BATCH = 32
-LR = 2e-3
+LR = 1e-3
 MIN_COUNT = 3  # pairs seen less often are not merged
 
 

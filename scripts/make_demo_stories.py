@@ -1,9 +1,9 @@
 """Write the demo's two cloze CSVs, and tell unlabelled stories to pretrain on.
 
 The stories come from ``demo_grammar.txt``, beside this file: topics that can end well or badly.
-The wrong ending of a story is a right one of the same topic's other outcome. Cloze stories are
-made in pairs, one of each outcome, that offer the same two endings: so each ending is right
-exactly as often as it is wrong, and only someone who understands the story can choose.
+Cloze stories are made in pairs, of two topics and with the same people, that offer the same two
+endings, each the right one of one story: so each ending is right exactly as often as it is wrong,
+in each split, and only someone who relates it to the story can choose.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import NamedTuple, TypeVar
 if __name__ == "__main__":  # run as a file from a clone, where gpt1 need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpt1.datasets import COLUMNS, TEST_CSV, VALIDATION_CSV
+from gpt1.datasets import COLUMNS, TEST_CSV, VALIDATION_CSV, split_rows
 from gpt1.errors import report_errors
 from gpt1.files import atomic_write
 
 GRAMMAR = Path(__file__).resolve().parent / "demo_grammar.txt"
 SEED = 2018
-N_VALIDATION = 480
+N_VALIDATION = 960
 N_TEST = 400
-SHARED_ENDINGS = 0.35  # how often an ending is one that fits every topic
+SHARED_ENDINGS = 0.35  # how often an unlabelled story's ending is one that fits every topic
 AFTERTHOUGHTS = 0.5  # how often an unlabelled story goes on after its ending
 OUTCOMES = ("happy", "sad")
 MIDDLE_OF = {"well": "happy", "badly": "sad"}
@@ -139,14 +139,28 @@ class StoryTeller:
         others = [other for other in self.shared.endings[outcome] if other != ending]
         return [ending, self.pick(others)]
 
-    def cloze_row(self, topic: Topic, outcome: str, templates: dict[str, str]) -> ClozeRow:
-        """A story with the outcome, offered the endings of both outcomes in random order."""
-        values = self.cast(topic)
-        sentences = self.four_sentences(topic, outcome, values)
-        order = self.shuffled(OUTCOMES)
-        first, second = (self.fill(templates[each], values) for each in order)
-        pair = (templates[order[0]], templates[order[1]])
-        return ClozeRow(sentences, (first, second), order.index(outcome), pair)
+    def cloze_pair(self, topics: Sequence[Topic]) -> list[ClozeRow]:
+        """A story of each of two topics; both are offered the endings of both."""
+        people = self.cast(self.shared)
+        stories, endings, templates = [], [], []
+        for topic in topics:
+            outcome, values = self.pick(OUTCOMES), {**self.cast(topic), **people}
+            stories.append(self.four_sentences(topic, outcome, values))
+            templates.append(self.pick(topic.endings[outcome]))
+            endings.append(self.fill(templates[-1], values))
+        rows = []
+        for label, sentences in enumerate(stories):
+            first = self.pick((0, 1))
+            order = (first, 1 - first)
+            rows.append(
+                ClozeRow(
+                    sentences,
+                    (endings[order[0]], endings[order[1]]),
+                    order.index(label),
+                    (templates[order[0]], templates[order[1]]),
+                )
+            )
+        return rows
 
 
 def cloze_files(
@@ -154,26 +168,34 @@ def cloze_files(
 ) -> tuple[list[ClozeRow], list[ClozeRow]]:
     """The rows of the validation and the test file; no two stories of all are the same.
 
+    Both stories of a pair come to the same split, training or validation.
+
     Args:
-        n_validation: rows of the validation file, even: they come in pairs.
+        n_validation: rows of the validation file; like the splits made of it, even.
         n_test: rows of the test file, even.
         seed: what all of it is drawn from.
     """
     teller = StoryTeller(seed)
     told: set[str] = set()
-    files = []
-    for count in (n_validation, n_test):
-        rows: list[ClozeRow] = []
-        while len(rows) < count:
-            topic = teller.topics[len(rows) // 2 % len(teller.topics)]
-            templates = {outcome: teller.ending(topic, outcome) for outcome in OUTCOMES}
-            pair = [teller.cloze_row(topic, outcome, templates) for outcome in OUTCOMES]
-            texts = {" ".join(row.sentences) for row in pair}
-            if not texts & told:
-                told |= texts
-                rows += pair
-        files.append(teller.shuffled(rows))
-    return files[0], files[1]
+    validation: dict[int, ClozeRow] = {}
+    for places in split_rows(n_validation):
+        validation |= zip(places, _cloze_rows(teller, len(places), told), strict=True)
+    test = _cloze_rows(teller, n_test, told)
+    return [validation[place] for place in range(n_validation)], test
+
+
+def _cloze_rows(teller: StoryTeller, count: int, told: set[str]) -> list[ClozeRow]:
+    """``count`` rows in pairs, shuffled; their stories are new and become told."""
+    rows: list[ClozeRow] = []
+    while len(rows) < count:
+        topic = teller.topics[len(rows) // 2 % len(teller.topics)]
+        other = teller.pick([each for each in teller.topics if each is not topic])
+        pair = teller.cloze_pair([topic, other])
+        texts = {" ".join(row.sentences) for row in pair}
+        if not texts & told and pair[0].endings[0] != pair[0].endings[1]:
+            told |= texts
+            rows += pair
+    return teller.shuffled(rows)
 
 
 def unlabelled_stories(n: int, seed: int) -> Iterator[str]:

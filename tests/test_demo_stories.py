@@ -52,11 +52,11 @@ def test_regenerating_gives_the_same_bytes(demo: ModuleType, tmp_path: Path) -> 
 def test_another_seed_gives_other_stories(demo: ModuleType, tmp_path: Path) -> None:
     assert demo.main(["--out", str(tmp_path), "--seed", "1"]) == 0
     ours, theirs = read_cloze(DEMO / TEST_CSV), read_cloze(tmp_path / TEST_CSV)
-    assert not set(ours.stories) & set(theirs.stories)
+    assert len(set(ours.stories) & set(theirs.stories)) < 0.05 * len(ours.stories)
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix", "count"), [(VALIDATION_CSV, "demo-v", 480), (TEST_CSV, "demo-t", 400)]
+    ("name", "prefix", "count"), [(VALIDATION_CSV, "demo-v", 960), (TEST_CSV, "demo-t", 400)]
 )
 def test_files_have_the_real_format(name: str, prefix: str, count: int) -> None:
     assert (DEMO / name).stat().st_size < 1_000_000
@@ -70,7 +70,7 @@ def test_files_have_the_real_format(name: str, prefix: str, count: int) -> None:
 
 
 def test_split_sizes(splits: tuple[Cloze, Cloze, Cloze]) -> None:
-    assert [len(split.labels) for split in splits] == [384, 96, 400]
+    assert [len(split.labels) for split in splits] == [768, 192, 400]
 
 
 def test_stories_are_sentences_of_fitting_length(splits: tuple[Cloze, Cloze, Cloze]) -> None:
@@ -91,25 +91,30 @@ def test_no_story_is_told_twice(splits: tuple[Cloze, Cloze, Cloze]) -> None:
     assert len(set(stories)) == len(stories)
 
 
-def test_each_ending_is_right_as_often_as_wrong(demo: ModuleType) -> None:
-    for rows in demo.cloze_files():
-        right = Counter(row.templates[row.label] for row in rows)
-        wrong = Counter(row.templates[1 - row.label] for row in rows)
+def test_each_ending_is_right_as_often_as_wrong_in_each_split(
+    splits: tuple[Cloze, Cloze, Cloze],
+) -> None:
+    for split in splits:
+        pairs = list(zip(split.endings1, split.endings2, strict=True))
+        right = Counter(pair[label] for pair, label in zip(pairs, split.labels, strict=True))
+        wrong = Counter(pair[1 - label] for pair, label in zip(pairs, split.labels, strict=True))
         assert right == wrong
-        assert len(right) > 120
 
 
-def test_right_ending_belongs_to_the_storys_outcome(demo: ModuleType) -> None:
-    """Whatever the label: the right ending is of the story's outcome, the wrong one is not."""
-    shared, topics = demo.read_grammar()
+def test_right_ending_belongs_to_the_storys_topic_and_the_wrong_one_does_not(
+    demo: ModuleType,
+) -> None:
+    """Whatever the label, and with the same people in both endings' stories."""
+    _, topics = demo.read_grammar()
     teller = demo.StoryTeller(3)
-    for topic in topics:
-        for outcome, other in (("happy", "sad"), ("sad", "happy")):
-            templates = {each: teller.ending(topic, each) for each in demo.OUTCOMES}
-            row = teller.cloze_row(topic, outcome, templates)
-            both = topic.endings, shared.endings
-            assert any(row.templates[row.label] in endings[outcome] for endings in both)
-            assert any(row.templates[1 - row.label] in endings[other] for endings in both)
+    seen = Counter()
+    for topic, other in zip(topics, topics[1:] + topics[:1], strict=True):
+        for row, own in zip(teller.cloze_pair([topic, other]), (topic, other), strict=True):
+            templates = own.endings["happy"] + own.endings["sad"]
+            assert row.templates[row.label] in templates
+            assert row.templates[1 - row.label] not in templates
+            seen[row.label] += 1
+    assert min(seen.values()) > 20
 
 
 def test_grammar_is_rich_and_its_outcomes_are_apart(demo: ModuleType) -> None:

@@ -49,8 +49,11 @@ ORIGINAL: dict[str, Any] = {
 }
 BY_THE_CHECKPOINT = ("n_embd", "n_head", "n_layer", "n_transfer")
 ORIGINAL_WITHOUT_DEFAULT = ("desc", "dataset", "data_dir", "encoder_path", "bpe_path")
-OURS = ("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every")
-SWITCHES = ("submit", "analysis", "vector_l2", "resume")
+OURS = (
+    *("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every"),
+    "share_prefix",
+)
+SWITCHES = ("submit", "analysis", "vector_l2", "resume", "share_prefix")
 
 FLAGS = tuple(Settings().as_flags())
 CSVS = ("val.csv", "test.csv")

@@ -398,6 +398,16 @@ def test_without_lm_coef_there_is_no_lm_cost(run: Run) -> None:
     assert all(row["grad_norm"] > 0 for row in lines(run.updates))
 
 
+def test_the_norm_is_logged_before_clipping_and_without(task: tiny.Tiny, tmp_path: Path) -> None:
+    norms = []
+    for clip in ("1e-3", "1", "0"):
+        run = Run(task, tmp_path / clip)
+        assert run.main("--n_iter", "1", "--max_grad_norm", clip) == 0
+        norms.append(lines(run.updates)[0]["grad_norm"])
+    assert norms[0] > 0.1
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
 def test_towers_are_a_matter_of_where_not_of_what(task: tiny.Tiny, tmp_path: Path) -> None:
     """Without dropout four towers of two stories are one of eight; gradients are averaged."""
     four, one = Run(task, tmp_path / "four"), Run(task, tmp_path / "one")
