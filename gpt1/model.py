@@ -6,6 +6,7 @@ K head size, R targets of the language model, V rows of ``we``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1.batches import Batch
+from gpt1.dropout import dropout, dropped_matrix, keep_mask
 
 LN_EPSILON = 1e-5
 INIT_STD = 0.02
@@ -155,6 +157,26 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.g.shape, self.g, self.b, LN_EPSILON)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
+    """Each of [S, H, T, K]: weights over the visible places under dropout p, times v.
+
+    Scores that are not visible count as -infinity here and as -1e9 in the original: the softmax
+    of either is exactly 0 there.
+    """
+    if p == 0 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=p
+        )
+    T = q.shape[2]
+    if visible is None:
+        visible = torch.ones(T, T, dtype=torch.bool).tril()
+    bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, -math.inf)
+    scores = (q * k.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+    weights = scores.softmax(-1)
+    a: Tensor = (weights * keep_mask(weights.shape, p, weights)).to(v.dtype) @ v
+    return a
+
+
 class Attention(nn.Module):
     """Masked multi-head self-attention (the original's ``attn``)."""
 
@@ -170,16 +192,7 @@ class Attention(nn.Module):
         """Packed rows [N, D] to what each takes from the rows it may see, [N, D]."""
         qkv = layout.pad(self.c_attn(x))  # [N, 3D] -> [S, T, 3D]
         q, k, v = (self._split_heads(part) for part in qkv.chunk(3, dim=-1))
-        # Scores that are not visible count as -infinity here and as -1e9 in the original:
-        # the softmax of either is exactly 0 there.
-        a = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=layout.visible,
-            is_causal=layout.visible is None,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-        )
+        a = _attend(q, k, v, layout.visible, self.attn_pdrop if self.training else 0.0)
         return self._project(layout.unpad(self._merge_heads(a)))
 
     def for_readers(self, x: Tensor, layout: _Layout, readers: _Readers) -> Tensor:
@@ -201,7 +214,7 @@ class Attention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def _project(self, a: Tensor) -> Tensor:
-        return F.dropout(self.c_proj(a), self.resid_pdrop, self.training)
+        return dropout(self.c_proj(a), self.resid_pdrop, self.training)
 
 
 class MLP(nn.Module):
@@ -256,8 +269,9 @@ class ChoiceHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, D] to [B, C]; a story's choices share one dropout mask."""
-        mask = F.dropout(h.new_ones(h.shape[0], 1, h.shape[2]), self.clf_pdrop, self.training)
-        return (h * mask @ self.w + self.b).squeeze(-1)
+        if self.training and self.clf_pdrop:
+            h = h * keep_mask((h.shape[0], 1, h.shape[2]), self.clf_pdrop, h)
+        return (h @ self.w + self.b).squeeze(-1)
 
 
 def _layout_of(batch: Batch) -> _Layout:
@@ -397,10 +411,12 @@ class DoubleHeadsModel(nn.Module):
 
     def _dropped_we(self) -> Tensor:
         """``we`` under this step's one mask, which input and output share."""
-        return F.dropout(self.we, self.config.embd_pdrop, self.training)
+        dtype = _matmul_dtype(self.we)
+        return dropped_matrix(self.we, self.config.embd_pdrop, self.training, dtype)
 
     def _embed(self, we: Tensor, batch: Batch) -> Tensor:
-        return F.embedding(batch.tokens, we) + F.embedding(batch.positions, we)
+        rows = torch.stack([batch.tokens, batch.positions])  # one look-up has one gradient of we
+        return F.embedding(rows, we).sum(0)
 
     def _transform(self, we: Tensor, batch: Batch) -> Tensor:
         x, layout = self._embed(we, batch), _layout_of(batch)

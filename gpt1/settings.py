@@ -16,7 +16,7 @@ from gpt1.errors import InputError
 DATASETS = ("rocstories",)
 DEMO = "demo"  # the directory of the bundled demo, in data/ and in model/
 # What suits the demo's model, a hundredth of GPT-1's size, and its few stories.
-DEMO_DEFAULTS: dict[str, Any] = {"lr": 1e-3, "n_iter": 10}
+DEMO_DEFAULTS: dict[str, Any] = {"lr": 2e-3, "n_iter": 15}
 
 Check = Callable[[Any], str | None]
 

@@ -70,11 +70,14 @@ def run(settings: Settings, sources: Sources, process: Process) -> None:
     """
     import numpy as np
 
+    from gpt1.distributed import keep_freed_memory
     from gpt1.prepare import build_model, load_task, model_config
 
     if process.is_main and sources.demo:
         _announce_demo(settings, sources)
     process.check_precision(settings.precision)
+    if process.device.type == "cpu":
+        keep_freed_memory()
     _check_results(settings, process)
     task = load_task(settings, sources, verbose=process.is_main)
     if task.train.n_stories < settings.n_batch_train:

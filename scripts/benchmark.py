@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gpt1 import batches, datasets
 from gpt1.batches import ChoiceArrays, SpecialTokens, pack
-from gpt1.distributed import Process
+from gpt1.distributed import Process, keep_freed_memory
 from gpt1.errors import InputError, report_errors
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.opt import OpenAIAdam
@@ -308,6 +308,7 @@ def _measure_memory(
     if variant == "peer":
         run: Ours | Peer = Peer(config, device)
     else:
+        keep_freed_memory()
         run = Ours(config, device, share_prefix=variant == VARIANTS[2])
     for _ in range(2):
         run.train(stories, "fp32", args.memory_towers)
@@ -358,6 +359,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--stories {args.stories}: must be a multiple of --n_gpu {args.n_gpu}")
     found: dict[str, Any] = {**machine(args), "transformers": transformers.__version__}
     found["tokens a story, padded / real / shared"] = " / ".join(map(str, tokens_a_story(stories)))
+    keep_freed_memory()  # for the peer too
     found |= compare(args, stories)
     if not args.no_memory:
         for variant in VARIANTS:

@@ -26,6 +26,7 @@ from gpt1.batches import (
     transform_roc,
 )
 from gpt1.distributed import Process
+from gpt1.dropout import dropout
 from gpt1.model import DoubleHeadsModel, LayerNorm, ModelConfig
 from gpt1.opt import OpenAIAdam
 from gpt1.predict import evaluating, predict_logits
@@ -400,7 +401,7 @@ def test_no_dropout_in_evaluation() -> None:
 def test_embedding_dropout_is_one_mask_for_input_and_output() -> None:
     model, arrays = dropping(embd_pdrop=0.4)
     torch.manual_seed(5)
-    dropped = F.dropout(model.we.detach(), 0.4)  # the first thing a step draws
+    dropped = dropout(model.we.detach(), 0.4, training=True)  # the first thing a step draws
     assert_inverted_mask(dropped / model.we.detach(), 0.4)
 
     def drop(place: str, x: Tensor) -> Tensor:

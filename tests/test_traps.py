@@ -26,6 +26,7 @@ from gpt1 import batches, prepare
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
 from gpt1.datasets import Cloze
 from gpt1.distributed import Process
+from gpt1.dropout import dropout
 from gpt1.model import DoubleHeadsModel, LayerNorm, Losses, ModelConfig
 from gpt1.predict import predict_logits, score
 from gpt1.settings import Settings, Sources
@@ -360,7 +361,7 @@ def test_embedding_dropout_reaches_the_output_matrix() -> None:
     """The LM head multiplies by the same masked matrix, not by ``we`` as it is."""
     model, arrays = in_training(embd_pdrop=RATE)
     torch.manual_seed(3)
-    dropped = F.dropout(model.we.detach(), RATE)
+    dropped = dropout(model.we.detach(), RATE, training=True)
     params = reference.params_of(model)
 
     def drop(place: str, x: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""Masks of inverted dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt1.dropout import dropout, dropped_matrix, keep_mask
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 0.9, 1 - 1e-9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_mask_has_the_rate_and_the_value(p: float, dtype: torch.dtype):
+    torch.manual_seed(0)
+    mask = keep_mask((1001, 203), p, torch.zeros((), dtype=dtype))
+    assert mask.shape == (1001, 203)
+    assert mask.dtype == dtype
+    kept = (mask != 0).double().mean().item()
+    assert abs(kept - (1 - p)) < 5 * (p * (1 - p) / mask.numel()) ** 0.5 + 2**-15
+    value = torch.tensor(1 / (1 - p), dtype=dtype)
+    assert ((mask == 0) | (mask == value)).all()
+
+
+def test_elements_of_a_mask_are_independent():
+    """Four of them share one 64-bit word: neighbours must agree no more than others."""
+    torch.manual_seed(1)
+    mask = (keep_mask((400_000,), 0.5, torch.zeros(())) != 0).double() - 0.5
+    for distance in (1, 2, 3, 4, 5):
+        correlation = (mask[distance:] * mask[:-distance]).mean() * 4
+        assert abs(correlation) < 5 / 400_000**0.5
+    for lane in range(4):  # each part of a word has the rate
+        assert abs(mask[lane::4].mean()) < 5 * 0.5 / 100_000**0.5
+
+
+def test_seed_decides_the_mask():
+    masks = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        masks.append(keep_mask((50,), 0.3, torch.zeros(())))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_no_dropout_leaves_the_tensor_itself():
+    x = torch.randn(5)
+    assert dropout(x, 0.5, training=False) is x
+    assert dropout(x, 0.0, training=True) is x
+    assert dropped_matrix(x, 0.5, training=False, dtype=torch.float32) is x
+
+
+def test_matrix_and_its_gradient_go_through_the_same_mask():
+    w = torch.randn(40, 30, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(5)
+    dropped = dropped_matrix(w, 0.25, training=True, dtype=torch.float64)
+    mask = dropped.detach() / w.detach()
+    direction = torch.randn_like(dropped)
+    (dropped * direction).sum().backward()
+    torch.testing.assert_close(w.grad, direction * mask)
+    torch.manual_seed(5)
+    torch.testing.assert_close(mask, keep_mask(w.shape, 0.25, w))
+
+
+def test_matrix_in_bfloat16_has_its_gradient_in_float32():
+    w = torch.randn(40, 30, requires_grad=True)
+    dropped = dropped_matrix(w, 0.25, training=True, dtype=torch.bfloat16)
+    assert dropped.dtype == torch.bfloat16
+    dropped.float().sum().backward()
+    assert w.grad is not None
+    assert w.grad.dtype == torch.float32
