@@ -84,6 +84,14 @@ class Process:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def has_bf16(self) -> bool:
+        """Whether matrix products in bfloat16 are faster here than in float32."""
+        if self.device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        if self.device.type == "cpu":
+            return bool(torch.cpu._is_avx512_bf16_supported())
+        return False
+
     def arithmetic(self, precision: str) -> AbstractContextManager[Any]:
         """Where matrix products run in bfloat16 if ``precision`` asks for it.
 

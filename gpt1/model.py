@@ -229,9 +229,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to [N, D]."""
-        return F.dropout(
-            self.c_proj(self.activation(self.c_fc(x))), self.resid_pdrop, self.training
-        )
+        hidden = self.activation(self.c_fc(x))
+        return dropout(self.c_proj(hidden), self.resid_pdrop, self.training)
 
 
 class Block(nn.Module):
@@ -369,6 +368,11 @@ class DoubleHeadsModel(nn.Module):
             else:
                 parameter.normal_(0, INIT_STD, generator=generator)
 
+    def compile_layers(self) -> None:
+        """Let torch compile the layers, once for all lengths; names of parameters stay."""
+        for block in self.h:
+            block.compile(dynamic=True)
+
     def hidden_states(self, batch: Batch) -> Tensor:
         """Top-layer states of all tokens of a batch, [N, D]."""
         return self._transform(self._dropped_we(), batch)
@@ -416,7 +420,7 @@ class DoubleHeadsModel(nn.Module):
 
     def _embed(self, we: Tensor, batch: Batch) -> Tensor:
         rows = torch.stack([batch.tokens, batch.positions])  # one look-up has one gradient of we
-        return F.embedding(rows, we).sum(0)
+        return F.embedding(rows, we).sum(0).to(_matmul_dtype(we))
 
     def _transform(self, we: Tensor, batch: Batch) -> Tensor:
         x, layout = self._embed(we, batch), _layout_of(batch)

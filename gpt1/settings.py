@@ -129,6 +129,11 @@ class Settings:
     share_prefix: bool = _flag(
         False, "compute a story once for both endings in training too: one dropout mask for both"
     )
+    compile: bool = _flag(False, "compile the layers with torch.compile; needs a C++ compiler")
+    fast: bool = _flag(
+        False,
+        "what is fastest on the device: bf16 where it has it, --share_prefix, --compile on CUDA",
+    )
     resume: bool = _flag(False, "go on from the last checkpoint of this run, if there is one")
     save_every: int = _flag(
         0, "updates between checkpoints, besides each epoch's end", _at_least(0)
@@ -149,6 +154,16 @@ class Settings:
     def as_flags(self) -> dict[str, Any]:
         """Every flag's value by its name, in the order of ``--help``."""
         return {item.name: getattr(self, item.name) for item in _flags()}
+
+    def made_fast(self, *, has_bf16: bool, is_cuda: bool) -> Settings:
+        """What ``--fast`` stands for; a precision that was given stays."""
+        keep = "precision" in self.given or not has_bf16
+        return replace(
+            self,
+            precision=self.precision if keep else "bf16",
+            share_prefix=True,
+            compile=self.compile or is_cuda,
+        )
 
     def for_demo(self) -> Settings:
         """These settings with the demo's own where the command line gave none."""

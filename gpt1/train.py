@@ -36,6 +36,7 @@ FREE_ON_RESUME = {
     *("desc", "log_dir", "save_dir", "submission_dir", "data_dir", "model_dir", "encoder_path"),
     *("bpe_path", "init_params", "n_embd", "n_head", "n_layer", "analysis", "device", "resume"),
     "save_every",
+    "fast",
 }
 GPU_LOG_DELAY = 50  # updates whose numbers may wait on a GPU before they are logged
 
@@ -75,6 +76,9 @@ def run(settings: Settings, sources: Sources, process: Process) -> None:
 
     if process.is_main and sources.demo:
         _announce_demo(settings, sources)
+    if settings.fast:
+        is_cuda = process.device.type == "cuda"
+        settings = settings.made_fast(has_bf16=process.has_bf16(), is_cuda=is_cuda)
     process.check_precision(settings.precision)
     if process.device.type == "cpu":
         keep_freed_memory()
@@ -89,6 +93,8 @@ def run(settings: Settings, sources: Sources, process: Process) -> None:
     stream = np.random.RandomState(settings.seed)
     config = model_config(settings, sources, task)
     model = build_model(settings, sources, config, stream).to(process.device)
+    if settings.compile:
+        model.compile_layers()
     trainer = Trainer(settings, sources, process, task, model)
     trainer.train(stream)
     if settings.submit:

@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = [accuracy(seed, flags) for seed in range(1, args.seeds + 1)]
         medians.append(statistics.median(found))
         shown = " ".join(f"{value:.2f}" for value in found)
-        print(f"{name}: median {medians[-1]:.2f}, {min(found):.2f} to {max(found):.2f} ({shown})")
+        print(
+            f"{name}: median {medians[-1]:.2f}, {min(found):.2f} to {max(found):.2f} ({shown})",
+            flush=True,
+        )
     print(f"difference of the medians: {medians[0] - medians[1]:.2f} points")
     return 0
 

@@ -52,8 +52,10 @@ ORIGINAL_WITHOUT_DEFAULT = ("desc", "dataset", "data_dir", "encoder_path", "bpe_
 OURS = (
     *("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every"),
     "share_prefix",
+    "compile",
+    "fast",
 )
-SWITCHES = ("submit", "analysis", "vector_l2", "resume", "share_prefix")
+SWITCHES = ("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast")
 
 FLAGS = tuple(Settings().as_flags())
 CSVS = ("val.csv", "test.csv")

@@ -1,0 +1,109 @@
+"""The fast ways compute the same: shared prefixes, bfloat16, compiled layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gpt1.batches import ChoiceArrays, pack
+from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.settings import Settings, parse
+from gpt1.train import main
+
+CONFIG = ModelConfig(n_vocab=50, n_ctx=24, n_embd=32, n_head=4, n_layer=2)
+DROPOUTS = ["--embd_pdrop", "--attn_pdrop", "--resid_pdrop", "--clf_pdrop"]
+NO_DROPOUT = [word for flag in DROPOUTS for word in (flag, "0")]
+
+
+def stories(n: int = 6) -> ChoiceArrays:
+    """Random stories whose two choices share a prefix."""
+    rng = np.random.default_rng(0)
+    X = np.zeros((n, 2, CONFIG.n_ctx, 2), np.int32)
+    M = np.zeros((n, 2, CONFIG.n_ctx), np.float32)
+    X[..., 1] = CONFIG.n_vocab + CONFIG.n_special + np.arange(CONFIG.n_ctx)
+    for i in range(n):
+        prefix = rng.integers(1, 50, rng.integers(3, 10)).tolist()
+        for c in range(2):
+            ids = [50, *prefix, 51, *rng.integers(1, 50, rng.integers(1, 8)).tolist(), 52]
+            X[i, c, : len(ids), 0] = ids
+            M[i, c, : len(ids)] = 1
+    return ChoiceArrays(X, M, rng.integers(0, 2, n).astype(np.int32))
+
+
+def fresh_model() -> DoubleHeadsModel:
+    model = DoubleHeadsModel(CONFIG)
+    model.init_parameters(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_bfloat16_is_close_and_keeps_float32_parameters(share_prefix: bool):
+    model = fresh_model().eval()
+    batch = pack(stories(), CONFIG.clf_token, share_prefix=share_prefix)
+    exact = model.losses(batch, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.losses(batch, 0.5)
+        rounded.total.backward()
+        logits = model.choice_logits(batch)
+    assert rounded.lm is not None
+    torch.testing.assert_close(rounded.clf, exact.clf, rtol=0, atol=0.05)
+    torch.testing.assert_close(rounded.lm, exact.lm, rtol=0.02, atol=0)
+    assert logits.dtype in (torch.bfloat16, torch.float32)
+    for parameter in model.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_compute_the_same():
+    model = fresh_model().eval()
+    batch = pack(stories(), CONFIG.clf_token, share_prefix=True)
+    expected = model.hidden_states(batch)
+    names = [name for name, _ in model.named_parameters()]
+    model.compile_layers()
+    torch.testing.assert_close(model.hidden_states(batch), expected, rtol=0, atol=1e-5)
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_fast_stands_for_what_suits_the_device():
+    given = parse(["--fast"], "train")
+    fast = given.made_fast(has_bf16=True, is_cuda=False)
+    assert (fast.precision, fast.share_prefix, fast.compile) == ("bf16", True, False)
+    assert given.made_fast(has_bf16=True, is_cuda=True).compile
+    assert given.made_fast(has_bf16=False, is_cuda=False).precision == "fp32"
+    own = parse(["--fast", "--precision", "fp32"], "train")
+    assert own.made_fast(has_bf16=True, is_cuda=False).precision == "fp32"
+    assert not Settings().share_prefix
+
+
+def test_fast_is_recorded_in_the_log(tmp_path: Path):
+    task = tiny.write_tiny(tmp_path)
+    places = [f"--{kind}_dir={tmp_path / kind}" for kind in ("log", "save", "submission")]
+    assert main([*task.flags, *places, "--fast", "--device", "cpu", "--n_gpu", "1"]) == 0
+    first, *_ = (tmp_path / "log/rocstories.jsonl").read_text().splitlines()
+    assert json.loads(first)["fast"] is True
+    assert json.loads(first)["share_prefix"] is True
+
+
+def test_shared_prefixes_train_to_the_same_parameters_without_dropout(tmp_path: Path):
+    from gpt1.jl import read_jl
+
+    task = tiny.write_tiny(tmp_path)
+    found = []
+    for extra in ([], ["--share_prefix"]):
+        places = [f"--{kind}_dir={tmp_path / kind}" for kind in ("log", "save", "submission")]
+        flags = ["--submit", "--device", "cpu", "--n_gpu", "1", "--n_iter", "2", *NO_DROPOUT]
+        assert main([*task.flags, *places, *flags, *extra]) == 0
+        found.append(read_jl(tmp_path / "save/rocstories/best_params.jl"))
+    for plain, shared in zip(*(each[:-1] for each in found), strict=True):  # clf/b is noise
+        np.testing.assert_allclose(plain, shared, rtol=0, atol=1e-5)
