@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -24,6 +26,8 @@ class InputError(Gpt1Error):
 def report_errors(program: str, body: Callable[[], int]) -> int:
     """Run ``body`` and turn a :class:`Gpt1Error` into one message and its exit status.
 
+    Ctrl-C and a reader of our output that has gone end the program without a traceback, too.
+
     Args:
         program: the name put before the message, such as ``gpt1.train``.
         body: the program; returns its exit status.
@@ -34,3 +38,9 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
         sys.stdout.flush()
         print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT

@@ -332,14 +332,17 @@ def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str
     problems = []
     missing = [name for name in csv_names if not (sources.data_dir / name).is_file()]
     if missing:
-        remedy = (
-            "run from the repository's root, or give --data_dir and --model_dir"
-            if sources.demo
-            else "ask for ROCStories at https://cs.rochester.edu/nlp/rocstories/ and put the CSVs "
-            "there, or name their directory with --data_dir"
-        )
         names = " and ".join(f"'{name}'" for name in missing)
-        problems.append(f"{sources.data_dir}/ has no {names}: {remedy}")
+        if sources.demo:  # the rest of the demo is not there either
+            return [
+                f"neither data/ nor {sources.data_dir}/ has {names}: run from the repository's "
+                "root, or give --data_dir and --model_dir"
+            ]
+        problems.append(
+            f"{sources.data_dir}/ has no {names}: ask for ROCStories at "
+            "https://cs.rochester.edu/nlp/rocstories/ and put the CSVs there, or name their "
+            "directory with --data_dir"
+        )
     for flag, path in (
         ("--encoder_path", sources.encoder_path),
         ("--bpe_path", sources.bpe_path),

@@ -407,3 +407,13 @@ def test_data_dir_is_data_or_else_the_demo(
     assert captured.out.splitlines()[:1] == ["ROCStories Test Accuracy:  80.00"] * (status == 0)
     assert says in captured.err
     assert bool(captured.err) == bool(says)
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    """As in ``scripts/analysis.py ... | head -1``."""
+    body = "import sys; from gpt1.errors import report_errors\n"
+    body += "sys.exit(report_errors('x', lambda: [print('y' * 100) for _ in range(10**5)] and 0))"
+    command = f'"{sys.executable}" -c "{body}" | head -1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout == "y" * 100 + "\n"
+    assert done.stderr == ""

@@ -284,17 +284,20 @@ def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path
     assert_same(two, one, 1e-6)
 
 
-def test_torchrun_equals_one_process_with_dropout_too(task: tiny.Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [2, 4])
+def test_torchrun_equals_one_process_with_dropout_too(
+    task: tiny.Tiny, tmp_path: Path, world: int
+) -> None:
     """Each tower draws its dropout from its own seed, whichever process computes it."""
     flags = [*task.flags, "--n_gpu", "4", "--n_batch", "2", "--submit", "--device", "cpu"]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     assert train.main([*flags, *one.flags()]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "gpt1.train", *flags, *two.flags()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={world}", "-m", "gpt1.train", *flags, *two.flags()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3  # a line an epoch, from one process only
-    assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == 2
+    assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == world
     assert_same(two, one, 1e-6)
 
 

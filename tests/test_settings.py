@@ -353,7 +353,8 @@ def test_without_demo_files_the_message_says_where_to_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = missing()
-    assert "data/demo/ has no 'val.csv' and 'test.csv': run from the repository's root" in message
+    assert "data/demo/ has 'val.csv' and 'test.csv': run from the repository's root" in message
+    assert "\n" not in message
 
 
 def test_everything_missing_comes_in_one_message(root: Path) -> None:

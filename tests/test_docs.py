@@ -1,0 +1,48 @@
+"""What the pages name exists: tests, modules, scripts, flags and files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt1.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHER_FLAGS = {  # of torchrun, scripts and make's programs
+    *("--nproc_per_node", "--nnodes", "--node_rank", "--rdzv-backend", "--rdzv-endpoint"),
+    *("--seeds", "--log", "--json", "--help", "--standalone", "--max-restarts", "--check", "--out"),
+    *("--stories", "--rounds", "--no_memory", "--n_stories", "--durations"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_named_tests_exist(page: Path) -> None:
+    for file, test in re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text()):
+        assert re.search(rf"^def {test}\b", (ROOT / "tests" / file).read_text(), re.M), test
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_named_files_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"\b((?:scripts|tests|gpt1|docs)/[\w/]+\.\w+)\b", text):
+        assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_named_flags_exist(page: Path) -> None:
+    known = {f"--{name}" for name in Settings().as_flags()} | OTHER_FLAGS
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text()))
+    assert named <= known, named - known
+
+
+def test_python_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
