@@ -46,6 +46,8 @@ def tower_gradients(
         for tower in process.own_towers(n_towers):
             part = stories.take(slice(tower * size, (tower + 1) * size))
             batch = pack(part, model.config.clf_token, share_prefix=share_prefix)
+            if process.device.type == "cuda":
+                batch = batch.pin()  # so that the copy does not wait for the GPU
             torch.manual_seed(seeds[tower])
             losses = model.losses(batch.to(process.device), lm_coef)
             (losses.total / n_towers).backward()  # type: ignore[no-untyped-call]

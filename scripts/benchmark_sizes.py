@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import N_VOCAB, Ours, timed
+from benchmark import N_VOCAB, Ours, peak_gib, timed
 
 from gpt1.batches import ChoiceArrays
 from gpt1.distributed import keep_freed_memory
@@ -59,12 +59,7 @@ def measure(case: dict[str, int], device_name: str, precision: str, pipe: Any) -
     stories = full_stories(case["batch"], case["length"])
     run.train(stories, precision, 1)
     seconds = timed(lambda: [run.train(stories, precision, 1) for _ in range(2)], device) / 2
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        status = Path("/proc/self/status").read_text()
-        peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
-    pipe.send((seconds / case["batch"], peak))
+    pipe.send((seconds / case["batch"], peak_gib(device)))
 
 
 def in_own_process(case: dict[str, int], device: str, precision: str) -> tuple[float, float] | None:
