@@ -223,7 +223,7 @@ def keep_freed_memory() -> None:
     """Ask glibc, where it is the C library, to reuse large freed blocks.
 
     Its default gives every block above 32 MiB back to the system at once, and a training step on
-    the CPU then spends a tenth of its time in page faults, on the same tensors each time.
+    the CPU then spends much time in page faults, on the same tensors each time.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -1,4 +1,4 @@
-"""Dropout masks, drawn fast: a third of a CPU step would otherwise go into random numbers."""
+"""Dropout masks, drawn fast: they are most of the random numbers that a CPU step needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """A mask for inverted dropout: 0 with probability p, else 1 / (1 - p).
 
     On the CPU an element takes 16 random bits of torch's generator, several elements at a time,
-    instead of the 53 that ``bernoulli_`` takes one by one: four times as fast. What is kept is
+    instead of the 53 that ``bernoulli_`` takes one by one. What is kept is
     then p rounded to a multiple of 2**-16, so that the mean is 1 within 1e-5.
 
     Args:
