@@ -1,0 +1,214 @@
+"""A model and its text encoder from files, for every program that does not train.
+
+A model is either a pretrained one, from the directory ``--model_dir`` (no choice head then), or
+a fine-tuned one, from the full parameter list ``--params`` with the vocabulary of ``--model_dir``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt1 import weights
+from gpt1.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gpt1.batches import SpecialTokens
+    from gpt1.model import DoubleHeadsModel, ModelConfig
+    from gpt1.text_utils import TextEncoder
+
+VOCABULARY = "encoder_bpe_40000.json"
+MERGES = "vocab_40000.bpe"
+N_SPECIAL = 3
+SPECIAL_STD = 0.02  # of the rows of special tokens where no file holds them
+DEFAULT_N_HEAD = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model ready to be asked: in evaluation mode, on its device.
+
+    Attributes:
+        model: the model.
+        encoder: its text encoder.
+        has_choice_head: whether its classifier was trained; else its values are random.
+        source: the files it came from, for messages.
+    """
+
+    model: DoubleHeadsModel
+    encoder: TextEncoder
+    has_choice_head: bool
+    source: str
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the three special tokens."""
+        from gpt1.batches import SpecialTokens
+
+        return SpecialTokens.after(self.model.config.n_vocab)
+
+
+def load_pretrained(
+    model_dir: str | Path,
+    params: str | Path | None = None,
+    *,
+    n_head: int | None = None,
+    encoder_path: str | Path | None = None,
+    bpe_path: str | Path | None = None,
+    spacy_rules: str = "2.0",
+    afn: str = "gelu",
+    device: torch.device | str = "cpu",
+) -> Pretrained:
+    """Load a model and its encoder.
+
+    Args:
+        model_dir: vocabulary, merges, and unless ``params`` is given the weights.
+        params: a full parameter list (``best_params.jl``, or safetensors) to use instead.
+        n_head: attention heads [``gpt1_config.json`` in ``model_dir``, else 12].
+        encoder_path, bpe_path: vocabulary and merges elsewhere than in ``model_dir``.
+        spacy_rules: as :class:`gpt1.text_utils.TextEncoder`.
+        afn: activation that the model was trained with.
+        device: where the model goes.
+
+    Raises:
+        InputError: a file is missing, damaged, or does not fit the others.
+    """
+    from gpt1.model import DoubleHeadsModel
+    from gpt1.text_utils import TextEncoder
+
+    model_dir = Path(model_dir)
+    encoder_path = Path(encoder_path or model_dir / VOCABULARY)
+    encoder = TextEncoder(encoder_path, bpe_path or model_dir / MERGES, spacy_rules=spacy_rules)
+    n_vocab = len(encoder.encoder)
+    n_head = n_head or weights.read_n_head(model_dir) or DEFAULT_N_HEAD
+    if params is None:
+        config, values = _released(model_dir, n_vocab, n_head, afn, encoder_path)
+        source = str(model_dir)
+    else:
+        config, values = _full_list(params, n_vocab, n_head, afn, encoder_path)
+        source = str(params)
+    model = DoubleHeadsModel(config)
+    model.init_parameters(_generator())
+    weights.apply(model, values, source)
+    return Pretrained(
+        model=model.to(device).eval(),
+        encoder=encoder,
+        has_choice_head=params is not None,
+        source=source,
+    )
+
+
+def _released(
+    model_dir: Path, n_vocab: int, n_head: int, afn: str, encoder_path: Path
+) -> tuple[ModelConfig, dict[str, weights.Array]]:
+    """Sizes and parameters of a checkpoint in the released layout."""
+    import numpy as np
+
+    shapes = weights.read_shapes(model_dir)
+    if shapes.n_vocab != n_vocab:
+        raise InputError(
+            f"{encoder_path} has {n_vocab} pieces, but {model_dir / weights.SHAPES_FILE} is for "
+            f"{shapes.n_vocab}; use the vocabulary that came with the weights"
+        )
+    config = _config(
+        n_vocab=n_vocab,
+        n_ctx=shapes.n_ctx,
+        n_embd=shapes.n_embd,
+        n_layer=shapes.n_layer,
+        n_head=n_head,
+        afn=afn,
+    )
+    special = np.random.RandomState(0).randn(N_SPECIAL, shapes.n_embd) * SPECIAL_STD
+    special = special.astype(np.float32)
+    return config, weights.load_released(model_dir, special=special, n_ctx=shapes.n_ctx)
+
+
+def _full_list(
+    path: str | Path, n_vocab: int, n_head: int, afn: str, encoder_path: Path
+) -> tuple[ModelConfig, dict[str, weights.Array]]:
+    """Sizes and parameters of a full list; its position rows are those the vocabulary leaves."""
+    arrays = weights.read_params(path)
+    sizes = weights.config_of_list(arrays, path)
+    n_ctx = sizes.rows - n_vocab - N_SPECIAL
+    if n_ctx < 1:
+        raise InputError(
+            f"{path}: {sizes.rows} rows of we are too few for the {n_vocab} pieces of "
+            f"{encoder_path}; name the vocabulary it was trained with by --model_dir"
+        )
+    config = _config(
+        n_vocab=n_vocab,
+        n_ctx=n_ctx,
+        n_embd=sizes.n_embd,
+        n_layer=sizes.n_layer,
+        n_head=n_head,
+        afn=afn,
+    )
+    return config, dict(zip(weights.parameter_shapes(config), arrays, strict=True))
+
+
+def _config(*, n_head: int, n_embd: int, afn: str, **sizes: int) -> ModelConfig:
+    from gpt1.model import ModelConfig
+
+    if n_embd % n_head:
+        raise InputError(
+            f"--n_head {n_head}: does not divide the width {n_embd}; give the number of heads the "
+            "model was trained with"
+        )
+    return ModelConfig(n_embd=n_embd, n_head=n_head, afn=afn, **sizes)
+
+
+def _generator() -> torch.Generator:
+    """For what no file holds (an untrained classifier): the same numbers every time."""
+    import torch
+
+    return torch.Generator().manual_seed(0)
+
+
+# The command line's part
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that :func:`from_arguments` reads."""
+    add = parser.add_argument
+    add("--model_dir", metavar="DIR", help="vocabulary and weights [model/, or model/demo]")
+    add("--params", metavar="FILE", help="a fine-tuned model: best_params.jl or .safetensors")
+    add("--n_head", metavar="N", type=int, help="attention heads [the checkpoint's, else 12]")
+    add("--afn", default="gelu", choices=("gelu", "relu", "swish"), help="activation [gelu]")
+    add("--spacy_rules", default="2.0", choices=("2.0", "installed"), help="word rules [2.0]")
+    add("--device", help="cpu, cuda, mps, ... [cuda if there is one, else cpu]")
+
+
+def from_arguments(args: argparse.Namespace, program: str) -> Pretrained:
+    """The model that the flags name.
+
+    Args:
+        args: with the flags of :func:`add_model_arguments`.
+        program: the name before the notice that the demo's model is used.
+
+    Raises:
+        InputError: see :func:`load_pretrained`.
+    """
+    from gpt1.distributed import choose_device
+
+    return load_pretrained(
+        args.model_dir or default_model_dir(program),
+        args.params,
+        n_head=args.n_head,
+        spacy_rules=args.spacy_rules,
+        afn=args.afn,
+        device=choose_device(args.device),
+    )
+
+
+def default_model_dir(program: str) -> Path:
+    """``model/``, or the bundled demo while there is no vocabulary."""
+    model_dir, demo = Path("model"), Path("model/demo")
+    if (model_dir / VOCABULARY).is_file() or not (demo / VOCABULARY).is_file():
+        return model_dir
+    print(f"{program}: no model in {model_dir}/, using the demo's in {demo}/", file=sys.stderr)
+    return demo
