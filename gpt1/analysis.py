@@ -8,7 +8,6 @@ different seeds differ comes on top of it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -18,11 +17,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+from gpt1 import calibration
+from gpt1.arguments import Parser, number
 from gpt1.errors import InputError, report_errors
 from gpt1.files import read_text
 
 HEADER = "index\tprediction"
 SIGNIFICANCE = 0.05
+N_MISTAKES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,11 +196,21 @@ def report(
     # The original's order of operations: the last digit shown must be its own.
     accuracy = _n_right(submission, labels) / len(labels) * 100
     parts.append(f"ROCStories Test Accuracy:  {accuracy:.2f}")
-    parts += ["", _accuracy_line("Test", submission, labels), "", _table(submission, labels)]
+    parts += ["", accuracy_line("Test", submission, labels), "", _table(submission, labels)]
     if other is not None:
-        parts += ["", _accuracy_line("Second submission", other, labels)]
+        parts += ["", accuracy_line("Second submission", other, labels)]
         parts.append(_comparison(mcnemar_exact(submission, other, labels)))
     return "\n".join(parts)
+
+
+def accuracy_line(what: str, predictions: Sequence[int], labels: Sequence[int]) -> str:
+    """How many are right, with :func:`wilson_interval`: one line that begins with ``what``."""
+    right, n = _n_right(predictions, labels), len(labels)
+    low, high = wilson_interval(right, n)
+    return (
+        f"{what}: {right} of {n} right, {right / n * 100:.2f} %; "
+        f"95 % interval (Wilson) {low * 100:.2f} to {high * 100:.2f} %"
+    )
 
 
 def analyse_rocstories(
@@ -206,6 +218,10 @@ def analyse_rocstories(
     submission_path: str | Path,
     log_path: str | Path | None = None,
     other_path: str | Path | None = None,
+    *,
+    probs_path: str | Path | None = None,
+    plot_path: str | Path | None = None,
+    n_mistakes: int = N_MISTAKES,
 ) -> str:
     """Read what a run left and the test labels, and give the :func:`report` on them.
 
@@ -214,9 +230,14 @@ def analyse_rocstories(
         submission_path: predictions for that file.
         log_path: the log of the same run.
         other_path: a second submission for the same file.
+        probs_path: probabilities of the first submission; adds what :mod:`gpt1.calibration` says.
+        plot_path: where to draw the reliability of the probabilities.
+        n_mistakes: most confident mistakes to show.
 
     Raises:
-        InputError: a file is missing or malformed, or a submission has not one line a story.
+        InputError: a file is missing or malformed, a submission has not one line a story, or the
+            probabilities are those of another submission.
+        Gpt1Error: the picture cannot be written.
     """
     from gpt1.datasets import TEST_CSV, read_cloze
 
@@ -228,22 +249,48 @@ def analyse_rocstories(
         raise InputError(
             f"{test_csv}: no such file; name the test CSV's directory with --data_dir."
         )
-    labels = read_cloze(test_csv).labels
+    cloze = read_cloze(test_csv)
+    labels = cloze.labels
     _check_length(submission_path, submission, test_csv, labels)
     if other_path is not None and other is not None:
         _check_length(other_path, other, test_csv, labels)
-    return report(submission, labels, log, other)
+    text = report(submission, labels, log, other)
+    if probs_path is None:
+        return text
+    choices = calibration.read_probs(probs_path)
+    _check_agreement(probs_path, choices, submission_path, submission)
+    if plot_path is not None:
+        from gpt1 import figures
+
+        bins = calibration.reliability(choices, labels)
+        figures.save(calibration.reliability_figure(bins), plot_path)
+    return f"{text}\n\n{calibration.report(choices, cloze, n_mistakes)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 if a file is not what it should be."""
-    args = _parser().parse_args(argv)
-    return report_errors("gpt1.analysis", lambda: _run(args))
+    return report_errors("gpt1.analysis", lambda: _run(argv))
 
 
-def _run(args: argparse.Namespace) -> int:
-    data_dir = _default_data_dir() if args.data_dir is None else args.data_dir
-    print(analyse_rocstories(data_dir, args.submission, args.log, args.second_submission))
+def _run(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_intermixed_args(argv)  # the second submission may follow flags
+    if args.probs is None and (args.plot is not None or args.mistakes is not None):
+        flag = "--mistakes" if args.plot is None else "--plot"
+        raise InputError(f"{flag}: needs probabilities; give --probs FILE too")
+    if args.plot is not None:
+        from gpt1.figures import check_picture
+
+        check_picture(args.plot, "--plot")
+    text = analyse_rocstories(
+        _default_data_dir() if args.data_dir is None else args.data_dir,
+        args.submission,
+        args.log,
+        args.second_submission,
+        probs_path=args.probs,
+        plot_path=args.plot,
+        n_mistakes=N_MISTAKES if args.mistakes is None else args.mistakes,
+    )
+    print(text)
     return 0
 
 
@@ -258,12 +305,11 @@ def _default_data_dir() -> Path:
     return demo
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="gpt1.analysis",
-        description="Say how good a ROCStories submission is, and how sure that is.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""examples:
+def _parser() -> Parser:
+    parser = Parser(
+        "gpt1 analysis",
+        "Say how good a ROCStories submission is, and how sure that is.",
+        """\
   # accuracy, its 95 % interval and the confusion table
   python scripts/analysis.py submission/ROCStories.tsv
 
@@ -271,7 +317,11 @@ def _parser() -> argparse.ArgumentParser:
   python scripts/analysis.py submission/ROCStories.tsv --log log/rocstories.jsonl
 
   # is the second run really better? (exact McNemar test)
-  python scripts/analysis.py first.tsv second.tsv --data_dir data/demo""",
+  python scripts/analysis.py first.tsv second.tsv --data_dir data/demo
+
+  # how far its probabilities can be trusted, as numbers and as a picture
+  python scripts/analysis.py submission/ROCStories.tsv --probs submission/ROCStories.probs.tsv \\
+      --plot reliability.png --mistakes 10""",
     )
     add = parser.add_argument
     add("submission", metavar="SUBMISSION", help="predictions that training wrote with --submit")
@@ -287,6 +337,18 @@ def _parser() -> argparse.ArgumentParser:
         help="where the ROCStories test CSV is (default: data/, or data/demo if data/ has none)",
     )
     add("--log", metavar="FILE", help="training log of the run that made SUBMISSION")
+    add(
+        "--probs",
+        metavar="FILE",
+        help="probabilities of SUBMISSION, from --probs of training: adds calibration and mistakes",
+    )
+    add("--plot", metavar="FILE", help="draw the calibration: a .png, .svg or .pdf file")
+    add(
+        "--mistakes",
+        metavar="N",
+        type=number(int, 0),
+        help=f"most confident mistakes to show with --probs [{N_MISTAKES}]",
+    )
     return parser
 
 
@@ -363,18 +425,31 @@ def _check_length(
         )
 
 
+def _check_agreement(
+    probs_path: str | Path,
+    choices: calibration.Choices,
+    path: str | Path,
+    submission: Sequence[int],
+) -> None:
+    """Raise an :class:`InputError` unless both files hold the same predictions."""
+    remedy = "name the file that the same run wrote beside its submission."
+    if len(choices.predictions) != len(submission):
+        raise InputError(
+            f"{probs_path} has {len(choices.predictions)} stories, but {path} has "
+            f"{len(submission)}; {remedy}"
+        )
+    pairs = zip(choices.predictions.tolist(), submission, strict=True)
+    for line, (found, expected) in enumerate(pairs, 2):
+        if found != expected:
+            raise InputError(
+                f"{probs_path}, line {line}: prediction {found}, but {path} has {expected} on that "
+                f"line; {remedy}"
+            )
+
+
 def _n_right(predictions: Sequence[int], labels: Sequence[int]) -> int:
     table = confusion(predictions, labels)
     return table[0][0] + table[1][1]
-
-
-def _accuracy_line(what: str, predictions: Sequence[int], labels: Sequence[int]) -> str:
-    right, n = _n_right(predictions, labels), len(labels)
-    low, high = wilson_interval(right, n)
-    return (
-        f"{what}: {right} of {n} right, {right / n * 100:.2f} %; "
-        f"95 % interval (Wilson) {low * 100:.2f} to {high * 100:.2f} %"
-    )
 
 
 def _table(predictions: Sequence[int], labels: Sequence[int]) -> str:

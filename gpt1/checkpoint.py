@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,17 @@ from torch import Tensor
 
 from gpt1.errors import InputError
 from gpt1.files import atomic_write
+from gpt1.opt import OpenAIAdam
 
 FORMAT = "gpt1 checkpoint 1"
 KEPT = 2
-_REMEDY = "delete it to go on from the one before"
+DAMAGED = ".damaged"  # the end of the name of one that could not be read
+_REMEDY = "use the one before it"
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
+
+
+class DamagedError(InputError):
+    """A checkpoint cannot be used, whatever the settings."""
 
 
 @dataclass(kw_only=True)
@@ -35,18 +42,27 @@ class RunState:
     Attributes:
         n_updates: updates done, which gives the epoch, the place in it, and all seeds.
         best_score: best validation accuracy so far, in percent.
+        evaluated: whether the evaluation that was due after these updates, if any, is done.
         tensors: the model's and the optimizer's tensors by name.
         optimizer: the rest of the optimizer's state: plain data.
+        source: where it was read from, for messages.
     """
 
     n_updates: int
     best_score: float
+    evaluated: bool = True
     tensors: dict[str, Tensor]
     optimizer: list[dict[str, Any]]
+    source: str = "the state of this run"
 
 
 def capture(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, n_updates: int, best_score: float
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    n_updates: int,
+    best_score: float,
+    *,
+    evaluated: bool = True,
 ) -> RunState:
     """The state of a run now; its tensors are the live ones, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -57,21 +73,51 @@ def capture(
     return RunState(
         n_updates=n_updates,
         best_score=best_score,
+        evaluated=evaluated,
         tensors=tensors,
         optimizer=state["param_groups"],
     )
 
 
-def restore(state: RunState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state back into a model and an optimizer made with the same settings."""
-    own = model.state_dict()
-    model.load_state_dict({name: state.tensors[f"model.{name}"] for name in own})
+def restore(state: RunState, model: torch.nn.Module, optimizer: OpenAIAdam) -> None:
+    """Put a state back into a model and an optimizer made with the same settings.
+
+    Raises:
+        DamagedError: it is not a state of such a run; both are then untouched.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    groups = [{**group, "t": state.n_updates} for group in own]
+    if state.optimizer != groups or any(state.n_updates > group["t_total"] for group in groups):
+        raise DamagedError(
+            f"{state.source}: its optimizer's settings do not fit this run after "
+            f"{state.n_updates} updates; {_REMEDY}"
+        )
+    _check_tensors(state, model, optimizer)
     entries: dict[int, dict[str, Tensor]] = {}
+    for name in state.tensors.keys() - {f"model.{name}" for name in model.state_dict()}:
+        _, index, key = name.split(".")
+        entries.setdefault(int(index), {})[key] = state.tensors[name]
+    model.load_state_dict({name: state.tensors[f"model.{name}"] for name in model.state_dict()})
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _check_tensors(state: RunState, model: torch.nn.Module, optimizer: OpenAIAdam) -> None:
+    """See that a state has the tensors of this run, all of them and no other."""
+    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for index, parameter in enumerate(parameters if state.n_updates else ()):
+        expected |= {f"optimizer.{index}.{key}": parameter for key in ("m", "v")}
+    odd = sorted(expected.keys() ^ state.tensors.keys())
+    if odd:
+        problem = "is missing" if odd[0] in expected else "is not this model's"
+        raise DamagedError(f"{state.source}: its tensor {odd[0]!r:.80} {problem}; {_REMEDY}")
     for name, tensor in state.tensors.items():
-        kind, index, *key = name.split(".")
-        if kind == "optimizer":
-            entries.setdefault(int(index), {})[".".join(key)] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": state.optimizer})
+        found, right = ((list(t.shape), t.dtype) for t in (tensor, expected[name]))
+        if found != right:
+            raise DamagedError(
+                f"{state.source}: its tensor {name} has shape {found[0]} and type {found[1]}, "
+                f"expected {right[0]} and {right[1]}; {_REMEDY}"
+            )
 
 
 def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
@@ -94,6 +140,7 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
         {
             "n_updates": state.n_updates,
             "best_score": state.best_score,
+            "evaluated": state.evaluated,
             "optimizer": state.optimizer,
             "meaning": dict(meaning),
         }
@@ -111,8 +158,13 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
 
 def clear(directory: Path) -> None:
     """Remove all checkpoints: those of an earlier run must not pass for the new one's."""
-    for path in checkpoints(directory):
+    for path in (*checkpoints(directory), *directory.glob(f"checkpoint-*{DAMAGED}")):
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which it neither counts nor gets lost."""
+    return path.replace(path.with_name(path.name + DAMAGED))
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -123,30 +175,57 @@ def checkpoints(directory: Path) -> list[Path]:
 def load(path: Path) -> tuple[RunState, dict[str, Any]]:
     """Read a checkpoint: its state, and the settings it was made under.
 
+    Whether the state is one of a certain model is for :func:`restore` to say.
+
     Raises:
-        InputError: the file is damaged or no checkpoint of this format.
+        DamagedError: the file is damaged or no checkpoint of this format.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise DamagedError(f"{path}: not a readable checkpoint: not a file; {_REMEDY}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable checkpoint: {error}; {_REMEDY}") from error
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise DamagedError(
+            f"{path}: not a readable checkpoint: {error!s:.200}; {_REMEDY}"
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of this program ({FORMAT!r} is expected)")
+        raise DamagedError(
+            f"{path}: not a checkpoint of this program ({FORMAT!r} is expected); {_REMEDY}"
+        )
     header = metadata.get("state", "")
     if metadata.get("sha256") != _digest(header, tensors):
-        raise InputError(f"{path}: damaged: its SHA-256 is another; {_REMEDY}")
-    values = json.loads(header)
-    state = RunState(
-        n_updates=values["n_updates"],
-        best_score=values["best_score"],
-        tensors=tensors,
-        optimizer=values["optimizer"],
-    )
-    return state, values["meaning"]
+        raise DamagedError(f"{path}: damaged: its SHA-256 is another; {_REMEDY}")
+    values = _header_values(path, header)
+    meaning = values.pop("meaning")
+    return RunState(**values, tensors=tensors, source=str(path)), meaning
+
+
+# The values in a checkpoint's header, and how a message calls them.
+_HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n_updates": (lambda x: type(x) is int and 0 <= x < 10**8, "a number of updates"),
+    "best_score": (lambda x: type(x) in (int, float) and 0 <= x <= 100, "a percentage"),
+    "evaluated": (lambda x: isinstance(x, bool), "true or false"),
+    "optimizer": (lambda x: isinstance(x, list), "a list of parameter groups"),
+    "meaning": (lambda x: isinstance(x, dict), "an object of settings"),
+}
+
+
+def _header_values(path: Path, header: str) -> dict[str, Any]:
+    """The values of ``_HEADER``: the digest shows who wrote them only if nobody forged it."""
+    try:
+        values = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: its state is not JSON: {error!s:.200}; {_REMEDY}") from error
+    if not isinstance(values, dict):
+        raise DamagedError(f"{path}: its state is not a JSON object; {_REMEDY}")
+    for name, (is_right, expected) in _HEADER.items():
+        if not is_right(values.get(name)):
+            raise DamagedError(f"{path}: its {name} is not {expected}; {_REMEDY}")
+    return {name: values[name] for name in _HEADER}
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:

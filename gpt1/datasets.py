@@ -114,7 +114,7 @@ def read_cloze(path: str | Path) -> Cloze:
             as in an editor. No content of a file raises anything else.
     """
     text = read_text(path, "the cloze CSV")
-    rows = _csv_rows(path, text)
+    rows = csv_rows(path, text)
     _check_header(path, next(rows, None))
     result = Cloze([], [], [], [])
     for line, cells in rows:
@@ -131,7 +131,7 @@ def read_cloze(path: str | Path) -> Cloze:
     return result
 
 
-def _csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Each row with the line it begins on; a quoted newline makes a row longer than a line."""
     # newline=None makes every kind of line end "\n", as the original's text-mode open does.
     reader = csv.reader(_lines_without_nul(path, io.StringIO(text, newline=None)), strict=True)

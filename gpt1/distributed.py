@@ -8,10 +8,16 @@ machine or several; a process takes its towers one after another.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +28,8 @@ from torch import Tensor
 from gpt1.errors import Gpt1Error, InputError
 
 Result = TypeVar("Result")
+
+GRACE = 15.0  # seconds that processes get to end by themselves, then once more after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -56,14 +64,15 @@ class Process:
         if self.world == 1:
             return part
         parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, part)
+        with _talking():
+            dist.all_gather_object(parts, part)
         return np.concatenate(parts)
 
     def from_main(self, body: Callable[[], Result]) -> Result:
         """What ``body`` gives in the main process, which alone runs it, in every process.
 
         Raises:
-            Gpt1Error: the one that it raised there, in every process.
+            Gpt1Error: the one that it raised there, in every process; only the main one tells.
         """
         if self.world == 1:
             return body()
@@ -73,16 +82,28 @@ class Process:
                 outcome = [body()]
             except Gpt1Error as error:
                 outcome = [error]
-        dist.broadcast_object_list(outcome, 0)
+        with _talking():
+            dist.broadcast_object_list(outcome, 0)
         if isinstance(outcome[0], Gpt1Error):
+            outcome[0].told = not self.is_main
             raise outcome[0]
         return outcome[0]  # type: ignore[no-any-return]
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up ``tensors`` over all processes, in place."""
         if self.world > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+            with _talking():
+                for tensor in tensors:
+                    dist.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is true in any process; no process goes on before all have said."""
+        if self.world == 1:
+            return flag
+        flags = torch.tensor(int(flag))  # on the CPU: asking a GPU would be waiting for it
+        with _talking():
+            dist.all_reduce(flags)
+        return bool(flags)
 
     def has_bf16(self) -> bool:
         """Whether matrix products in bfloat16 are faster here than in float32."""
@@ -102,8 +123,9 @@ class Process:
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give ``tensors`` the main process's values in every process."""
         if self.world > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
+            with _talking():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), 0)
 
     def check_precision(self, precision: str) -> None:
         """Set what ``--precision`` needs, or say that this device cannot do it."""
@@ -113,6 +135,19 @@ class Process:
                 "use fp32 or bf16"
             )
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Where processes exchange something: a failure there is the other one's."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise Gpt1Error(
+            "another process of this run has ended or cannot be reached; its own message says why "
+            f"({reason}). Start the run again with --resume."
+        ) from error
 
 
 def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
@@ -170,35 +205,83 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _end_with_parent()
+    with _talking():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Process(rank, world, device)
     finally:
         dist.destroy_process_group()
 
 
+def _end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the process that started this one dies: nobody is orphaned."""
+    pr_set_pdeathsig = 1
+    # On another system torchrun or the user ends what is left.
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+
+
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
     """Run ``body(argv)`` in n processes of this machine, joined in a group; the exit status.
 
-    The first process that ends badly ends the others, and its status is returned.
+    SIGTERM and SIGINT are handed on to them. When one of them ends badly the others are ended,
+    too, within ``GRACE`` seconds, and its status is returned.
     """
-    from torch.multiprocessing.spawn import ProcessExitedException
-    from torch.multiprocessing.spawn import start_processes as start
+    context = multiprocessing.get_context("spawn")
+    port = _free_port()
+    processes = [
+        context.Process(target=_process_main, args=(rank, body, list(argv), n, port))
+        for rank in range(n)
+    ]
+    for process in processes:
+        process.start()
+    request: int | None = None
 
-    arguments = (body, list(argv), n, _free_port())
-    context: Any = start(_process_main, arguments, n, join=False, start_method="spawn")  # type: ignore[no-untyped-call]
+    def hand_on(number: int, frame: object) -> None:
+        nonlocal request
+        request = request or number
+        for process in processes:
+            process.terminate()
+
+    previous = {
+        number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        while not context.join():
-            pass
-    except ProcessExitedException as error:
-        return int(error.exit_code) if error.exit_code > 0 else 128 - error.exit_code
+        status = _wait_for_all(processes)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 + request if request and status == 128 + signal.SIGTERM else status
+
+
+def _wait_for_all(processes: Sequence[BaseProcess]) -> int:
+    """Wait until all have ended; the first bad exit status, as a shell gives it, or 0."""
+    while any(process.exitcode is None for process in processes):
+        wait([process.sentinel for process in processes if process.exitcode is None])
+        bad = [code for process in processes if (code := process.exitcode)]
+        if bad:
+            _end_all(processes)
+            return bad[0] if bad[0] > 0 else 128 - bad[0]
     return 0
+
+
+def _end_all(processes: Sequence[BaseProcess]) -> None:
+    """Let the others notice by themselves, then ask them to end, then end them."""
+    for step in (lambda process: None, BaseProcess.terminate, BaseProcess.kill):
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            if process.exitcode is None:
+                step(process)
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
 
 
 def _process_main(
     rank: int, body: Callable[[Sequence[str]], int], argv: list[str], world: int, port: int
 ) -> None:
     """One started process: torchrun's variables, then the program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which hands it on
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -206,9 +289,7 @@ def _process_main(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    status = body(argv)
-    if status:
-        raise SystemExit(status)
+    sys.exit(body(argv))
 
 
 def _free_port() -> int:
@@ -227,11 +308,22 @@ def keep_freed_memory() -> None:
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max = -1, -4
+        m_trim_threshold, m_mmap_max, never = -1, -4, -1
         libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_trim_threshold, never)
     except (OSError, AttributeError):
         pass  # another C library: slower, not wrong
+
+
+def make_deterministic() -> None:
+    """Ask torch for kernels that give the same bits every time (on a CPU they all do)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # we read none
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_flash_sdp(False)  # their backward passes add up in any order
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def tower_seed(seed: int, update: int, tower: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _STEPS = 1 << 16  # a CPU mask takes 16 random bits an element
+_ROWS = 1024  # of a matrix under dropout at a time: they stay in the cache from step to step
 
 
 def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
@@ -52,15 +53,31 @@ class _DroppedMatrix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-        kept = _kept(w.shape, p)
-        ctx.save_for_backward(kept)
         ctx.value, ctx.dtype = 1 / (1 - p), w.dtype
-        return kept.to(dtype).mul_(ctx.value).mul_(w)
+        kept = torch.empty(w.shape, dtype=torch.bool)
+        dropped = torch.empty(w.shape, dtype=dtype)
+        for rows in _row_slices(w):
+            kept[rows] = mask = _kept(w[rows].shape, p)
+            dropped[rows] = mask.to(w.dtype).mul_(ctx.value).mul_(w[rows])
+        ctx.save_for_backward(kept)
+        return dropped
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return kept.to(ctx.dtype).mul_(ctx.value).mul_(gradients[0]), None, None
+        dw = torch.empty(kept.shape, dtype=ctx.dtype)
+        for rows in _row_slices(kept):
+            scale = kept[rows].to(ctx.dtype).mul_(ctx.value)
+            torch.mul(scale, gradients[0][rows], out=dw[rows])
+        return dw, None, None
+
+
+def _row_slices(matrix: Tensor) -> list[slice]:
+    """The rows of a matrix, a cacheful at a time.
+
+    The mask of a slice takes whole words of four elements, as that of the whole would.
+    """
+    return [slice(begin, begin + _ROWS) for begin in range(0, len(matrix), _ROWS)]
 
 
 def dropped_matrix(w: Tensor, p: float, training: bool, dtype: torch.dtype) -> Tensor:

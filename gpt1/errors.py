@@ -12,15 +12,40 @@ class Gpt1Error(Exception):
     """A failure with a message for people: no traceback is shown for it.
 
     The message says what happened, where (file and line, array, flag) and what to do.
+
+    Attributes:
+        told: whether another process of the run shows the message.
     """
 
     exit_status = 1
+    told = False
 
 
 class InputError(Gpt1Error):
     """Something handed over is wrong: a file, a value, a flag, or their combination."""
 
     exit_status = 2
+
+
+class Stopped(BaseException):
+    """The program was asked to end (SIGTERM, SIGINT); its exit status says so, as shells do.
+
+    No ``except Exception`` catches it, as with KeyboardInterrupt.
+
+    Args:
+        request: the signal.
+        message: how far the work is, and how to continue.
+
+    Attributes:
+        told: whether another process of the run shows the message.
+    """
+
+    told = False
+
+    def __init__(self, request: signal.Signals, message: str = "before the first update") -> None:
+        super().__init__(message)
+        self.request = request
+        self.exit_status = 128 + request
 
 
 def report_errors(program: str, body: Callable[[], int]) -> int:
@@ -36,8 +61,14 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
         return body()
     except Gpt1Error as error:
         sys.stdout.flush()
-        print(f"{program}: error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_status
+    except Stopped as stop:
+        sys.stdout.flush()
+        if not stop.told:
+            print(f"{program}: stopped by {stop.request.name}: {stop}", file=sys.stderr)
+        return stop.exit_status
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from gpt1.errors import Gpt1Error, InputError
+
+_LARGEST_TEXT = 1 << 30
 
 
 @contextmanager
@@ -53,6 +56,17 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def remove_leftovers(directory: Path, names: str) -> None:
+    """Remove what killed processes left of writing files; nobody may be writing them now.
+
+    Args:
+        directory: where they are.
+        names: a pattern as for :mod:`glob`.
+    """
+    for temporary in directory.glob(f".{names}.????????"):
+        temporary.unlink(missing_ok=True)
+
+
 def check_writable(directory: Path) -> None:
     """Make a directory if need be and see whether files can be made in it.
 
@@ -73,9 +87,12 @@ def read_text(path: str | Path, what: str) -> str:
     """The text of a UTF-8 file, byte-order mark removed, or an :class:`InputError`.
 
     Args:
-        path: the file.
+        path: the file, at most a gigabyte: what is larger is none of ours.
         what: what it should be, for the message ("the BPE merges").
     """
+    check_regular(path, what)
+    if os.path.getsize(path) > _LARGEST_TEXT:
+        raise InputError(f"{path}: too large to be {what}; name another file.")
     data = read_bytes(path, what)
     try:
         return data.decode("utf-8-sig")
@@ -89,11 +106,31 @@ def read_text(path: str | Path, what: str) -> str:
 
 def read_bytes(path: str | Path, what: str) -> bytes:
     """The bytes of a file, or an :class:`InputError` that says which file is missing."""
+    check_regular(path, what)
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{path}: {what} cannot be read: {reason}.") from error
+    except (OSError, MemoryError) as error:
+        raise _unreadable(path, what, error) from error
+
+
+def check_regular(path: str | Path, what: str) -> None:
+    """See that there is a file, and that reading it comes to an end.
+
+    Raises:
+        InputError: there is none, or it is a directory, a pipe or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise _unreadable(path, what, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise InputError(f"{path}: {what} cannot be read: this is {kind}; name a file.")
+
+
+def _unreadable(path: str | Path, what: str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
+    return InputError(f"{path}: {what} cannot be read: {reason}; name another file.")
 
 
 def _umask() -> int:

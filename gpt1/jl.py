@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt1.errors import InputError
-from gpt1.files import atomic_write
+from gpt1.files import atomic_write, check_regular
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -124,6 +124,7 @@ class _Stream:
 @contextmanager
 def _open_jl(path: str | Path) -> Iterator[_Stream]:
     """The file's bytes, decompressed; damage to them is a :class:`ValueError`."""
+    check_regular(path, "the parameters")
     try:
         file = open(path, "rb")  # noqa: SIM115  closed below; only opening is tried here
     except OSError as error:
@@ -160,10 +161,31 @@ def _decoder(file: io.BufferedReader) -> tuple[io.BufferedIOBase, tuple[type[Exc
 
         return lzma.LZMAFile(file), (lzma.LZMAError, EOFError)
     if head.startswith(b"\x78"):
-        from joblib.compressor import BinaryZlibFile
-
-        return io.BufferedReader(BinaryZlibFile(file, "rb")), (OSError, EOFError, zlib.error)
+        return io.BufferedReader(_ZlibFile(file)), (OSError, EOFError, zlib.error)
     return file, (OSError,)
+
+
+class _ZlibFile(io.RawIOBase):
+    """The bytes in a zlib stream; joblib's own reader never returns if others follow it."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._inflater = zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data and not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail or self._file.read(1 << 16)
+            if not packed:
+                raise EOFError("it ends inside its zlib stream")
+            data = self._inflater.decompress(packed, len(buffer))
+        if self._inflater.unused_data:
+            raise EOFError("there is more after its zlib stream")
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from gpt1.errors import Gpt1Error
 from gpt1.files import atomic_write
 
+Mirror = Callable[[Mapping[str, Any]], None]
+Check = Callable[[int, Sequence[float]], None]
+
 
 class JsonLines:
     """A file of JSON objects, one a line, each with the time in seconds since 1970 last.
@@ -21,15 +24,20 @@ class JsonLines:
     Args:
         path: the file; made anew unless ``keep`` says what to keep of it.
         keep: the number of updates that a resumed run goes on from: later lines go.
+        mirror: is given each line, too: those that are kept and those that are written.
     """
 
-    def __init__(self, path: Path, keep: int | None = None) -> None:
+    def __init__(self, path: Path, keep: int | None = None, mirror: Mirror | None = None) -> None:
         self.path = path
+        self._mirror = mirror
         lines = [] if keep is None else _lines_until(path, keep)
         with atomic_write(path, "w") as file:
             file.writelines(lines)
         self.is_new = not lines
         self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        if mirror:
+            for line in lines:
+                mirror(json.loads(line))
 
     def write(self, **values: Any) -> None:
         """Append a line, at once."""
@@ -39,6 +47,8 @@ class JsonLines:
             self._file.flush()
         except OSError as error:
             raise Gpt1Error(f"{self.path}: cannot be written: {error.strerror}.") from error
+        if self._mirror:
+            self._mirror(values)
 
     def close(self) -> None:
         """Close the file."""
@@ -55,11 +65,16 @@ def _lines_until(path: Path, n_updates: int) -> list[str]:
     for line in text.splitlines(keepends=True):
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a line cut off by a crash
-        if isinstance(values, Mapping) and values.get("n_updates", 0) <= n_updates:
+        if isinstance(values, Mapping) and _counts(values.get("n_updates", 0), n_updates):
             kept.append(line if line.endswith("\n") else line + "\n")
     return kept
+
+
+def _counts(found: object, n_updates: int) -> bool:
+    """Whether a line's ``n_updates`` is a number, and one the run has done."""
+    return type(found) is int and found <= n_updates
 
 
 class UpdateLog:
@@ -72,12 +87,16 @@ class UpdateLog:
         log: where the lines go.
         delay: updates that may wait; 0 writes each at once.
         with_lm: whether there is a language-model loss; without it ``lm_cost`` is null.
+        check: is given each update's number and numbers before they are written.
     """
 
-    def __init__(self, log: JsonLines, *, delay: int, with_lm: bool) -> None:
+    def __init__(
+        self, log: JsonLines, *, delay: int, with_lm: bool, check: Check | None = None
+    ) -> None:
         self._log = log
         self._delay = delay
         self._with_lm = with_lm
+        self._check = check
         self._waiting: list[tuple[int, float, float, Tensor]] = []
 
     def write(self, n_updates: int, lr: float, numbers: Tensor) -> None:
@@ -90,8 +109,11 @@ class UpdateLog:
         """Write what waits."""
         if not self._waiting:
             return
-        rows = torch.stack([numbers for *_, numbers in self._waiting]).tolist()
-        for (n_updates, when, lr, _), (clf, lm, norm) in zip(self._waiting, rows, strict=True):
+        waiting, self._waiting = self._waiting, []
+        rows = torch.stack([numbers for *_, numbers in waiting]).tolist()
+        for (n_updates, when, lr, _), (clf, lm, norm) in zip(waiting, rows, strict=True):
+            if self._check:
+                self._check(n_updates, (clf, lm, norm))
             self._log.write(
                 n_updates=n_updates,
                 clf_cost=clf,
@@ -100,9 +122,10 @@ class UpdateLog:
                 grad_norm=norm,
                 time=when,
             )
-        self._waiting.clear()
 
     def close(self) -> None:
         """Write what waits and close the log."""
-        self.flush()
-        self._log.close()
+        try:
+            self.flush()
+        finally:
+            self._log.close()

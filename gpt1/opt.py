@@ -148,6 +148,7 @@ class OpenAIAdam(Optimizer):
         }
         super().__init__(params, _checked_options(defaults))
         self._norm = torch.tensor(math.nan)
+        self._measured = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over loaded or unpickled groups, refusing those of another optimizer."""
@@ -155,6 +156,7 @@ class OpenAIAdam(Optimizer):
             group.update(_checked_options(group))
         super().__setstate__(state)
         self.__dict__.setdefault("_norm", torch.tensor(math.nan))
+        self.__dict__.setdefault("_measured", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own if wanted; they count t from 1.
@@ -201,6 +203,15 @@ class OpenAIAdam(Optimizer):
             return self._norm
         return _global_norm(self._gradients())
 
+    def measure(self) -> Tensor:
+        """Work out :attr:`grad_norm` now, to look at it before ``step``, which then uses it.
+
+        The gradients must stay as they are in between.
+        """
+        self._norm = _global_norm(self._gradients())
+        self._measured = True
+        return self._norm
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -218,12 +229,15 @@ class OpenAIAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self._measured = False
         grads = self._gradients()
         clip = self.param_groups[0]["max_grad_norm"]
         divisor = None
         if clip > 0:
-            self._norm = _global_norm(grads)
+            if not self._measured:
+                self._norm = _global_norm(grads)
             divisor = self._norm.clamp(min=clip) / clip
+        self._measured = False
         for index, group in enumerate(self.param_groups):
             group["t"] += 1
             self._update(group, self.current_lr(index), divisor)

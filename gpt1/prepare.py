@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gpt1 import batches, datasets, weights
+from gpt1 import batches, datasets, hub, weights
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens
 from gpt1.errors import InputError
 from gpt1.model import DoubleHeadsModel, ModelConfig
@@ -17,6 +18,7 @@ from gpt1.settings import Settings, Sources, join_problems
 from gpt1.text_utils import TextEncoder
 
 N_SPECIAL = 3
+FLOAT_BYTES = 4
 SPECIAL_STD = 0.02  # of the rows that the original draws for its special tokens
 
 
@@ -58,6 +60,7 @@ def load_task(settings: Settings, sources: Sources, *, verbose: bool) -> Task:
     """
     splits = datasets.rocstories(sources.data_dir)
     encoder = TextEncoder(sources.encoder_path, sources.bpe_path, spacy_rules=settings.spacy_rules)
+    encoder.check_merges(sources.bpe_path)
     train, valid, test = (_encode(split, encoder, verbose) for split in splits)
     test = test._replace(labels=None)  # a run does not look at them
     n_vocab = len(encoder.encoder)
@@ -99,14 +102,23 @@ def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfi
             problems.append(f"--{name} {flag}: {source} has {value}; leave the flag out")
         sizes[name] = flag or value or sizes[name]
     if sizes["n_embd"] % sizes["n_head"]:
+        given = settings.n_head is not None or "n_head" not in known
+        name = "--n_head" if given else f"{known['n_head'][1]}: n_head"
         problems.append(
-            f"--n_head {sizes['n_head']}: does not divide the width {sizes['n_embd']}; give the "
+            f"{name} {sizes['n_head']}: does not divide the width {sizes['n_embd']}; give the "
             "number of heads the model was trained with"
         )
+    if binding and hub.is_hub(sources.model_dir):
+        afn = hub.read_config(sources.model_dir).afn
+        if settings.afn != afn:
+            source = str(sources.model_dir / hub.CONFIG)
+            problems.append(f"--afn {settings.afn}: {source} has {afn}; give --afn {afn}")
     if settings.n_transfer is not None and settings.n_transfer > sizes["n_layer"]:
         problems.append(
             f"--n_transfer {settings.n_transfer}: the model has {sizes['n_layer']} layers only"
         )
+    _, source = known.get("n_embd", (None, "the defaults"))
+    problems += _memory_problem(task.n_vocab, sizes["n_embd"], sizes["n_layer"], source)
     if problems:
         raise InputError(join_problems(problems))
     return ModelConfig(
@@ -122,6 +134,25 @@ def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfi
     )
 
 
+def _memory_problem(n_vocab: int, n_embd: int, n_layer: int, source: str) -> list[str]:
+    """A problem if this machine cannot hold the parameters of a model: nothing else stops it.
+
+    Args:
+        n_vocab, n_embd, n_layer: sizes of the model.
+        source: where sizes come from that are not given.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return []
+    n_parameters = n_vocab * n_embd + 12 * n_layer * n_embd**2  # the rest is small beside these
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if FLOAT_BYTES * n_parameters <= memory:
+        return []
+    return [
+        f"--n_embd {n_embd} --n_layer {n_layer} (if not given, from {source}): a model of "
+        f"{n_parameters:.1e} parameters does not fit into this machine's memory; give smaller ones"
+    ]
+
+
 def _checkpoint_sizes(
     settings: Settings, sources: Sources, task: Task
 ) -> dict[str, tuple[int, str]]:
@@ -132,6 +163,12 @@ def _checkpoint_sizes(
         listed = weights.config_of_list(weights.read_params(path), path)
         source = f"--init_params {path}"
         known = {"n_embd": (listed.n_embd, source), "n_layer": (listed.n_layer, source)}
+    elif hub.is_hub(sources.model_dir):
+        config = hub.read_config(sources.model_dir)
+        source = str(sources.model_dir / hub.CONFIG)
+        if settings.n_transfer != -1:
+            hub.n_special_rows(config, task.n_vocab, sources.model_dir)
+        known = {"n_embd": (config.n_embd, source), "n_layer": (config.n_layer, source)}
     elif settings.n_transfer != -1 or (sources.model_dir / weights.SHAPES_FILE).is_file():
         shapes = weights.read_shapes(sources.model_dir)
         source = str(sources.model_dir / weights.SHAPES_FILE)
@@ -143,10 +180,15 @@ def _checkpoint_sizes(
         known = {"n_embd": (shapes.n_embd, source), "n_layer": (shapes.n_layer, source)}
     else:
         return known
-    n_head = weights.read_n_head(sources.model_dir)
-    if n_head is not None:
-        known["n_head"] = (n_head, f"{sources.model_dir / weights.CONFIG_FILE}")
-    return known
+    return known | _heads(sources.model_dir)
+
+
+def _heads(model_dir: Path) -> dict[str, tuple[int, str]]:
+    """``n_head`` with the file that records it, where one does."""
+    if hub.is_hub(model_dir):
+        return {"n_head": (hub.read_config(model_dir).n_head, str(model_dir / hub.CONFIG))}
+    n_head = weights.read_n_head(model_dir)
+    return {} if n_head is None else {"n_head": (n_head, str(model_dir / weights.CONFIG_FILE))}
 
 
 def build_model(
@@ -159,20 +201,24 @@ def build_model(
         sources: where the checkpoint is.
         config: the model's sizes.
         stream: the run's NumPy stream; the special tokens' rows are drawn from it, whether
-            they are used or not.
+            they are used or not. A hub directory that has such rows keeps its own.
     """
     special = (stream.randn(config.n_special, config.n_embd) * SPECIAL_STD).astype(np.float32)
-    model = DoubleHeadsModel(config)
     if settings.init_params is not None:
         path = Path(settings.init_params)
+        model = DoubleHeadsModel(config)
         weights.from_list(model, weights.read_params(path), str(path))
         return model
+    n_ctx, n_transfer, model_dir = config.n_ctx, settings.n_transfer, sources.model_dir
+    if hub.is_hub(model_dir):
+        loaded = hub.load_hub(
+            model_dir, n_vocab=config.n_vocab, special=special, n_ctx=n_ctx, n_transfer=n_transfer
+        )
+    else:
+        loaded = weights.load_released(
+            model_dir, special=special, n_ctx=n_ctx, n_transfer=n_transfer
+        )
+    model = DoubleHeadsModel(config)
     model.init_parameters(torch.Generator().manual_seed(settings.seed))
-    released = weights.load_released(
-        sources.model_dir,
-        special=special,
-        n_ctx=config.n_ctx,
-        n_transfer=settings.n_transfer,
-    )
-    weights.apply(model, released)
+    weights.apply(model, loaded)
     return model

@@ -1,7 +1,8 @@
 """A model and its text encoder from files, for every program that does not train.
 
-A model is either a pretrained one, from the directory ``--model_dir`` (no choice head then), or
-a fine-tuned one, from the full parameter list ``--params`` with the vocabulary of ``--model_dir``.
+A model is either the one in the directory ``--model_dir``, in the released layout or the model
+hub's, or a fine-tuned one, from the full parameter list ``--params`` with the vocabulary of
+``--model_dir``. A list always has a choice head, a hub directory may have one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1 import weights
+from gpt1 import hub, weights
 from gpt1.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MERGES = "vocab_40000.bpe"
 N_SPECIAL = 3
 SPECIAL_STD = 0.02  # of the rows of special tokens where no file holds them
 DEFAULT_N_HEAD = 12
+DEFAULT_AFN = "gelu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,54 +63,100 @@ def load_pretrained(
     encoder_path: str | Path | None = None,
     bpe_path: str | Path | None = None,
     spacy_rules: str = "2.0",
-    afn: str = "gelu",
+    afn: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Pretrained:
     """Load a model and its encoder.
 
     Args:
-        model_dir: vocabulary, merges, and unless ``params`` is given the weights.
+        model_dir: vocabulary, merges, and unless ``params`` is given the weights; in the
+            released layout or the model hub's (see :mod:`gpt1.hub`).
         params: a full parameter list (``best_params.jl``, or safetensors) to use instead.
-        n_head: attention heads [``gpt1_config.json`` in ``model_dir``, else 12].
+        n_head: attention heads [what ``model_dir`` records, else 12].
         encoder_path, bpe_path: vocabulary and merges elsewhere than in ``model_dir``.
         spacy_rules: as :class:`gpt1.text_utils.TextEncoder`.
-        afn: activation that the model was trained with.
+        afn: activation that the model was trained with [what ``model_dir`` records, else gelu].
         device: where the model goes.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit the others.
     """
     from gpt1.model import DoubleHeadsModel
-    from gpt1.text_utils import TextEncoder
 
     model_dir = Path(model_dir)
-    encoder_path = Path(encoder_path or model_dir / VOCABULARY)
-    encoder = TextEncoder(encoder_path, bpe_path or model_dir / MERGES, spacy_rules=spacy_rules)
+    vocabulary, merges = vocabulary_files(model_dir)
+    encoder_path = Path(encoder_path or vocabulary)
+    encoder = load_encoder(encoder_path, bpe_path or merges, spacy_rules)
     n_vocab = len(encoder.encoder)
-    n_head = n_head or weights.read_n_head(model_dir) or DEFAULT_N_HEAD
-    if params is None:
-        config, values = _released(model_dir, n_vocab, n_head, afn, encoder_path)
-        source = str(model_dir)
-    else:
+    recorded = read_recorded(model_dir)
+    n_head, afn = n_head or recorded.n_head, afn or recorded.afn
+    source = str(model_dir if params is None else params)
+    if params is not None:
         config, values = _full_list(params, n_vocab, n_head, afn, encoder_path)
-        source = str(params)
+    elif hub.is_hub(model_dir):
+        config, values = _hub(model_dir, n_vocab, n_head, afn)
+    else:
+        config, values = _released(model_dir, n_vocab, n_head, afn, encoder_path)
     model = DoubleHeadsModel(config)
     model.init_parameters(_generator())
     weights.apply(model, values, source)
     return Pretrained(
         model=model.to(device).eval(),
         encoder=encoder,
-        has_choice_head=params is not None,
+        has_choice_head="clf/w" in values,
         source=source,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a model directory says of its model besides sizes, or the original's values."""
+
+    n_head: int
+    afn: str
+
+
+def read_recorded(model_dir: str | Path) -> Recorded:
+    """Heads and activation from ``config.json`` (hub) or ``gpt1_config.json`` (heads only).
+
+    Raises:
+        InputError: that file is damaged.
+    """
+    if hub.is_hub(model_dir):
+        config = hub.read_config(model_dir)
+        return Recorded(n_head=config.n_head, afn=config.afn)
+    return Recorded(n_head=weights.read_n_head(model_dir) or DEFAULT_N_HEAD, afn=DEFAULT_AFN)
+
+
+def vocabulary_files(model_dir: str | Path) -> tuple[Path, Path]:
+    """Vocabulary and merges of a model directory, under the names of its layout."""
+    model_dir = Path(model_dir)
+    if hub.is_hub(model_dir) and not (model_dir / VOCABULARY).is_file():
+        return model_dir / hub.VOCABULARY, model_dir / hub.MERGES
+    return model_dir / VOCABULARY, model_dir / MERGES
+
+
+def load_encoder(
+    encoder_path: str | Path, bpe_path: str | Path, spacy_rules: str = "2.0"
+) -> TextEncoder:
+    """A text encoder; if there is no vocabulary, the message says how to get one.
+
+    Raises:
+        InputError: a file is missing or is not what it should be.
+    """
+    from gpt1.text_utils import TextEncoder
+
+    if not Path(encoder_path).is_file():
+        remedy = hub.vocabulary_remedy(encoder_path)
+        remedy = remedy or "name the directory of the model's vocabulary with --model_dir"
+        raise InputError(f"{encoder_path} is missing: {remedy}")
+    return TextEncoder(encoder_path, bpe_path, spacy_rules=spacy_rules)
 
 
 def _released(
     model_dir: Path, n_vocab: int, n_head: int, afn: str, encoder_path: Path
 ) -> tuple[ModelConfig, dict[str, weights.Array]]:
     """Sizes and parameters of a checkpoint in the released layout."""
-    import numpy as np
-
     shapes = weights.read_shapes(model_dir)
     if shapes.n_vocab != n_vocab:
         raise InputError(
@@ -123,9 +171,24 @@ def _released(
         n_head=n_head,
         afn=afn,
     )
-    special = np.random.RandomState(0).randn(N_SPECIAL, shapes.n_embd) * SPECIAL_STD
-    special = special.astype(np.float32)
+    special = _special_rows(shapes.n_embd)
     return config, weights.load_released(model_dir, special=special, n_ctx=shapes.n_ctx)
+
+
+def _hub(
+    model_dir: Path, n_vocab: int, n_head: int, afn: str
+) -> tuple[ModelConfig, dict[str, weights.Array]]:
+    """Sizes and parameters of a hub directory, the choice head included if it has one."""
+    pieces = hub.read_hub(model_dir, n_vocab)
+    config = _config(
+        n_vocab=n_vocab,
+        n_ctx=len(pieces.positions),
+        n_embd=pieces.n_embd,
+        n_layer=pieces.n_layer,
+        n_head=n_head,
+        afn=afn,
+    )
+    return config, pieces.params(_special_rows(pieces.n_embd))
 
 
 def _full_list(
@@ -162,6 +225,14 @@ def _config(*, n_head: int, n_embd: int, afn: str, **sizes: int) -> ModelConfig:
     return ModelConfig(n_embd=n_embd, n_head=n_head, afn=afn, **sizes)
 
 
+def _special_rows(n_embd: int) -> weights.Array:
+    """Rows [3, n_embd] for special tokens that no file holds: the same numbers every time."""
+    import numpy as np
+
+    rows = np.random.RandomState(0).randn(N_SPECIAL, n_embd) * SPECIAL_STD
+    return rows.astype(np.float32)
+
+
 def _generator() -> torch.Generator:
     """For what no file holds (an untrained classifier): the same numbers every time."""
     import torch
@@ -178,7 +249,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model_dir", metavar="DIR", help="vocabulary and weights [model/, or model/demo]")
     add("--params", metavar="FILE", help="a fine-tuned model: best_params.jl or .safetensors")
     add("--n_head", metavar="N", type=int, help="attention heads [the checkpoint's, else 12]")
-    add("--afn", default="gelu", choices=("gelu", "relu", "swish"), help="activation [gelu]")
+    add(
+        "--afn",
+        choices=("gelu", "relu", "swish"),
+        help="activation [the checkpoint's, else gelu]",
+    )
     add("--spacy_rules", default="2.0", choices=("2.0", "installed"), help="word rules [2.0]")
     add("--device", help="cpu, cuda, mps, ... [cuda if there is one, else cpu]")
 
@@ -208,7 +283,7 @@ def from_arguments(args: argparse.Namespace, program: str) -> Pretrained:
 def default_model_dir(program: str) -> Path:
     """``model/``, or the bundled demo while there is no vocabulary."""
     model_dir, demo = Path("model"), Path("model/demo")
-    if (model_dir / VOCABULARY).is_file() or not (demo / VOCABULARY).is_file():
+    if vocabulary_files(model_dir)[0].is_file() or not (demo / VOCABULARY).is_file():
         return model_dir
     print(f"{program}: no model in {model_dir}/, using the demo's in {demo}/", file=sys.stderr)
     return demo

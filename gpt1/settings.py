@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import sys
 import types
 import typing
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gpt1.arguments import Parser
 from gpt1.errors import InputError
 
 DATASETS = ("rocstories",)
@@ -40,8 +44,9 @@ def _seed(x: int) -> str | None:
 
 def _plain_name(x: str) -> str | None:
     """``desc`` names files and a directory, so it must stay inside them."""
-    fine = x not in ("", ".", "..") and not set(x) & set("/\\\0\n")
-    return None if fine else "must be a plain name, without slashes: it names log and save files"
+    if x in ("", ".", "..") or set(x) & set("/\\\0\n"):
+        return "must be a plain name, without slashes: it names log and save files"
+    return None if len(x) <= 100 else "must be at most 100 characters: it names log and save files"
 
 
 def _one_of(*choices: str) -> Check:
@@ -101,8 +106,12 @@ class Settings:
         "learning-rate schedule: warmup_linear, warmup_cosine or warmup_constant",
         _one_of("warmup_linear", "warmup_cosine", "warmup_constant"),
     )
-    encoder_path: str | None = _flag(None, "vocabulary [MODEL_DIR/encoder_bpe_40000.json]")
-    bpe_path: str | None = _flag(None, "merges [MODEL_DIR/vocab_40000.bpe]")
+    encoder_path: str | None = _flag(
+        None, "vocabulary [MODEL_DIR/encoder_bpe_40000.json, or vocab.json of a hub directory]"
+    )
+    bpe_path: str | None = _flag(
+        None, "merges [MODEL_DIR/vocab_40000.bpe, or merges.txt of a hub directory]"
+    )
     n_transfer: int | None = _flag(
         None,
         "layers taken from the checkpoint; -1: nothing, embeddings neither [all]",
@@ -113,7 +122,10 @@ class Settings:
     b2: float = _flag(0.999, "Adam's decay of the second moment", _fraction)
     e: float = _flag(1e-8, "Adam's epsilon", _above(0))
 
-    model_dir: str | None = _flag(None, "where weights and vocabulary are [model/, or the demo]")
+    model_dir: str | None = _flag(
+        None,
+        "where weights and vocabulary are, as released or from the model hub [model/, or the demo]",
+    )
     init_params: str | None = _flag(
         None, "start from this full parameter list (.jl or .safetensors), classifier included"
     )
@@ -134,6 +146,11 @@ class Settings:
         False,
         "what is fastest on the device: bf16 where it has it, --share_prefix, --compile on CUDA",
     )
+    deterministic: bool = _flag(
+        False, "the same bits in every run on a GPU too, which is slower; a CPU always does that"
+    )
+    probs: bool = _flag(False, "with --submit: write each choice's probability, too")
+    tensorboard: str | None = _flag(None, "write the logs' figures for TensorBoard here, too")
     resume: bool = _flag(False, "go on from the last checkpoint of this run, if there is one")
     save_every: int = _flag(
         0, "updates between checkpoints, besides each epoch's end", _at_least(0)
@@ -179,26 +196,60 @@ def _flags() -> list[Field[Any]]:
 def parse(argv: Sequence[str] | None, program: str) -> Settings:
     """Read a command line; all its problems come in one :class:`InputError`.
 
+    Flags are never abbreviated: a new one must not change what an old command means. Where one
+    is given twice, the last counts.
+
     Args:
         argv: the arguments, or None for the process's own.
         program: the name that usage and ``--help`` show.
     """
-    parser = _parser(program)
-    texts, unknown = parser.parse_known_args(argv)
-    problems = [f"{word}: there is no such flag or argument; see --help" for word in unknown]
+    words = sys.argv[1:] if argv is None else argv
+    if not {"-h", "--help"}.isdisjoint(words):
+        _parser(program).parse_args(["--help"])
+    texts, problems = _read_words(words)
     values: dict[str, Any] = {}
-    for item in _flags():
-        text = getattr(texts, item.name)
-        if text is None:
-            continue
+    for name, text in texts.items():
         try:
-            values[item.name] = _convert(item.name, text)
+            values[name] = _convert(name, text)
         except ValueError as error:
-            problems.append(f"--{item.name} {text}: {error}")
+            problems.append(f"--{name} {_shown(text)}: {error}")
     problems += check_values(values)
     if problems:
         raise InputError(join_problems(problems))
     return Settings(**values, given=frozenset(values))
+
+
+def _read_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The text of each flag that is given, and a problem for each word out of place.
+
+    argparse would stop at its first complaint, and take ``-1e-3`` for a flag.
+    """
+    kinds = {item.name: item.type for item in _flags()}
+    texts: dict[str, str] = {}
+    problems = []
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in kinds:
+            problems.append(f"{_shown(word)}: there is no such flag or argument; see --help")
+        elif kinds[name] == "bool":
+            texts[name] = "true"
+            if equals:
+                problems.append(f"--{name}={_shown(text)}: takes no value; give --{name} alone")
+        elif equals:
+            texts[name] = text
+        elif rest and not rest[0].startswith("--"):
+            texts[name] = rest.popleft()
+        else:
+            problems.append(f"--{name}: a value is missing; give one after it")
+    return texts, problems
+
+
+def _shown(text: str) -> str:
+    """A word of the command line as a message quotes it: short, on one line."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def check_values(values: dict[str, Any]) -> list[str]:
@@ -208,7 +259,7 @@ def check_values(values: dict[str, Any]) -> list[str]:
         check: Check | None = item.metadata["check"]
         value = values.get(item.name)
         if check is not None and value is not None and (message := check(value)):
-            problems.append(f"--{item.name} {value}: {message}")
+            problems.append(f"--{item.name} {_shown(str(value))}: {message}")
     return problems
 
 
@@ -219,27 +270,19 @@ def join_problems(problems: Sequence[str]) -> str:
     return "\n  ".join([f"{len(problems)} problems:", *problems])
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, whose own complaints (a value missing, or too many) are an :class:`InputError`."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')}; see --help")
-
-
 def _parser(program: str) -> argparse.ArgumentParser:
-    """A parser that leaves conversion to :func:`_convert`, which collects its problems."""
-    parser = _Parser(
-        prog=program,
-        description="Fine-tune GPT-1 as the paper did, with an auxiliary language-model loss.",
-        epilog="On the bundled demo: python -m gpt1.train --dataset rocstories --submit",
-        allow_abbrev=False,
+    """What shows ``--help``; :func:`_read_words` reads what is given."""
+    parser = Parser(
+        program,
+        "Fine-tune GPT-1 as the paper did, with an auxiliary language-model loss.",
+        """\
+  # on what is in data/ and model/, else on the bundled demo
+  python -m gpt1.train --dataset rocstories --submit""",
     )
     for item in _flags():
         note = item.metadata["help"]
         if item.type == "bool":
-            parser.add_argument(
-                f"--{item.name}", help=note, action="store_const", const="true", default=None
-            )
+            parser.add_argument(f"--{item.name}", help=note, action="store_true")
             continue
         if item.default is not None:
             note += f" [{item.default}]"
@@ -266,8 +309,10 @@ def _convert(name: str, text: str) -> Any:
         if not math.isfinite(number):
             raise ValueError("must be a finite number")
         return number
-    if not text or "\0" in text:
+    if not text:
         raise ValueError("must not be empty")
+    if "\0" in text or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        raise ValueError("must be a name that a file can have")
     return text
 
 
@@ -308,17 +353,20 @@ def find_sources(settings: Settings, csv_names: Sequence[str]) -> Sources:
     Raises:
         InputError: with every missing file and what to do about it.
     """
+    from gpt1.pretrained import vocabulary_files  # NumPy comes with it: --help does without
+
     data_dir = Path(settings.data_dir or "data")
     model_dir = Path(settings.model_dir or "model")
-    found = [name for name in csv_names if (data_dir / name).is_file()]
+    found = [name for name in csv_names if os.path.isfile(data_dir / name)]
     demo = settings.data_dir is None and settings.model_dir is None and not found
     if demo:
         data_dir, model_dir = data_dir / DEMO, model_dir / DEMO
+    vocabulary, merges = vocabulary_files(model_dir)
     sources = Sources(
         data_dir=data_dir,
         model_dir=model_dir,
-        encoder_path=Path(settings.encoder_path or model_dir / "encoder_bpe_40000.json"),
-        bpe_path=Path(settings.bpe_path or model_dir / "vocab_40000.bpe"),
+        encoder_path=Path(settings.encoder_path or vocabulary),
+        bpe_path=Path(settings.bpe_path or merges),
         demo=demo,
     )
     problems = _missing_files(settings, sources, csv_names)
@@ -329,8 +377,10 @@ def find_sources(settings: Settings, csv_names: Sequence[str]) -> Sources:
 
 def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str]) -> list[str]:
     """A problem for each kind of file that the run needs and cannot find."""
+    from gpt1 import hub
+
     problems = []
-    missing = [name for name in csv_names if not (sources.data_dir / name).is_file()]
+    missing = [name for name in csv_names if not os.path.isfile(sources.data_dir / name)]
     if missing:
         names = " and ".join(f"'{name}'" for name in missing)
         if sources.demo:  # the rest of the demo is not there either
@@ -347,17 +397,35 @@ def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str
         ("--encoder_path", sources.encoder_path),
         ("--bpe_path", sources.bpe_path),
     ):
-        if not path.is_file():
-            problems.append(
-                f"{path} is missing: name it with {flag}, or its directory with --model_dir"
-            )
+        if not os.path.isfile(path):
+            remedy = hub.vocabulary_remedy(path)
+            remedy = remedy or f"name it with {flag}, or its directory with --model_dir"
+            problems.append(f"{path} is missing: {remedy}")
     if settings.init_params is not None:
-        if not Path(settings.init_params).is_file():
-            problems.append(f"--init_params {settings.init_params}: there is no such file")
-    elif settings.n_transfer != -1 and not (sources.model_dir / "params_shapes.json").is_file():
-        problems.append(
-            f"{sources.model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
-            "params_9.npy): put the released ones there (README, 'The real thing'), name their "
-            "directory with --model_dir, or train from nothing with --n_transfer -1"
-        )
+        if not os.path.isfile(settings.init_params):
+            problems.append(
+                f"--init_params {settings.init_params}: there is no such file; give the path of a "
+                ".jl or .safetensors file"
+            )
+    elif settings.n_transfer != -1:
+        problems += _missing_weights(sources.model_dir)
     return problems
+
+
+def _missing_weights(model_dir: Path) -> list[str]:
+    """A problem if there is no pretrained model in a directory, of either layout."""
+    from gpt1 import hub
+
+    if hub.is_hub(model_dir):
+        try:
+            hub.weights_file(model_dir)
+        except InputError as error:
+            return [str(error)]
+    elif not os.path.isfile(model_dir / "params_shapes.json"):
+        return [
+            f"{model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
+            "params_9.npy): put the released ones there (README, 'The real thing'), name their "
+            "directory or one from the model hub with --model_dir, or train from nothing with "
+            "--n_transfer -1"
+        ]
+    return []

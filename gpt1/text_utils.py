@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise, repeat
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import ftfy
@@ -97,6 +98,33 @@ class TextEncoder:
         # Tuples: the garbage collector soon stops looking at those that hold only numbers.
         self._ids_of_word: dict[str, tuple[int, ...]] = {}
         self._ids_of_piece: dict[str, tuple[int, ...]] = {}
+
+    def check_merges(self, bpe_path: str | Path) -> None:
+        """See that the merges are those of the vocabulary, all of them.
+
+        Merges cut short, or another vocabulary's, give ids too, but not those that the model
+        was trained on.
+
+        Args:
+            bpe_path: where they come from, for the message.
+
+        Raises:
+            InputError: a merge makes what is not in the vocabulary, or none makes one of its
+                ends of words (other pieces may be special tokens).
+        """
+        made = {one + two: rank for (one, two), rank in self._ranks.items()}
+        remedy = "the two files must be whole, and from one place: get both again."
+        for piece, rank in made.items():
+            if piece not in self.encoder:
+                raise InputError(
+                    f"{bpe_path}, line {rank + 2}: makes {brief(piece)}, which the vocabulary "
+                    f"lacks; {remedy}"
+                )
+        for piece in self.encoder:
+            if piece.endswith("</w>") and len(piece) > len("x</w>") and piece not in made:
+                raise InputError(
+                    f"{bpe_path}: no merge makes {brief(piece)} of the vocabulary; {remedy}"
+                )
 
     def encode(self, texts: Iterable[str], verbose: bool = True) -> list[list[int]]:
         """The token ids of each text; a piece outside the vocabulary is id 0.
@@ -322,13 +350,15 @@ def _tokenizer(cases: dict[str, list[str]]) -> Any:
 
 def _read_vocabulary(path: str | Path) -> dict[str, int]:
     """The pieces and their ids 0 .. n - 1, or an :class:`InputError`."""
-    remedy = 'expected one object such as {"the</w>": 0, "a</w>": 1}'
+    remedy = 'expected one object such as {"the</w>": 0, "a</w>": 1}; get a whole copy'
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = Counter(piece for piece, _ in pairs).most_common(1)[0][0]
-            raise InputError(f"{path}: piece {twice!r} stands there twice; keep one of the two.")
+            raise InputError(
+                f"{path}: piece {brief(twice)} stands there twice; keep one of the two."
+            )
         return found
 
     try:
@@ -342,8 +372,8 @@ def _read_vocabulary(path: str | Path) -> dict[str, int]:
     for piece, i in vocabulary.items():
         if type(i) is not int or not 0 <= i <= last or owners.setdefault(i, piece) != piece:
             raise InputError(
-                f"{path}: piece {piece!r} has id {i!r}; expected each number from 0 to {last} "
-                f"for one of the {last + 1} pieces; number them anew."
+                f"{path}: piece {brief(piece)} has id {brief(i)}; expected each number from 0 to "
+                f"{last} for one of the {last + 1} pieces; number them anew."
             )
     return vocabulary
 

@@ -18,7 +18,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt1.errors import InputError
-from gpt1.files import atomic_write, read_text
+from gpt1.files import atomic_write, check_regular, read_text
 from gpt1.jl import read_jl
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ N_SHARDS = 10
 RELEASED_N_HEAD = 12
 SHAPES_FILE = "params_shapes.json"
 CONFIG_FILE = "gpt1_config.json"
+_LARGEST = 2**31 - 1  # of a size: no model comes near, and products of a few stay printable
 
 
 # Names and shapes: the one table
@@ -115,7 +118,7 @@ def config_of_list(arrays: Sequence[Array], source: str | Path) -> ListShapes:
             f"{source}: holds {len(arrays)} arrays, but a full list has 3 + {_PER_LAYER} * n_layer "
             "(we, the layers, clf/w, clf/b); use a file that this program or the original saved."
         )
-    if arrays[0].ndim != 2:
+    if arrays[0].ndim != 2 or not arrays[0].size:
         raise InputError(
             f"{source}: array 0 (we) has shape {list(arrays[0].shape)}, expected [rows, n_embd]; "
             "use a file that this program or the original saved."
@@ -277,19 +280,21 @@ def read_safetensors(path: str | Path) -> list[Array]:
     """
     from safetensors.numpy import load_file
 
+    check_regular(path, "the parameters")
     try:
         tensors = load_file(path)
     except Exception as error:  # the package's own, and others for types that NumPy lacks
         raise InputError(
-            f"{path}: not a safetensors file of float32 arrays: {error}. "
+            f"{path}: not a safetensors file of float32 arrays: {error!s:.200}. "
             "Use a file that this program saved."
         ) from error
     n_layer = sum(name.endswith("/attn/c_attn/w") for name in tensors)
     names = list(_list_shapes(1, 1, n_layer))
     odd = sorted(set(names) ^ set(tensors))
     if odd:
+        problem = "missing" if odd[0] in names else "unknown"
         raise InputError(
-            f"{path}: array {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}; expected "
+            f"{path}: array {odd[0]!r:.80} is {problem}; expected "
             "the original's names (we, h0/attn/c_attn/w, ..., clf/w, clf/b); rename the arrays."
         )
     return [tensors[name] for name in names]
@@ -335,9 +340,9 @@ def read_shapes(model_dir: str | Path) -> ReleasedShapes:
             "copy the file again from where the checkpoint came from."
         )
     for index, shape in enumerate(table):
-        if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        if not isinstance(shape, list) or not all(map(_is_size, shape)):
             raise InputError(
-                f"{path}, shape {index}: expected a list of positive whole numbers; "
+                f"{path}, shape {index}: expected a list of whole numbers from 1 to {_LARGEST}; "
                 "copy the file again from where the checkpoint came from."
             )
     if len(table[0]) != 2 or len(table[1]) != 2:
@@ -366,16 +371,16 @@ def read_n_head(model_dir: str | Path) -> int | None:
     The released layout does not record them. Whether they divide the width is not checked here.
 
     Raises:
-        InputError: the file is not ``{"n_head": N}`` with N a positive whole number.
+        InputError: the file is not ``{"n_head": N}`` with N a size.
     """
     path = Path(model_dir) / CONFIG_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     config = _read_json(path, "the checkpoint's settings")
     n_head = config.get("n_head") if isinstance(config, dict) and len(config) == 1 else None
-    if type(n_head) is not int or n_head < 1:
+    if not _is_size(n_head):
         raise InputError(
-            f'{path}: expected {{"n_head": N}} with N a positive whole number; '
+            f'{path}: expected {{"n_head": N}} with N a whole number from 1 to {_LARGEST}; '
             "correct it, or remove the file and give --n_head."
         )
     return n_head
@@ -514,7 +519,9 @@ def _open_shards(model_dir: Path, sizes: ReleasedShapes) -> list[_Shard]:
 
 def _open_shard(path: Path) -> _Shard:
     try:
-        header = np.lib.format.open_memmap(path, mode="r")  # never unpickles; reads no values yet
+        with warnings.catch_warnings():  # of headers as Python 2 wrote them
+            warnings.simplefilter("ignore")
+            header = np.lib.format.open_memmap(path, mode="r")  # never unpickles; reads no values
     except Exception as error:  # NumPy parses Python source there, and raises what that raises
         raise InputError(
             f"{path}: not a whole .npy file of numbers: {error!s:.200}; copy it again."
@@ -573,7 +580,7 @@ def _shard_name(index: int) -> str:
 
 
 def _require(model_dir: Path, names: Sequence[str]) -> None:
-    missing = [name for name in names if not (model_dir / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(model_dir / name)]
     if missing:
         raise InputError(
             f"{model_dir}: no {', '.join(missing)}; a checkpoint is {SHAPES_FILE} and "
@@ -589,6 +596,10 @@ def _read_json(path: Path, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {what} is not JSON: {error}; copy the file again.") from error
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= _LARGEST
 
 
 def _write_json(path: Path, value: Any) -> None:

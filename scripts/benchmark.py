@@ -3,9 +3,9 @@
     python scripts/benchmark.py                        # stories with ROCStories' lengths
     python scripts/benchmark.py --data_dir data --model_dir model --json benchmark.json
 
-Peer and ours take turns on the same weights and the same stories; what is compared are medians,
-and what is claimed are ratios. The machine's own limit for matrix products is measured in the
-same run. Needs the extra `bench` (transformers).
+Peer and ours take turns on the same weights and the same stories, each in a process of its own, set
+up as its users would have it; what is compared are medians, and what is claimed are ratios. The
+machine's own limit for matrix products is measured in the same run. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -233,14 +233,66 @@ def timed(body: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+class Worker:
+    """One variant in a process of its own, set up as its users would have it."""
+
+    def __init__(self, args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=serve, args=(args, stories, variant, theirs))
+        self._child.start()
+        theirs.close()
+
+    def ask(self, *request: Any) -> float:
+        """Seconds of ("train" or "predict", precision, towers), or GiB of ("peak",)."""
+        try:
+            self._pipe.send(request)
+            answer: float = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            return float("nan")  # the process was killed: it needs more memory than there is
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._child.join()
+
+
+def serve(args: argparse.Namespace, stories: ChoiceArrays, variant: str, pipe: Any) -> None:
+    """The body of a worker: answer until the other end is closed."""
+    device = torch.device(args.device)
+    config = config_of(args, stories)
+    if variant == "peer":
+        run: Ours | Peer = Peer(config, device)
+        run.copy_weights(Ours(config, torch.device("cpu"), share_prefix=False).model)
+    else:
+        if device.type == "cpu":
+            keep_freed_memory()  # as a training run does
+        run = Ours(config, device, share_prefix=variant == VARIANTS[2])
+    while True:
+        try:
+            work, *options = pipe.recv()
+        except EOFError:
+            return
+        if work == "peak":
+            pipe.send(peak_gib(device))
+            continue
+        precision, n_gpu = options
+        if work == "train":
+            body = partial(run.train, stories, precision, n_gpu)
+        else:
+            body = partial(run.predict, stories, precision)
+        pipe.send(timed(body, device))
+
+
 def in_turns(
-    bodies: dict[str, Callable[[], Any]], rounds: int, device: torch.device
+    workers: dict[str, Worker], work: str, precision: str, args: argparse.Namespace
 ) -> dict[str, float]:
-    """Median seconds of each body; they alternate, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in bodies}
-    for turn in range(rounds + 1):
-        for name, body in bodies.items():
-            taken = timed(body, device)
+    """Median seconds of each worker; they alternate, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for turn in range(args.rounds + 1):
+        for name, worker in workers.items():
+            taken = worker.ask(work, precision, args.n_gpu)
             if turn:
                 seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -248,45 +300,48 @@ def in_turns(
 
 def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
     """Everything but memory: seconds a story, ratios, shares of the machine's limit."""
-    device = torch.device(args.device)
-    config = config_of(args, stories)
-    unshared, shared = (Ours(config, device, share_prefix=share) for share in (False, True))
-    shared.model, shared.optimizer = unshared.model, unshared.optimizer
-    peer = Peer(config, device)
-    peer.copy_weights(unshared.model)
+    workers = {variant: Worker(args, stories, variant) for variant in VARIANTS}
     found: dict[str, Any] = {}
     for precision in args.precision:
-        rate = matmul_rate(device, precision)
-        flop = {
-            name: flop_of_a_story(stories, config, shared=name == VARIANTS[2])
-            for name in VARIANTS[1:]
-        }
-        runs = dict(zip(VARIANTS, (peer, unshared, shared), strict=True))
-        for work, rounds in (("train", args.rounds), ("predict", args.rounds)):
-            bodies: dict[str, Callable[[], Any]] = {}
-            for name, run in runs.items():
-                if work == "train":
-                    bodies[name] = partial(run.train, stories, precision, args.n_gpu)
-                elif name != VARIANTS[1]:  # prediction always shares
-                    bodies[name] = partial(run.predict, stories, precision)
-            seconds = in_turns(bodies, rounds, device)
+        rate = matmul_rate(torch.device(args.device), precision)
+        for work in ("train", "predict"):
+            # Prediction always shares prefixes.
+            taking_part = workers if work == "train" else {k: workers[k] for k in VARIANTS[::2]}
+            seconds = in_turns(taking_part, work, precision, args)
             for name, value in seconds.items():
-                entry = {"seconds_a_story": value / stories.n_stories}
-                if name in flop:
-                    limit = flop[name][work] / rate
-                    entry["limit_seconds_a_story"] = limit
-                    entry["share_of_limit"] = limit / entry["seconds_a_story"]
-                    entry["times_the_peer"] = seconds["peer"] / value
-                found[f"{work} {precision} {name}"] = entry
+                found[f"{work} {precision} {name}"] = entry(
+                    args, stories, name, work, rate, value, seconds["peer"]
+                )
         found[f"matmul {precision} GFLOP/s"] = rate / 1e9
-        for name in (VARIANTS[0], VARIANTS[2]):
+        for name in VARIANTS[::2]:
             train, predict = (
                 found[f"{work} {precision} {name}"]["seconds_a_story"]
                 for work in ("train", "predict")
             )
             whole = TRAINED_STORIES * train + PREDICTED_STORIES * predict
             found[f"whole fine-tuning {precision} {name}, seconds (from the above)"] = whole
+    for worker in workers.values():
+        worker.close()
     return found
+
+
+def entry(
+    args: argparse.Namespace,
+    stories: ChoiceArrays,
+    name: str,
+    work: str,
+    rate: float,
+    seconds: float,
+    of_the_peer: float,
+) -> dict[str, float]:
+    """What is reported of one measurement."""
+    figures = {"seconds_a_story": seconds / stories.n_stories}
+    if name != "peer":
+        flop = flop_of_a_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
+        figures["limit_seconds_a_story"] = flop[work] / rate
+        figures["share_of_limit"] = flop[work] / rate / figures["seconds_a_story"]
+        figures["times_the_peer"] = of_the_peer / seconds
+    return figures
 
 
 def config_of(args: argparse.Namespace, stories: ChoiceArrays) -> ModelConfig:
@@ -297,32 +352,12 @@ def config_of(args: argparse.Namespace, stories: ChoiceArrays) -> ModelConfig:
 
 def peak_memory(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> float:
     """GiB at the highest point of two updates, in a process of its own (GPU: device memory)."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_memory, args=(args, stories, variant, send))
-    child.start()
-    send.close()
-    try:
-        peak: float = receive.recv()
-    except EOFError:
-        peak = float("nan")  # the process was killed: more than the machine has
-    child.join()
-    return peak
-
-
-def _measure_memory(
-    args: argparse.Namespace, stories: ChoiceArrays, variant: str, pipe: Any
-) -> None:
-    device = torch.device(args.device)
-    config = config_of(args, stories)
-    if variant == "peer":
-        run: Ours | Peer = Peer(config, device)
-    else:
-        keep_freed_memory()
-        run = Ours(config, device, share_prefix=variant == VARIANTS[2])
+    worker = Worker(args, stories, variant)
     for _ in range(2):
-        run.train(stories, "fp32", args.memory_towers)
-    pipe.send(peak_gib(device))
+        worker.ask("train", "fp32", args.memory_towers)
+    peak = worker.ask("peak")
+    worker.close()
+    return peak
 
 
 def peak_gib(device: torch.device) -> float:
@@ -375,7 +410,6 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--stories {args.stories}: must be a multiple of --n_gpu {args.n_gpu}")
     found: dict[str, Any] = {**machine(args), "transformers": transformers.__version__}
     found["tokens a story, padded / real / shared"] = " / ".join(map(str, tokens_a_story(stories)))
-    keep_freed_memory()  # for the peer too
     found |= compare(args, stories)
     if not args.no_memory:
         for variant in VARIANTS:

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 import gpt1
-from gpt1 import checkpoint, datasets, jl, predict, prepare, train, weights
+from gpt1 import checkpoint, datasets, jl, predict, prepare, train, trainer, weights
 from gpt1.batches import ChoiceArrays
 from gpt1.distributed import Process
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.predict import Score
 from gpt1.settings import DEMO_DEFAULTS, Settings, parse
+from gpt1.trainer import EXTRA_EVALUATIONS, Trainer
 
 ROOT = Path(__file__).parent.parent
 BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates an epoch
@@ -88,10 +89,11 @@ def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
+    """What lies in a directory, locks aside: those stay, and hold only who had them last."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock" and path.name != ".lock"
     }
 
 
@@ -268,25 +270,25 @@ class Recorder:
         self.evaluated: list[ChoiceArrays] = []
         self.saved_after: list[int] = []
         self.saved: list[list[np.ndarray]] = []
-        update, predicted = train.Trainer._update, train.Trainer._predict
-        save = train.Trainer._save_best_params
+        update, predicted = Trainer._update, Trainer._predict
+        save = Trainer._save_best_params
 
-        def record_update(trainer: train.Trainer, stories: ChoiceArrays) -> None:
-            self.updates.append(stories)
-            update(trainer, stories)
+        def record_update(trainer: Trainer, rows: np.ndarray) -> None:
+            self.updates.append(trainer.task.train.take(rows))
+            update(trainer, rows)
 
-        def record_predict(trainer: train.Trainer, arrays: ChoiceArrays) -> Any:
+        def record_predict(trainer: Trainer, arrays: ChoiceArrays) -> Any:
             self.evaluated.append(arrays)
             return predicted(trainer, arrays)
 
-        def record_save(trainer: train.Trainer) -> None:
+        def record_save(trainer: Trainer) -> None:
             self.saved_after.append(trainer.n_updates)
             self.saved.append(weights.to_list(trainer.model))
             save(trainer)
 
-        monkeypatch.setattr(train.Trainer, "_update", record_update)
-        monkeypatch.setattr(train.Trainer, "_predict", record_predict)
-        monkeypatch.setattr(train.Trainer, "_save_best_params", record_save)
+        monkeypatch.setattr(Trainer, "_update", record_update)
+        monkeypatch.setattr(Trainer, "_predict", record_predict)
+        monkeypatch.setattr(Trainer, "_save_best_params", record_save)
 
 
 def test_numpys_stream_is_used_in_the_originals_order(
@@ -363,7 +365,7 @@ def test_best_parameters_are_kept_only_when_strictly_better(
     recorder = Recorder(monkeypatch)
     figures = iter([(99, 0), (1, 50), (100, 50), (2, 75), (100, 25)])
     scores = [Score(0.5, accuracy) for pair in figures for accuracy in pair]
-    monkeypatch.setattr(predict, "score", lambda logits, labels: scores.pop(0))
+    monkeypatch.setattr(trainer, "score", lambda logits, labels: scores.pop(0))
     words = ["--lr", "0.1", "--lr_schedule", "warmup_constant"]  # choices change on to the end
     assert run.main("--n_iter", "5", "--submit", *words) == 0
     assert scores == []
@@ -385,8 +387,8 @@ def test_best_parameters_are_kept_only_when_strictly_better(
 def test_extra_evaluations_are_the_first_epochs_only(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train.EXTRA_EVALUATIONS == (1000, 2000, 4000, 8000, 16000, 32000)
-    monkeypatch.setattr(train, "EXTRA_EVALUATIONS", (1, 3, 5, 6))
+    assert EXTRA_EVALUATIONS == (1000, 2000, 4000, 8000, 16000, 32000)
+    monkeypatch.setattr(trainer, "EXTRA_EVALUATIONS", (1, 3, 5, 6))
     assert run.main("--n_iter", "2") == 0
     rows = run.evaluations()
     assert [(row["n_epochs"], row["n_updates"]) for row in rows] == [(0, 1), (0, 3), (1, 4), (2, 8)]
@@ -438,7 +440,7 @@ def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(DoubleHeadsModel, "losses", record)
     monkeypatch.setattr(ChoiceArrays, "take", lambda arrays, rows: take(arrays, slice(0, 8)))
-    monkeypatch.setattr(train.Trainer, "_evaluate", lambda trainer: None)
+    monkeypatch.setattr(Trainer, "_evaluate", lambda trainer: None)
     for rates, n_different in (([], 4), (NO_DROPOUT, 1)):
         costs.clear()
         assert run.main("--n_iter", "1", *rates) == 0
@@ -471,11 +473,11 @@ def test_flags_of_model_and_optimizer_arrive(run: Run, afn: str, schedule: str) 
     words += ["--lr_schedule", schedule, "--embd_pdrop", "0.2", "--attn_pdrop", "0.3"]
     words += ["--resid_pdrop", "0.4", "--clf_pdrop", "0.5"]
 
-    def stop(trainer: train.Trainer, stream: object) -> None:
+    def stop(trainer: Trainer, stream: object) -> None:
         seen.update(trainer.optimizer.param_groups[0], **asdict(trainer.model.config))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Trainer, "train", stop)
+        patch.setattr(Trainer, "train", stop)
         assert run.main(*words) == 0
     expected = {"b1": 0.8, "b2": 0.99, "e": 1e-7, "l2": 0.1, "vector_l2": True, "lr": 1e-3}
     expected |= {"max_grad_norm": 0.5, "warmup": 0.25, "schedule": schedule, "t_total": 12}
@@ -490,7 +492,7 @@ def start_of(run: Run, *words: str) -> DoubleHeadsModel:
     """The model as training would begin with it."""
     found: list[DoubleHeadsModel] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Trainer, "train", lambda trainer, stream: found.append(trainer.model))
+        patch.setattr(Trainer, "train", lambda trainer, stream: found.append(trainer.model))
         assert run.main(*words) == 0
     return found[0]
 
@@ -625,7 +627,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "other vocabulary": (
         lambda d: (d / "model/encoder_bpe_40000.json").write_text('{"a</w>": 0}'),
-        ["encoder_bpe_40000.json has 1 pieces"],
+        ["vocab_40000.bpe, line 2: makes 'an', which the vocabulary lacks"],
     ),
     "heads": (lambda d: (d / "model/gpt1_config.json").write_text("{}"), ["gpt1_config.json"]),
     "short row": (append_row, [f"{datasets.VALIDATION_CSV}, line 42"]),
@@ -693,9 +695,9 @@ def crash_at(method: str, count: int, *, before: bool) -> Callable[[pytest.Monke
     """A change that ends the run around the given call of a method of Trainer."""
 
     def put(patch: pytest.MonkeyPatch) -> None:
-        original, calls = getattr(train.Trainer, method), iter(range(1, 1000))
+        original, calls = getattr(Trainer, method), iter(range(1, 1000))
 
-        def crashing(trainer: train.Trainer, *args: Any) -> Any:
+        def crashing(trainer: Trainer, *args: Any) -> Any:
             now = next(calls) == count
             if now and before:
                 raise Crash
@@ -704,7 +706,7 @@ def crash_at(method: str, count: int, *, before: bool) -> Callable[[pytest.Monke
                 raise Crash
             return result
 
-        patch.setattr(train.Trainer, method, crashing)
+        patch.setattr(Trainer, method, crashing)
 
     return put
 
@@ -757,15 +759,16 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 KILLED = """
 import os, signal, sys
 from gpt1 import train
+from gpt1.trainer import Trainer
 
-update = train.Trainer._update
+update = Trainer._update
 
-def update_then_die(trainer, stories):
-    update(trainer, stories)
+def update_then_die(trainer, rows):
+    update(trainer, rows)
     if trainer.n_updates == 7:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train.Trainer._update = update_then_die
+Trainer._update = update_then_die
 train.main(sys.argv[1:])
 """
 
@@ -848,21 +851,39 @@ def test_other_data_are_noticed_on_resuming(
     assert "data was" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_one_message_with_its_remedy(
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
     uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copied(uninterrupted, tmp_path / "run")
-    newest = checkpoint.checkpoints(run.best.parent)[-1]
-    newest.write_bytes(newest.read_bytes()[:-1] + b"\x55")
+    before, newest = checkpoint.checkpoints(run.best.parent)
+    damage(newest)
+    damaged = newest.read_bytes()
+    assert run.main(*RESUMABLE, "--resume") == 0
+    message = capsys.readouterr().err
+    assert f"{newest}: damaged" in message
+    assert "after update 9 of 12" in message
+    assert_same_results(run, uninterrupted)
+    assert newest.with_name(newest.name + ".damaged").read_bytes() == damaged
+    assert checkpoint.checkpoints(run.best.parent) == [before, newest]
+
+
+def test_no_checkpoint_left_is_an_error_that_loses_nothing(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    for path in checkpoint.checkpoints(run.best.parent):
+        damage(path)
     before = files_of(run.directory)
     assert run.main(*RESUMABLE, "--resume") == 2
-    message = capsys.readouterr().err
-    assert str(newest) in message
-    assert "remove" in message or "delete" in message
-    assert files_of(run.directory) == before
-    newest.unlink()
-    assert run.main(*RESUMABLE, "--resume") == 0
+    assert "start anew without --resume" in capsys.readouterr().err
+    assert sorted(files_of(run.directory).values()) == sorted(before.values())
+    assert run.main(*RESUMABLE) == 0
     assert_same_results(run, uninterrupted)
+    assert not list(run.best.parent.glob("*.damaged"))
 
 
 @pytest.mark.parametrize("crash", [2, 6])
@@ -941,7 +962,7 @@ def test_the_bundled_demo_is_found_and_loads(
         pytest.skip("data/ holds real CSVs, so that the demo does not run")
     monkeypatch.chdir(ROOT)
     seen: list[ModelConfig] = []
-    monkeypatch.setattr(train.Trainer, "train", lambda t, stream: seen.append(t.model.config))
+    monkeypatch.setattr(Trainer, "train", lambda t, stream: seen.append(t.model.config))
     assert train.main(["--device", "cpu"]) == 0
     assert "bundled demo" in capsys.readouterr().err
     assert seen[0].n_vocab > 100

@@ -1,0 +1,81 @@
+"""Where a run's results go, and that nobody else writes there."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt1.errors import InputError
+from gpt1.files import check_writable, remove_leftovers
+from gpt1.locks import RunLock
+from gpt1.settings import Settings
+
+SUBMISSION = "ROCStories.tsv"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, named after it (see :class:`gpt1.settings.Settings`, ``desc``)."""
+
+    settings: Settings
+
+    @property
+    def directory(self) -> Path:
+        """Of parameters and checkpoints."""
+        return Path(self.settings.save_dir) / self.settings.name
+
+    @property
+    def best_params(self) -> Path:
+        """The parameters of the best epoch."""
+        return self.directory / "best_params.jl"
+
+    @property
+    def log(self) -> Path:
+        """Settings and evaluations, the original's log."""
+        return Path(self.settings.log_dir) / f"{self.settings.name}.jsonl"
+
+    @property
+    def updates(self) -> Path:
+        """A line an update."""
+        return Path(self.settings.log_dir) / f"{self.settings.name}.updates.jsonl"
+
+    @property
+    def submission(self) -> Path:
+        """Predictions for the test stories."""
+        return Path(self.settings.submission_dir) / SUBMISSION
+
+    @property
+    def probs(self) -> Path:
+        """The probabilities beside them."""
+        return self.submission.with_suffix(".probs.tsv")
+
+    def check(self) -> None:
+        """See before any work whether the results can be written, and analysed.
+
+        Raises:
+            InputError: ``--analysis`` will have nothing to analyse.
+            Gpt1Error: a directory cannot be written.
+        """
+        settings = self.settings
+        if settings.analysis and not settings.submit and not self.submission.exists():
+            raise InputError(
+                f"--analysis: there is no {self.submission} to analyse; give --submit too"
+            )
+        check_writable(self.log.parent)
+        check_writable(self.directory)
+        if settings.submit:
+            check_writable(self.submission.parent)
+
+    def claim(self, lock: RunLock) -> None:
+        """Keep other runs of this name out, and remove what killed ones left half written.
+
+        Raises:
+            InputError: another run of this name is alive.
+        """
+        own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
+        lock.take(own, self.settings.name)
+        remove_leftovers(self.directory, self.best_params.name)
+        remove_leftovers(self.directory, "checkpoint-*.safetensors")
+        for path in (self.log, self.updates):
+            remove_leftovers(path.parent, glob.escape(path.name))

@@ -1,0 +1,348 @@
+"""``gpt1 convert``: bits kept, losses said, nothing overwritten; a fine-tuned model abroad."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gpt1 import convert, predict, prepare, train, weights
+from gpt1.analysis import read_submission
+from gpt1.distributed import Process
+from gpt1.errors import InputError
+from gpt1.jl import read_jl
+from gpt1.pretrained import load_pretrained
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "model" / "demo"
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def transformers() -> ModuleType:
+    """The library, quiet and off the network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    library = pytest.importorskip("transformers")
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
+    return library
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what a few updates of fine-tuning leave."""
+    out = tmp_path_factory.mktemp("run")
+    kinds = ("log", "save", "submission")
+    places = [word for kind in kinds for word in (f"--{kind}_dir", str(out / kind))]
+    flags = [*task.flags, *places, "--device", "cpu", "--submit", "--lr", "5e-3"]
+    assert train.main([*flags, "--n_batch", "2", "--n_iter", "2"]) == 0
+    return out
+
+
+@pytest.fixture
+def best(run: Path) -> Path:
+    """The parameters of a really fine-tuned model."""
+    return run / "save" / "rocstories" / "best_params.jl"
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, so that targets have short names and no model is near."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not list(tmp_path.rglob(".*"))  # no temporary file stays
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    """Whether two full lists hold the same arrays."""
+    lists = [weights.read_params(path) for path in (one, other)]
+    return len(lists[0]) == len(lists[1]) and all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(*lists, strict=True)
+    )
+
+
+# --------------------------------------------------------------------------- bits are kept
+
+
+def test_released_to_hub_and_back(out: Path) -> None:
+    """Every file comes back byte for byte, vocabulary, merges and number of heads included."""
+    convert.convert(DEMO, "hub", "hub")
+    _, notes = convert.convert("hub", "back", "released")
+    assert files_of(out / "back") == files_of(DEMO)
+    assert notes == []
+
+
+def test_a_fine_tuned_list_through_all_layouts(task: tiny.Tiny, best: Path, out: Path) -> None:
+    convert.convert(best, "a.safetensors", model_dir=task.model_dir)
+    convert.convert("a.safetensors", "hub", "hub", model_dir=task.model_dir)
+    convert.convert("hub", "hub2", "hub")
+    convert.convert("hub2", "b.jl")
+    convert.convert("b.jl", "c.safetensors", model_dir="hub")
+    assert same_bits(best, Path("a.safetensors"))
+    assert same_bits(best, Path("b.jl"))
+    assert files_of(out / "hub") == files_of(out / "hub2")
+    assert Path("a.safetensors").read_bytes() == Path("c.safetensors").read_bytes()
+
+
+def test_a_fine_tuned_list_to_released_keeps_all_but_special_rows_and_choice_head(
+    task: tiny.Tiny, best: Path, out: Path
+) -> None:
+    written, notes = convert.convert(best, "released", "released", model_dir=task.model_dir)
+    arrays, n_vocab = read_jl(best), weights.read_shapes(task.model_dir).n_vocab
+    sizes = weights.read_shapes("released")
+    special = np.full((3, tiny.N_EMBD), 7, np.float32)
+    found = weights.load_released("released", special=special, n_ctx=sizes.n_ctx)
+    expected = arrays[0].copy()
+    expected[n_vocab : n_vocab + 3] = 7
+    np.testing.assert_array_equal(found["we"], expected)
+    for array, name in zip(arrays[1:-2], list(found)[1:], strict=True):
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert weights.read_n_head("released") == tiny.N_HEAD
+    assert any("no place for rows of special tokens and a choice head" in note for note in notes)
+    assert "special" not in written
+
+
+def test_the_demo_is_converted_and_loads(out: Path) -> None:
+    """The command in the help."""
+    assert convert.main([str(DEMO), "demo_hub", "--to", "hub"]) == 0
+    ours, theirs = load_pretrained(DEMO), load_pretrained("demo_hub")
+    for name, parameter in ours.model.named_parameters():
+        assert torch.equal(parameter, theirs.model.get_parameter(name)), name
+
+
+# ------------------------------------------------------------------- fine-tuned, in transformers
+
+
+def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
+    transformers: ModuleType, task: tiny.Tiny, run: Path, best: Path, out: Path
+) -> None:
+    """Logits of all test stories to 1e-5, and the very submission of the run."""
+    words = [str(best), "hub", "--to", "hub", "--model_dir", str(task.model_dir)]
+    assert convert.main(words) == 0
+    theirs, info = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(
+        "hub", output_loading_info=True
+    )
+    assert not any(info.values())
+    data = prepare.load_task(task.settings(), task.sources(), verbose=False)
+    assert theirs.config.n_positions == data.n_ctx  # fewer than were pretrained
+    assert theirs.config.n_positions < tiny.N_POSITIONS
+
+    X, M = data.test.X, data.test.M
+    with torch.no_grad():
+        found = theirs.eval()(
+            input_ids=torch.from_numpy(X[..., 0]).long(),
+            mc_token_ids=torch.from_numpy(M.sum(-1)).long() - 1,
+        ).mc_logits
+    ours = load_pretrained(task.model_dir, best)
+    pretrained = load_pretrained(task.model_dir).model
+    assert not torch.equal(ours.model.h[0].mlp.c_fc.w, pretrained.h[0].mlp.c_fc.w)  # was trained
+    expected = predict.predict_logits(ours.model, data.test, ALONE, n_batch=8)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+    assert expected.std() > 1e-2  # much more than the tolerance
+    submission = np.array(read_submission(run / "submission" / "ROCStories.tsv"))
+    clear = abs(expected[:, 0] - expected[:, 1]) > 2e-5
+    assert clear.sum() > 0.8 * len(clear)
+    assert (found.argmax(-1).numpy() == submission)[clear].all()
+    assert set(submission[clear]) == {0, 1}
+
+
+def test_a_converted_model_is_used_by_model_dir_alone(
+    task: tiny.Tiny, best: Path, out: Path
+) -> None:
+    """The same numbers as the list with its vocabulary."""
+    convert.convert(best, "hub", "hub", model_dir=task.model_dir)
+    from_list, from_hub = load_pretrained(task.model_dir, best), load_pretrained("hub")
+    assert from_hub.has_choice_head
+    assert from_hub.model.config == from_list.model.config
+    for name, parameter in from_list.model.named_parameters():
+        assert torch.equal(parameter, from_hub.model.get_parameter(name)), name
+
+
+def test_python_in_the_docs_runs(
+    transformers: ModuleType,
+    task: tiny.Tiny,
+    best: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each block of docs/hub.md, on the directories that its commands make."""
+    convert.convert(DEMO, "demo_hub", "hub")
+    convert.convert(best, "finetuned", "hub", model_dir=task.model_dir)
+    capsys.readouterr()
+    printed = []
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/hub.md").read_text(), re.S):
+        exec(compile(block, "docs/hub.md", "exec"), {})
+        printed.append(capsys.readouterr().out)
+    text, probabilities = printed
+    assert text.startswith("anna wanted to bake a cake .")
+    assert len(text.split()) >= 15
+    assert re.fullmatch(r"tensor\(\[\[0\.\d+, 0\.\d+\]\].*\n", probabilities)
+
+
+# --------------------------------------------------------------------------- what is said
+
+
+def test_the_hub_lacks_things_and_notes_say_so(
+    task: tiny.Tiny, best: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(best), "hub", "--to", "hub", "--model_dir", str(task.model_dir)]
+    assert convert.main(words) == 0
+    said = capsys.readouterr()
+    n_vocab = weights.read_shapes(task.model_dir).n_vocab
+    rows = len(read_jl(best)[0]) - n_vocab - 3
+    assert said.out == (
+        f"hub: hub layout, 2 layers of width 16, {n_vocab} tokens, 3 special tokens, "
+        f"{rows} positions, choice head\n"
+    )
+    for words in ("softmax over token rows alone", "dropout falls on sums", "docs/hub.md"):
+        assert words in said.err  # type: ignore[operator]
+    assert "piece 0 of the vocabulary is 'a' and not '<unk>'" in said.err
+    assert all(line.startswith("gpt1.convert: note: ") for line in said.err.splitlines())
+
+
+def test_a_list_does_not_record_heads_and_activation(
+    task: tiny.Tiny, best: Path, out: Path
+) -> None:
+    _, notes = convert.convert(best, "x.jl", model_dir=task.model_dir, afn="swish")
+    assert notes == ["the target does not record everything: use it with --n_head 4 --afn swish"]
+    _, notes = convert.convert(best, "hub", "hub", model_dir=task.model_dir, afn="swish")
+    assert not any("--afn" in note for note in notes)
+    assert json.loads((out / "hub" / "config.json").read_text())["afn"] == "silu"
+    _, notes = convert.convert("hub", "y.jl")
+    assert notes == ["the target does not record everything: use it with --n_head 4 --afn swish"]
+    _, notes = convert.convert("hub", "released", "released")
+    assert notes[-1] == "the target does not record everything: use it with --afn swish"
+
+
+# --------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["DEMO", "x"], "x: give --to hub or --to released for a directory"),
+        (["DEMO", "x.jl"], "no rows of special tokens and no choice head, which a full"),
+        (["DEMO", "x", "--to", "jl"], "--to jl: the target must end in .jl, but is x"),
+        (["DEMO", "x.jl", "--to", "safetensors"], "--to safetensors: the target must end in"),
+        (["DEMO", "x.jl", "--to", "hub"], "--to hub: the target is a directory, but x.jl"),
+        (["DEMO", "x", "--to", "zip"], "--to: invalid choice: 'zip'"),
+        (["DEMO", "x", "--to", "hub", "--n_head", "0"], "--n_head: 0: must be a whole number"),
+        (["DEMO", "x", "--to", "hub", "--n_head", "8"], "--n_head 8: DEMO/gpt1_config.json has 4"),
+        (["DEMO", "x", "--to", "hub", "--afn", "tanh"], "--afn: invalid choice"),
+        (["DEMO"], "required: TARGET; see --help"),
+        (["nowhere", "x", "--to", "hub"], "nowhere: there is no such file or directory"),
+        (["DEMO/params_0.npy", "x.jl"], "params_0.npy: a model is a directory, or a full"),
+        (["DEMO", "x", "--to", "hub", "--model_dir", "y"], "is missing: name the directory of"),
+        (["DEMO", "x", "--to", "hub", "--model_dir", "TINY"], "the vocabulary has 100; use the"),
+        (["BEST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
+        (["BEST", "x", "--to", "hub", "--model_dir", "DEMO"], "too few for a vocabulary of 3590"),
+        (["BEST", "x", "--to", "hub", "--model_dir", "TINY", "--n_head", "5"], "not divide the"),
+        (["HUB/model.safetensors", "x", "--to", "hub"], "is part of a hub model; name the dir"),
+        (["HUB", "x", "--to", "released", "--afn", "relu"], "HUB/config.json has gelu; leave"),
+        (["HUB", "x", "--to", "released", "--n_head", "2"], "HUB/config.json has 4; leave"),
+        (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source itself; name another"),
+        (["BEST", "BEST", "--force"], "BEST: is the source itself; name another"),
+        (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (config.json, merges.txt, model"),
+        (["BEST", "HUB", "--to", "hub"], "HUB: is there already"),
+        (["HUB", "LIST"], "LIST: is there already (list.jl); name another"),
+        (["HUB", "folder.jl"], "folder.jl: is a directory; the jl layout is a file"),
+        (["DEMO", "file", "--to", "hub"], "file: is a file; the hub layout is a directory"),
+        (["DEMO", "other", "--to", "hub"], "other: is there already (notes.txt)"),
+        (["DEMO", "other", "--to", "hub", "--force"], "no conversion writes (notes.txt) and"),
+        (["DEMO", "HUB", "--to", "released", "--force"], "no conversion writes (config.json, m"),
+    ],
+)
+def test_refused_with_one_message_and_nothing_written(
+    task: tiny.Tiny,
+    best: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    convert.convert(best, "hub", "hub", model_dir=task.model_dir)
+    shutil.copy(best, "list.jl")
+    Path("folder.jl").mkdir()
+    Path("other").mkdir()
+    Path("other/notes.txt").write_text("mine")
+    Path("file").write_text("mine")
+    before = files_of(out), best.read_bytes()
+    names = {"DEMO": DEMO, "TINY": task.model_dir, "BEST": best, "HUB": "hub", "LIST": "list.jl"}
+
+    def real(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, str(path))
+        return text
+
+    assert convert.main([real(word) for word in words]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert real(message) in said.err
+    assert said.err.startswith("gpt1.convert: error: ")
+    assert said.err.count("\n") == 1
+    assert (files_of(out), best.read_bytes()) == before
+    assert not Path("x").exists()
+
+
+def test_an_earlier_conversion_is_replaced_by_force(task: tiny.Tiny, best: Path, out: Path) -> None:
+    convert.convert(best, "fresh", "hub", model_dir=task.model_dir)
+    convert.convert(DEMO, "target", "hub")
+    convert.convert(best, "target", "hub", model_dir=task.model_dir, force=True)
+    assert files_of(out / "target") == files_of(out / "fresh")
+    convert.convert("fresh", "x.jl")
+    Path("y.jl").write_bytes(b"old")
+    convert.convert("fresh", "y.jl", force=True)
+    assert Path("x.jl").read_bytes() == Path("y.jl").read_bytes()
+    Path("empty").mkdir()
+    convert.convert("fresh", "empty", "hub")  # needs no force
+    assert files_of(out / "empty") == files_of(out / "fresh")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("index", [0, 5, -2])
+def test_a_damaged_list_is_refused(
+    task: tiny.Tiny, best: Path, out: Path, index: int, value: float
+) -> None:
+    arrays = read_jl(best)
+    arrays[index].flat[3] = value
+    from gpt1.jl import write_jl
+
+    write_jl("bad.jl", arrays)
+    with pytest.raises(InputError, match=r"bad\.jl: array \S+ holds NaN or infinity"):
+        convert.convert("bad.jl", "x", "hub", model_dir=task.model_dir)
+    write_jl("double.jl", [array.astype(np.float64) for array in read_jl(best)])
+    with pytest.raises(InputError, match=r"double\.jl: array we has dtype float64"):
+        convert.convert("double.jl", "x", "hub", model_dir=task.model_dir)
+    assert not Path("x").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from gpt1 import convert; convert._parser(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,735 @@
+"""Whatever a file holds, its reader reads it or refuses it in one message; nothing else happens.
+
+Files are damaged in two ways: bytes of a good one are changed, or one is put together from good
+and hostile parts, so that the damage gets past lengths and checksums. The ordinary run tries some
+hundred inputs a reader, the same each time. The long one tries new ones each time, as many as
+asked for:
+
+    GPT1_FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzz.py
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import io
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import struct
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from released import released_layout, write_released
+
+from gpt1 import analysis, checkpoint, datasets, jl, logs, text_utils, train, weights
+from gpt1.errors import InputError
+from gpt1.model import ModelConfig
+from gpt1.opt import OpenAIAdam
+from gpt1.settings import Settings, parse
+
+LONG = os.environ.get("GPT1_FUZZ_EXAMPLES")
+EXAMPLES = int(LONG or 300)
+FUZZ, FUZZ_RUNS = (
+    settings(
+        max_examples=max(n, 1),
+        deadline=None,
+        database=None,
+        derandomize=LONG is None,
+        suppress_health_check=list(HealthCheck),
+    )
+    for n in (EXAMPLES, EXAMPLES // 10)  # a whole run takes a tenth of a second
+)
+LONGEST_MESSAGE = 600  # characters besides the path: a message is read, not searched
+
+CONFIG = ModelConfig(n_vocab=11, n_special=3, n_ctx=7, n_embd=4, n_head=2, n_layer=1)
+SIZES = {"n_embd": 4, "n_layer": 1, "n_ctx": 7, "n_vocab": 11}
+
+
+def read_or_refuse(read: Callable[[], Any], start: str | Path, lines: int = 1) -> Any:
+    """What ``read`` gives, or None after one short message that begins with ``start``."""
+    with warnings.catch_warnings(record=True) as noise:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # which no user is shown
+        try:
+            result = read()
+        except InputError as error:
+            result, message = None, str(error)
+            assert message.startswith(str(start))
+            assert len(message) - len(str(start)) <= LONGEST_MESSAGE * lines
+            assert all(line.isprintable() for line in message.split("\n"))
+            assert message.count("\n") < lines
+            assert not re.search("memory(?!-map)", message)  # no file here needs any
+    assert not noise
+    return result
+
+
+# ------------------------------------------------------------------------------- damage
+
+NUMBERS = [b"-1", b"0", b"1e999", b"NaN", b"2147483648", b"9" * 19, b"9" * 4300, b"9" * 5000]
+HOSTILE_BYTES = [
+    *(b"\0", b"\n", b"\r", b'"', b",", b"\t", b"{", b"[", b"(", b".", b"\xff", b"\xef\xbb\xbf"),
+    *(b"\xff\xfe", b"\x80\x04", b"\x93NUMPY", b"\xff" * 8, b"\xed\xa0\x80", b"\\ud800", b"\\"),
+    *(b"true", b"null", b"\x1b[2J", b"x" * 9999, *NUMBERS),
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A file changed in one to three places, more of them near its beginning."""
+    data = whole
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, min(len(data), 300)) | st.integers(0, len(data)))
+        end = min(start + draw(st.integers(0, 9) | st.integers(0, 400)), len(data))
+        part, rest = data[start:end], data[end:]
+        match draw(st.sampled_from(["flip", "put", "noise", "repeat", "move", "cut", "number"])):
+            case "flip":
+                part = bytes([byte ^ 1 << draw(st.integers(0, 7)) for byte in part[:1]]) + part[1:]
+            case "put":
+                part = draw(st.sampled_from(HOSTILE_BYTES))
+            case "noise":
+                part = draw(st.binary(max_size=9))
+            case "repeat":
+                part *= draw(st.integers(0, 3))
+            case "move":
+                other = draw(st.integers(0, len(data)))
+                part = data[other : other + len(part)]
+            case "cut":
+                rest = b""
+            case "number":
+                number = draw(st.sampled_from(NUMBERS))
+                rest = re.sub(rb"\d+", number, part + rest, count=1)
+                part = b""
+        data = data[:start] + part + rest
+    return data
+
+
+HOSTILE_JSON = [
+    *("null", "true", "-1", "0", "1", "2.5", '""', "[]", "{}", "[[]]", "NaN", "-Infinity", "1e999"),
+    *(str(2**31), str(2**63), str(-(2**63)), str(2**64), "9" * 40, "9" * 4300, "9" * 5000, "{"),
+    *('"\\ud800"', '"\\n\\u0000\\u001b"', f'"{"x" * 5000}"', '"F32"', '"I32"', '"BF16"', '"F4"'),
+    *('"F8_E4M3"', '"C64"', '"BOOL"', "[1,2]", "[0,16]", "[16,0]", "[-4,4]", f"[0,{2**63}]", "-0"),
+    *(f"[{2**32},{2**31}]", '{"a":1,"a":2}', "[" * 970 + "]" * 970, "[" * 9999 + "]" * 9999),
+    *('{"a":' * 970 + "1" + "}" * 970, '[{"params":[0]}]', "[-1]", "[true]", '["a"]', '"model.w"'),
+]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) in a JSON value."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in keys:
+        yield value, key
+        yield from places(value[key])
+
+
+@st.composite
+def edited_json(draw: st.DrawFn, value: Any) -> str:
+    """A JSON text with one to three parts replaced, removed, renamed or given twice."""
+    box, new = [copy.deepcopy(value)], []
+    for _ in range(draw(st.integers(1, 3))):
+        container, key = draw(st.sampled_from(list(places(box))))
+        match draw(st.sampled_from(["replace", "remove", "rename", "twice"])), container:
+            case "remove", _ if container is not box:
+                del container[key]
+            case "rename", dict():
+                names = ["", "x", "0", "model.0", "a\nb", "x" * 5000]
+                container[draw(st.sampled_from(names))] = container.pop(key)
+            case "twice", dict():
+                container[f"{key}@"] = copy.deepcopy(container[key])
+            case _:
+                container[key] = f"@{len(new)}@"
+                new.append(draw(st.sampled_from(HOSTILE_JSON)))
+    text = json.dumps(box[0]).replace('@":', '":')
+    for number, hostile in enumerate(new):
+        text = text.replace(f'"@{number}@"', hostile)
+    return text
+
+
+# ------------------------------------------------------------------------------- the readers
+
+
+def in_file(write: Callable[[Path], Any]) -> bytes:
+    """The bytes of a file that ``write`` makes."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "file"
+        write(path)
+        return path.read_bytes()
+
+
+def full_list() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = weights.parameter_shapes(CONFIG).values()
+    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
+def stories(path: Path) -> None:
+    rows = [["s1", "A, b.", "B", "C", 'D "d"', "E\ne", "F", "1"], ["s2", *"ABCDEF", "2"]]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([datasets.COLUMNS, *rows])
+
+
+def vocabulary_file(name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        tiny.write_vocabulary(Path(directory))
+        return (Path(directory) / name).read_bytes()
+
+
+VOCABULARY, MERGES = "encoder_bpe_40000.json", "vocab_40000.bpe"
+
+
+def encoder_beside(path: Path) -> list[list[int]]:
+    """Ids by the encoder whose other file is a good one; what is accepted can be used."""
+    other = {VOCABULARY: MERGES, MERGES: VOCABULARY}[path.name]
+    path.with_name(other).write_bytes(WHOLE({VOCABULARY: "vocabulary", MERGES: "merges"}[other]))
+    encoder = text_utils.TextEncoder(path.with_name(VOCABULARY), path.with_name(MERGES))
+    ids = encoder.encode(["anna ran. so big"], verbose=False)
+    encoder.decode(ids[0])
+    return ids
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _words_once() -> Iterator[None]:
+    """spaCy's rules take a tenth of a second to compile, and no file of ours changes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_utils, "EnglishWords", functools.cache(text_utils.EnglishWords))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_memory() -> Iterator[None]:
+    """A gigabyte more than now: who believes a header's terabytes fails at once."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (1 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def log_line(n: int) -> dict[str, Any]:
+    costs = {"tr_cost": 0.5, "va_cost": 0.6, "tr_acc": 75.0, "va_acc": 62.5}
+    return {"n_epochs": n, "n_updates": 4 * n, **costs, "time": 1.5e9}
+
+
+LOG = "\n".join(map(json.dumps, ({"seed": 42}, log_line(1), log_line(2)))).encode()
+
+
+def list_of_arrays(path: Path) -> None:
+    weights.config_of_list(weights.read_params(path), path)
+
+
+class Reader(NamedTuple):
+    """What reads a file of a certain name, and a whole one."""
+
+    name: str
+    whole: Callable[[], bytes]
+    read: Callable[[Path], Any]
+
+
+READERS = {
+    "stories": Reader("stories.csv", lambda: in_file(stories), datasets.read_cloze),
+    "vocabulary": Reader(VOCABULARY, lambda: vocabulary_file(VOCABULARY), encoder_beside),
+    "merges": Reader(MERGES, lambda: vocabulary_file(MERGES), encoder_beside),
+    "shapes": Reader(
+        "params_shapes.json",
+        lambda: json.dumps(released_layout(**SIZES)).encode(),
+        lambda path: weights.read_shapes(path.parent),
+    ),
+    "heads": Reader(
+        "gpt1_config.json", lambda: b'{"n_head": 4}', lambda path: weights.read_n_head(path.parent)
+    ),
+    "jl": Reader(
+        "a.jl", lambda: in_file(lambda path: jl.write_jl(path, full_list())), list_of_arrays
+    ),
+    "jl without joblib": Reader("a.jl", lambda: pickle.dumps(full_list(), 4), list_of_arrays),
+    **{
+        f"jl in {kind}": Reader(
+            "a.jl",
+            lambda kind=kind: in_file(lambda path: joblib.dump(full_list(), path, (kind, 3))),
+            list_of_arrays,
+        )
+        for kind in ("zlib", "gzip", "bz2", "xz", "lzma")
+    },
+    "safetensors": Reader(
+        "a.safetensors",
+        lambda: in_file(lambda path: weights.write_safetensors(path, full_list(), CONFIG)),
+        list_of_arrays,
+    ),
+    "checkpoint": Reader(
+        "checkpoint-00000003.safetensors", lambda: checkpoint_file(), checkpoint.load
+    ),
+    "submission": Reader(
+        "a.tsv", lambda: b"index\tprediction\n0\t1\n1\t0\n2\t1\n", analysis.read_submission
+    ),
+    "log": Reader("a.jsonl", lambda: LOG, analysis.read_log),
+    "log to go on with": Reader("a.jsonl", lambda: LOG, lambda path: logs._lines_until(path, 4)),
+}
+WHOLE = functools.cache(lambda kind: READERS[kind].whole())
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_whole_file_is_read(kind: str, tmp_path: Path) -> None:
+    """Without which the tests below could pass on readers that refuse everything."""
+    path = tmp_path / READERS[kind].name
+    path.write_bytes(WHOLE(kind))
+    assert READERS[kind].read(path) != []
+
+
+@pytest.mark.parametrize("kind", READERS)
+@FUZZ
+@given(data=st.data())
+def test_changed_bytes(kind: str, tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / READERS[kind].name
+    path.write_bytes(data.draw(damaged(WHOLE(kind))))
+    read_or_refuse(lambda: READERS[kind].read(path), path)
+
+
+@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads"])
+@FUZZ
+@given(data=st.data())
+def test_other_json(kind: str, tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / READERS[kind].name
+    path.write_text(data.draw(edited_json(json.loads(WHOLE(kind)))))
+    read_or_refuse(lambda: READERS[kind].read(path), path)
+
+
+@pytest.mark.parametrize("kind", ["log", "log to go on with"])
+@FUZZ
+@given(line=st.integers(0, 2), data=st.data())
+def test_other_json_lines(kind: str, tmp_path: Path, line: int, data: st.DataObject) -> None:
+    path = tmp_path / READERS[kind].name
+    lines = LOG.decode().splitlines()
+    lines[line] = data.draw(edited_json(json.loads(lines[line])))
+    path.write_text("\n".join(lines))
+    read_or_refuse(lambda: READERS[kind].read(path), path)
+
+
+CELL = st.text(max_size=4) | st.sampled_from(
+    ['"', '"a', '"a"b', '"a,b"', '"a\nb"', '"a""b"', " ", "\0", "1", "2", "3", "x" * 140_000]
+)
+
+
+@FUZZ
+@given(
+    rows=st.lists(st.lists(CELL, min_size=6, max_size=9), max_size=4),
+    header=st.sampled_from([datasets.COLUMNS, datasets.COLUMNS[1:], datasets.COLUMNS[::-1]]),
+    end=st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]),
+)
+def test_other_rows(
+    tmp_path: Path, rows: list[list[str]], header: tuple[str, ...], end: str, encoding: str
+) -> None:
+    path = tmp_path / "stories.csv"
+    text = end.join(",".join(row) for row in [header, *rows]) + end
+    path.write_bytes(text.encode(encoding, errors="replace"))
+    read_or_refuse(lambda: datasets.read_cloze(path), path)
+
+
+# ------------------------------------------------------------------------------- parameter files
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shards")
+    write_released(directory, **SIZES)
+    return directory
+
+
+def read_shards_with(shards: Path, shard: bytes) -> None:
+    (shards / "params_5.npy").write_bytes(shard)
+
+    def read() -> dict[str, np.ndarray]:
+        special = np.zeros((3, SIZES["n_embd"]), np.float32)
+        return weights.load_released(shards, special=special, n_ctx=SIZES["n_ctx"])
+
+    loaded = read_or_refuse(read, shards)
+    assert all(np.isfinite(array).all() for array in (loaded or {}).values())
+
+
+@functools.cache
+def whole_shard() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        write_released(Path(directory), **SIZES)
+        return (Path(directory) / "params_5.npy").read_bytes()
+
+
+@FUZZ
+@given(data=st.data())
+def test_changed_bytes_of_a_shard(shards: Path, data: st.DataObject) -> None:
+    read_shards_with(shards, data.draw(damaged(whole_shard())))
+
+
+DTYPES = [
+    *("'<f4'", "'>f4'", "'|O'", "'O'", "'<f8'", "'V2147483648'", "'<U999999999'", "'f4,O'", "'m8'"),
+    *(
+        "[('a','<f4'),('b','|O')]",
+        "[('a','<f4',(2,3))]",
+        "('<f4',(2,))",
+        "{'a':1}",
+        "''",
+        "3",
+        "()",
+    ),
+    *("'<f4\\x00'", "'\\q'", "'<f4'*9", "[('a','O',(-1,))]", "None", "b'<f4'", "'4f4'", "'<f4L'"),
+]
+AXES = [
+    *(
+        "({n},)",
+        "{n}",
+        "[{n}]",
+        "({n})",
+        "({n},1)",
+        "(-{n},)",
+        "(-1,)",
+        "(True,)",
+        "({n}.0,)",
+        "()",
+    ),
+    *("({n}L,)", "(0,)", "(99999999999,)", "(4611686018427387904,)", "(4611686018427387904,4)"),
+    *(
+        "(" + "9" * 4300 + ",)",
+        "(" + "1," * 70 + ")",
+        "(" * 300 + ")" * 300,
+        "(0,-1)",
+        "(1e9,)",
+        "(",
+    ),
+]
+
+
+@FUZZ
+@given(
+    dtype=st.just("'<f4'") | st.sampled_from(DTYPES),
+    axes=st.just("({n},)") | st.sampled_from(AXES),
+    fortran=st.sampled_from(["False", "True", "0", "None", "__import__('os')", "'False'"]),
+    shape_name=st.sampled_from(["shape", "shape", "shape", "Shape"]),
+    version=st.sampled_from([(1, 0), (1, 0), (2, 0), (3, 0), (0, 0), (9, 9)]),
+    surplus=st.sampled_from([0, 0, 0, 1, -1, 9, 2**15, 2**31]),
+)
+def test_other_headers_of_a_shard(
+    shards: Path,
+    dtype: str,
+    axes: str,
+    fortran: str,
+    shape_name: str,
+    version: tuple[int, int],
+    surplus: int,
+) -> None:
+    """An .npy file is a Python expression after a length, then the numbers."""
+    values = np.load(io.BytesIO(whole_shard()))
+    shape = axes.replace("{n}", str(values.size))
+    header = f"{{'descr': {dtype}, 'fortran_order': {fortran}, '{shape_name}': {shape}, }}\n"
+    form = "<H" if version == (1, 0) else "<I"
+    length = (len(header) + surplus) % (2**16 if form == "<H" else 2**32)
+    start = b"\x93NUMPY" + bytes(version) + struct.pack(form, length)
+    read_shards_with(shards, start + header.encode() + values.tobytes())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "checkpoint"])
+@FUZZ
+@given(data=st.data(), surplus=st.sampled_from([0, 0, 0, 0, 1, -1, 2**31, 2**62]))
+def test_other_headers_of_safetensors(
+    kind: str, tmp_path: Path, data: st.DataObject, surplus: int
+) -> None:
+    """A safetensors file is a length, that many bytes of JSON, then the numbers."""
+    whole = WHOLE(kind)
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = data.draw(edited_json(json.loads(whole[8:end]))).encode()
+    path = tmp_path / READERS[kind].name
+    path.write_bytes((len(header) + surplus).to_bytes(8, "little") + header + whole[end:])
+    read_or_refuse(lambda: READERS[kind].read(path), path)
+
+
+def test_more_after_a_zlib_stream_is_refused(tmp_path: Path) -> None:
+    """joblib's own reader would double its memory for ever here."""
+    path = tmp_path / "a.jl"
+    path.write_bytes(WHOLE("jl in zlib") + b"more")
+    with pytest.raises(InputError, match="more after"):
+        jl.read_jl(path)
+
+
+OPERATIONS = [
+    *(b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cos\nsystem\n", b"(inumpy\ndtype\n", b"\x82\x01"),
+    *(b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n", b"cnumpy.core.multiarray\n_reconstruct\n"),
+    *(b"\x8c\x02f4", b"\x8c\x01O", b"X\x01\0\0\0C", b"C\x04abcd", b"U\x01<", b"S'<'\n", b"V<\n"),
+    *(b"K\x01", b"K\x00", b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"\x8a\x01\x7f", b"I01\n"),
+    *(b"N", b"\x88", b"F1e999\n", b"G" + b"\x7f" * 8, b"L9\n", b"I" + b"9" * 5000 + b"\n", b"I\n"),
+    *(b"(", b"]", b"}", b")", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"\x85", b"\x86", b"\x87"),
+    *(
+        b"R",
+        b"b",
+        b"o",
+        b"\x81",
+        b"\x92",
+        b"\x93",
+        b"\x94",
+        b"q\0",
+        b"h\0",
+        b"h\1",
+        b"p3\n",
+        b"g3\n",
+    ),
+    *(b"0", b"1", b"2", b".", b"P1\n", b"Q", b"\x96" + b"\xff" * 8, b"\x8d" + b"\x7f" * 8, b"\xff"),
+    *(
+        b"\x8c\x08subclass",
+        b"\x8c\x05shape",
+        b"\x8c\x05order",
+        b"\x8c\x05dtype",
+        b"\x95" + b"\0" * 8,
+    ),
+]
+
+
+@FUZZ
+@given(operations=st.lists(st.sampled_from(OPERATIONS), max_size=25), protocol=st.integers(0, 6))
+def test_other_operations_of_a_jl(tmp_path: Path, operations: list[bytes], protocol: int) -> None:
+    path = tmp_path / "a.jl"
+    path.write_bytes(bytes([0x80, protocol]) + b"](" + b"".join(operations) + b"e." + b"\0" * 40)
+    read_or_refuse(lambda: list_of_arrays(path), path)
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+class Run:
+    """A small model and its optimizer after three updates."""
+
+    def __init__(self, n_updates: int = 3) -> None:
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(3, 2)
+        self.optimizer = OpenAIAdam(
+            self.model.parameters(), 0.01, "warmup_linear", warmup=0.1, t_total=8, l2=0.01
+        )
+        for _ in range(n_updates):
+            self.model(torch.ones(1, 3)).sum().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+
+    def state(self) -> checkpoint.RunState:
+        return checkpoint.capture(self.model, self.optimizer, 3, 62.5)
+
+    def bits(self) -> tuple[Any, ...]:
+        """Everything that a resumed run depends on."""
+        state = self.state()
+        return bits(state.tensors, state.optimizer)
+
+
+def bits(tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]) -> tuple[Any, ...]:
+    by_name = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    return by_name, copy.deepcopy(groups)
+
+
+MEANING = {"seed": 3, "lr": 6.25e-5, "model": {"n_ctx": 77}}
+
+
+def checkpoint_file() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        return checkpoint.save(Path(directory), Run().state(), MEANING).read_bytes()
+
+
+@functools.cache
+def header_and_tensors() -> tuple[str, dict[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = checkpoint.save(Path(directory), Run().state(), MEANING)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata()["state"], tensors
+
+
+def write_checkpoint(path: Path, header: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write what :func:`gpt1.checkpoint.save` would, but of anything, with a SHA-256 that fits."""
+    from safetensors.torch import save_file
+
+    digest = checkpoint._digest(header, tensors)
+    metadata = {"format": checkpoint.FORMAT, "state": header, "sha256": digest}
+    save_file(tensors, path, metadata)
+
+
+@st.composite
+def other_tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """The tensors of a run, up to two of them missing, renamed, or of another shape or type."""
+    tensors = dict(header_and_tensors()[1])
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(tensors)))
+        tensor = tensors.pop(name)
+        kinds = ["missing", "type", "shape", "rename", "copy"]
+        match draw(st.sampled_from(kinds)):
+            case "type":
+                types = [torch.float64, torch.bfloat16, torch.int32, torch.bool, torch.complex64]
+                tensors[name] = tensor.to(draw(st.sampled_from(types)))
+            case "shape":
+                shapes = [tensor[None], tensor[:0], tensor.flatten(), tensor.sum()]
+                tensors[name] = draw(st.sampled_from(shapes)).clone()
+            case "rename":
+                tensors[draw(other_name)] = tensor
+            case "copy":
+                tensors |= {name: tensor, draw(other_name): tensor.clone()}
+    return tensors
+
+
+other_name = st.sampled_from(
+    [
+        *(
+            "model.weight",
+            "model.bias",
+            "model.",
+            "model",
+            "",
+            ".",
+            "optimizer.0.m",
+            "optimizer.1.v",
+        ),
+        *(
+            "optimizer.2.m",
+            "optimizer.-1.m",
+            "optimizer.x.m",
+            "optimizer.0.step",
+            "optimizer.0",
+            "é",
+        ),
+        *("optimizer", "optimizer.0.", "optimizer.1e3.v", "x" * 3000, "a\nb", "optimizer.00.m"),
+    ]
+)
+
+
+@FUZZ
+@given(
+    header=st.just("") | edited_json(json.loads(header_and_tensors()[0])), tensors=other_tensors()
+)
+def test_a_checkpoint_with_a_digest_that_fits(
+    tmp_path: Path, header: str, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Another program could write this: refused, with the run as it was, or a whole state."""
+    path = tmp_path / "file.safetensors"
+    write_checkpoint(path, header or header_and_tensors()[0], tensors)
+    loaded = read_or_refuse(lambda: checkpoint.load(path), path)
+    if loaded is None:
+        return
+    state, meaning = loaded
+    assert isinstance(meaning, dict)
+    run = Run(n_updates=1)
+    before = run.bits()
+
+    def restore() -> bool:
+        checkpoint.restore(state, run.model, run.optimizer)
+        return True
+
+    if read_or_refuse(restore, path):
+        assert run.bits() == bits(state.tensors, Run().state().optimizer)
+        assert state.n_updates == 3
+        assert math.isfinite(state.best_score)
+    else:
+        assert run.bits() == before
+
+
+# ------------------------------------------------------------------------------- flags
+
+FLAGS = [f"--{name}" for name in Settings().as_flags()]
+TEXTS = [
+    *(
+        "",
+        " ",
+        "-",
+        "--",
+        "=",
+        "-1",
+        "0",
+        "1",
+        "1.5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "-1e-3",
+        "1_0",
+    ),
+    *("9" * 5000, "9" * 400, "0x10", "\0", "\n", "\udcff", "é", "٣", "true", "adam", "gelu", "a/b"),
+    *("fp32", "None", "[]", "-h", "--no", "--seed=", "--submit=yes", "@file", "x" * 9999),
+]
+WORDS = st.sampled_from(FLAGS) | st.sampled_from(TEXTS) | st.text(max_size=6)
+
+
+@FUZZ
+@given(words=st.lists(WORDS | st.tuples(st.sampled_from(FLAGS), WORDS).map("=".join), max_size=9))
+def test_any_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if {"-h", "--help"} & set(words):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            parse(words, "gpt1.train")
+    else:
+        result = read_or_refuse(lambda: parse(words, "gpt1.train"), "", lines=len(words) + 1)
+        assert result is None or isinstance(result, Settings)
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task and the results of a run on it, its checkpoint included."""
+    directory = tmp_path_factory.mktemp("finished")
+    task = tiny.write_tiny(directory)
+    assert train.main([*flags_of(task), "--submit"]) == 0
+    return directory
+
+
+def flags_of(task: tiny.Tiny) -> list[str]:
+    kinds = ("log", "save", "submission")
+    results = [word for kind in kinds for word in (f"--{kind}_dir", str(task.directory / kind))]
+    return [*task.flags, *results, "--device", "cpu", "--n_batch", "2", "--n_iter", "1"]
+
+
+def files_of(directory: Path) -> dict[Path, bytes]:
+    """All files but locks; a damaged checkpoint that was set aside has its name back."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {
+        path.with_name(path.name.removesuffix(checkpoint.DAMAGED)): path.read_bytes()
+        for path in files
+        if path.suffix != ".lock" and path.name != ".lock"
+    }
+
+
+@FUZZ_RUNS
+@given(data=st.data())
+def test_a_run_on_a_damaged_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
+) -> None:
+    """It trains, or ends with a message and, if a file is at fault, all earlier results."""
+    directory = tmp_path / "task"
+    shutil.copytree(finished, directory)
+    path = data.draw(st.sampled_from(sorted(files_of(directory))))
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    before = files_of(directory)
+    how = data.draw(st.sampled_from([[], ["--resume"], ["--n_transfer", "-1"]]))
+    status = train.main([*flags_of(tiny.Tiny(directory)), *how])
+    *notes, last = capsys.readouterr().err.splitlines() or [""]
+    assert all(note.startswith("--resume: ") for note in notes)
+    if status:
+        assert last.startswith("gpt1.train: error: ")
+    assert status in (0, 1, 2)  # 1: it diverged from parameters that are numbers still
+    if status == 2:
+        assert files_of(directory) == before
+    shutil.rmtree(directory)
