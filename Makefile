@@ -28,7 +28,7 @@ $(VENV)/bin/python:
 
 $(RUN): $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
-	$(PIP) -e .
+	$(PIP) -e '.[plots]'
 	@touch $@
 
 $(ALL): $(VENV)/bin/python pyproject.toml constraints.txt

@@ -190,7 +190,7 @@ def load(path: Path) -> tuple[RunState, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:
         raise DamagedError(
-            f"{path}: not a readable checkpoint: {error!s:.200}; {_REMEDY}"
+            f"{path}: not a readable checkpoint: {str(error)!r:.200}; {_REMEDY}"
         ) from error
     if metadata.get("format") != FORMAT:
         raise DamagedError(

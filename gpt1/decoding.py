@@ -21,32 +21,41 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Cache:
     """Keys and values of all layers. Prompts of a batch end in one slot: padding is on the left.
 
+    There is room for few slots more than are in use: in room for ``n_ctx``, heads would lie far
+    apart, and reading them would take up to three times as long.
+
     Attributes:
-        keys, values: [L, R, H, T, K].
+        keys, values: [R, H, room, K] of each layer.
         start: [R], the first slot that is not padding.
         n_prompt: slots of the longest prompt.
         length: slots in use.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, start: Tensor) -> None:
-        self.keys, self.values = (
-            torch.zeros(shape, dtype=dtype, device=start.device) for _ in range(2)
-        )
+    GROWTH = 64  # slots at a time
+
+    def __init__(self, n_layer: int, empty: Tensor, start: Tensor) -> None:
+        """``empty`` [R, H, 0, K] is what each layer begins with."""
+        self.keys, self.values = [empty] * n_layer, [empty] * n_layer
         self.start = start
         self.n_prompt = self.length = 0
         self._is_padded = bool(start.any())
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Put [B, H, Q, K] after the slots in use, once for each copy of a prompt."""
-        slots = slice(self.length, self.length + k.shape[2])
-        for cache, new in ((self.keys, k), (self.values, v)):
-            rows = cache[layer].view(len(new), -1, *cache.shape[2:])  # [B, R / B, H, T, K]
-            rows[:, :, :, slots] = new[:, None]
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put [B, H, Q, K] after the slots in use, once for each copy of a prompt.
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer up to the token that has just been put there."""
-        slots = slice(self.length + 1)
-        return self.keys[index, :, :, slots], self.values[index, :, :, slots]
+        Returns:
+            All keys and values of the layer, [R, H, slots, K].
+        """
+        end = self.length + k.shape[2]
+        for caches, new in ((self.keys, k), (self.values, v)):
+            R, H, room, K = caches[layer].shape
+            if end > room:
+                longer = new.new_empty(R, H, -(-end // self.GROWTH) * self.GROWTH, K)
+                longer[:, :, :room] = caches[layer]
+                caches[layer] = longer
+            rows = caches[layer].view(len(new), -1, H, caches[layer].shape[2], K)  # R is B, R / B
+            rows[:, :, :, self.length : end] = new[:, None]
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def visible(self) -> Tensor | None:
         """[R, 1, 1, T so far + 1], what the next token sees, or None if that is everything."""
@@ -59,8 +68,8 @@ class Cache:
     def reorder(self, rows: Tensor) -> None:
         """Let row i go on from what row ``rows[i]`` holds; both are copies of one prompt."""
         own = slice(self.n_prompt, self.length)  # the prompt's slots are the same in all copies
-        for cache in (self.keys, self.values):
-            cache[:, :, :, own] = cache[:, rows, :, own]
+        for cache in (*self.keys, *self.values):
+            cache[:, :, own] = cache[rows, :, own]
 
 
 class Decoder:
@@ -92,42 +101,45 @@ class Decoder:
         return self._we.device
 
     @torch.inference_mode()
-    def prefill(
-        self, prompts: Sequence[Sequence[int]], n_new: int, copies: int = 1
-    ) -> tuple[Cache, Tensor]:
+    def prefill(self, prompts: Sequence[Sequence[int]], copies: int = 1) -> tuple[Cache, Tensor]:
         """Read prompts into a new cache.
 
         Args:
             prompts: B lists of token ids, special tokens allowed, none empty.
-            n_new: tokens that the cache must have room for.
             copies: rows of the cache for each prompt, one after another.
 
         Returns:
             The cache, and the logits after each row's prompt, [R, V], float32.
 
         Raises:
-            ValueError: a prompt is empty, has with ``n_new`` no room in ``n_ctx`` positions, or
-                holds an id that is neither a piece nor a special token.
+            ValueError: a prompt is empty, longer than ``n_ctx``, or holds an id that is neither a
+                piece's nor a special token's.
         """
         config = self.config
         lengths = [len(prompt) for prompt in prompts]
         Q = max(lengths)
-        if not min(lengths) or Q + n_new > config.n_ctx:
-            raise ValueError(f"{min(lengths)} to {Q} + {n_new} tokens for n_ctx {config.n_ctx}")
+        if not 1 <= min(lengths) <= Q <= config.n_ctx:
+            raise ValueError(f"prompts of {min(lengths)} to {Q} tokens, n_ctx is {config.n_ctx}")
         if max(map(max, prompts)) >= config.n_vocab + config.n_special:
             raise ValueError(f"{max(map(max, prompts))} is the id of a position, not of a token")
         ids = torch.tensor([[0] * (Q - len(prompt)) + list(prompt) for prompt in prompts])
         start = (Q - torch.tensor(lengths)).to(self.device)
-        rows, K = len(prompts) * copies, config.n_embd // config.n_head
-        shape = (config.n_layer, rows, config.n_head, Q + n_new, K)
-        cache = Cache(shape, self._dtype, start.repeat_interleave(copies))
+        rows, H = len(prompts) * copies, config.n_head
+        empty = self._we.new_empty(rows, H, 0, config.n_embd // H, dtype=self._dtype)
+        cache = Cache(config.n_layer, empty, start.repeat_interleave(copies))
         logits = self._forward(ids.to(self.device), start, cache, _visible_in_prompts(start, Q))
         cache.n_prompt = Q
         return cache, logits.repeat_interleave(copies, 0)
 
     @torch.inference_mode()
     def step(self, cache: Cache, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; the logits after it, [R, V], float32."""
+        """Append one token [R] to each row; the logits after it, [R, V], float32.
+
+        Raises:
+            ValueError: ``n_ctx`` positions are used up.
+        """
+        if cache.length == self.config.n_ctx:
+            raise ValueError(f"no position is left, n_ctx is {self.config.n_ctx}")
         return self._forward(tokens[:, None], cache.start, cache, cache.visible())
 
     def _forward(self, ids: Tensor, start: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
@@ -167,11 +179,11 @@ class _Layer:
         """[B, Q, D] to [B, Q, D]; ``visible`` is None, or [B, 1, Q, slots]."""
         qkv = self.attn_in(x).view(*x.shape[:2], 3, self.n_head, -1)  # [B, Q, 3, H, K]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, Q, K]
-        cache.append(index, k, v)
-        if cache.length == 0:  # the prompts
+        all_k, all_v = cache.append(index, k, v)
+        if cache.length == 0:  # the prompts, before they are copied
             a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         else:
-            a = _attend_one(q, *cache.layer(index), visible)
+            a = _attend_one(q, all_k, all_v, visible)
         n = self.norm_1(x + self.attn_out(a.transpose(1, 2).flatten(2)))
         return self.norm_2(n + self.mlp_out(self.activation(self.mlp_in(n))))
 

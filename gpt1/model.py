@@ -300,7 +300,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     they are there: the backward pass multiplies by one number.
     """
 
-    ROWS = 256
+    ROWS = 512  # at most
 
     @staticmethod
     def forward(
@@ -316,9 +316,11 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         dh = torch.empty_like(h) if with_gradient else None
         dw = torch.zeros_like(w) if with_gradient else None
         # One buffer for all chunks: fresh memory of this size costs as much as filling it.
-        buffer = h.new_empty(min(R, _WeightedCrossEntropy.ROWS), w.shape[0])
-        for begin in range(0, R, _WeightedCrossEntropy.ROWS):
-            rows = slice(begin, min(begin + _WeightedCrossEntropy.ROWS, R))
+        n_chunks = max(1, math.ceil(R / _WeightedCrossEntropy.ROWS))
+        size = math.ceil(R / n_chunks)  # even ones: a short last product would be a slow one
+        buffer = h.new_empty(size, w.shape[0])
+        for begin in range(0, R, size or 1):
+            rows = slice(begin, min(begin + size, R))
             target = targets[rows, None]
             logits = torch.mm(h[rows], w.T, out=buffer[: rows.stop - begin])
             z = logits.to(weights.dtype)  # the buffer itself unless that is bfloat16

@@ -59,8 +59,12 @@ def load_task(settings: Settings, sources: Sources, *, verbose: bool) -> Task:
         InputError: a CSV, the vocabulary or the merges are not what they should be.
     """
     splits = datasets.rocstories(sources.data_dir)
-    encoder = TextEncoder(sources.encoder_path, sources.bpe_path, spacy_rules=settings.spacy_rules)
-    encoder.check_merges(sources.bpe_path)
+    encoder = TextEncoder(
+        sources.encoder_path,
+        sources.bpe_path,
+        spacy_rules=settings.spacy_rules,
+        check_merges=True,
+    )
     train, valid, test = (_encode(split, encoder, verbose) for split in splits)
     test = test._replace(labels=None)  # a run does not look at them
     n_vocab = len(encoder.encoder)

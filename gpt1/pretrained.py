@@ -150,7 +150,7 @@ def load_encoder(
         remedy = hub.vocabulary_remedy(encoder_path)
         remedy = remedy or "name the directory of the model's vocabulary with --model_dir"
         raise InputError(f"{encoder_path} is missing: {remedy}")
-    return TextEncoder(encoder_path, bpe_path, spacy_rules=spacy_rules)
+    return TextEncoder(encoder_path, bpe_path, spacy_rules=spacy_rules, check_merges=True)
 
 
 def _released(

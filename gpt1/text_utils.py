@@ -79,6 +79,8 @@ class TextEncoder:
         spacy_rules: special cases of English words: ``"2.0"``, which the released model's text
             was split by, or ``"installed"``, those of the spaCy at hand, as the original would
             use when run today.
+        check_merges: see also that the merges are the vocabulary's, all of them: others, or
+            some of them, give ids too, but not those that a model was trained on.
 
     Raises:
         InputError: a file is missing or is not what it should be.
@@ -86,7 +88,12 @@ class TextEncoder:
     """
 
     def __init__(
-        self, encoder_path: str | Path, bpe_path: str | Path, *, spacy_rules: str = "2.0"
+        self,
+        encoder_path: str | Path,
+        bpe_path: str | Path,
+        *,
+        spacy_rules: str = "2.0",
+        check_merges: bool = False,
     ) -> None:
         if spacy_rules not in SPACY_RULES:
             raise ValueError(f"spacy_rules must be one of {SPACY_RULES}, not {spacy_rules!r}")
@@ -94,37 +101,12 @@ class TextEncoder:
         self.decoder = {i: piece for piece, i in self.encoder.items()}
         self._n_vocab = len(self.encoder)
         self._ranks = _read_merges(bpe_path)
+        if check_merges:
+            self._check_merges(bpe_path)
         self._words = EnglishWords(spacy_rules)
         # Tuples: the garbage collector soon stops looking at those that hold only numbers.
         self._ids_of_word: dict[str, tuple[int, ...]] = {}
         self._ids_of_piece: dict[str, tuple[int, ...]] = {}
-
-    def check_merges(self, bpe_path: str | Path) -> None:
-        """See that the merges are those of the vocabulary, all of them.
-
-        Merges cut short, or another vocabulary's, give ids too, but not those that the model
-        was trained on.
-
-        Args:
-            bpe_path: where they come from, for the message.
-
-        Raises:
-            InputError: a merge makes what is not in the vocabulary, or none makes one of its
-                ends of words (other pieces may be special tokens).
-        """
-        made = {one + two: rank for (one, two), rank in self._ranks.items()}
-        remedy = "the two files must be whole, and from one place: get both again."
-        for piece, rank in made.items():
-            if piece not in self.encoder:
-                raise InputError(
-                    f"{bpe_path}, line {rank + 2}: makes {brief(piece)}, which the vocabulary "
-                    f"lacks; {remedy}"
-                )
-        for piece in self.encoder:
-            if piece.endswith("</w>") and len(piece) > len("x</w>") and piece not in made:
-                raise InputError(
-                    f"{bpe_path}: no merge makes {brief(piece)} of the vocabulary; {remedy}"
-                )
 
     def encode(self, texts: Iterable[str], verbose: bool = True) -> list[list[int]]:
         """The token ids of each text; a piece outside the vocabulary is id 0.
@@ -181,6 +163,25 @@ class TextEncoder:
         pieces = " ".join(parts)
         # What spaCy makes of a newline inside a text is "\n "; the vocabulary has "\n</w>".
         return "\n</w>" if pieces == "\n  </w>" else pieces
+
+    def _check_merges(self, bpe_path: str | Path) -> None:
+        """Raise an :class:`InputError` unless merges and vocabulary make one another's pieces.
+
+        Pieces that do not end a word may be special tokens, which no merge makes.
+        """
+        made = {one + two: rank for (one, two), rank in self._ranks.items()}
+        remedy = "the two files must be whole, and from one place: get both again."
+        for piece, rank in made.items():
+            if piece not in self.encoder:
+                raise InputError(
+                    f"{bpe_path}, line {rank + 2}: makes {brief(piece)}, which the vocabulary "
+                    f"lacks; {remedy}"
+                )
+        for piece in self.encoder:
+            if piece.endswith("</w>") and len(piece) > len("x</w>") and piece not in made:
+                raise InputError(
+                    f"{bpe_path}: no merge makes {brief(piece)} of the vocabulary; {remedy}"
+                )
 
     def _encode_directly(self, text: str) -> list[int]:
         """The ids of ``text`` as the original finds them, only words remembered."""

@@ -285,7 +285,7 @@ def read_safetensors(path: str | Path) -> list[Array]:
         tensors = load_file(path)
     except Exception as error:  # the package's own, and others for types that NumPy lacks
         raise InputError(
-            f"{path}: not a safetensors file of float32 arrays: {error!s:.200}. "
+            f"{path}: not a safetensors file of float32 arrays: {str(error)!r:.200}. "
             "Use a file that this program saved."
         ) from error
     n_layer = sum(name.endswith("/attn/c_attn/w") for name in tensors)

@@ -46,6 +46,7 @@ ENDING_DECILES = (3, 5, 6, 7, 8, 9, 9, 10, 11, 12, 17)
 # evaluations on 2 * 374 stories, the test set.
 TRAINED_STORIES = 3 * 46 * 32
 PREDICTED_STORIES = 3 * 2 * 374 + 1871
+WARM_UP = 2  # rounds until the processes have all the memory that they will use
 VARIANTS = ("peer", "ours", "ours, shared prefix")
 
 
@@ -269,6 +270,7 @@ def serve(args: argparse.Namespace, stories: ChoiceArrays, variant: str, pipe: A
         if device.type == "cpu":
             keep_freed_memory()  # as a training run does
         run = Ours(config, device, share_prefix=variant == VARIANTS[2])
+    batch = stories.take(slice(0, args.stories))
     while True:
         try:
             work, *options = pipe.recv()
@@ -277,9 +279,12 @@ def serve(args: argparse.Namespace, stories: ChoiceArrays, variant: str, pipe: A
         if work == "peak":
             pipe.send(peak_gib(device))
             continue
+        if work == "ready":
+            pipe.send(0.0)
+            continue
         precision, n_gpu = options
         if work == "train":
-            body = partial(run.train, stories, precision, n_gpu)
+            body = partial(run.train, batch, precision, n_gpu)
         else:
             body = partial(run.predict, stories, precision)
         pipe.send(timed(body, device))
@@ -288,12 +293,12 @@ def serve(args: argparse.Namespace, stories: ChoiceArrays, variant: str, pipe: A
 def in_turns(
     workers: dict[str, Worker], work: str, precision: str, args: argparse.Namespace
 ) -> dict[str, float]:
-    """Median seconds of each worker; they alternate, after one round that does not count."""
+    """Median seconds of each worker; they alternate, after rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for turn in range(args.rounds + 1):
+    for turn in range(-WARM_UP, args.rounds):
         for name, worker in workers.items():
             taken = worker.ask(work, precision, args.n_gpu)
-            if turn:
+            if turn >= 0:
                 seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -301,6 +306,8 @@ def in_turns(
 def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
     """Everything but memory: seconds a story, ratios, shares of the machine's limit."""
     workers = {variant: Worker(args, stories, variant) for variant in VARIANTS}
+    for worker in workers.values():
+        worker.ask("ready")  # the machine's limit is not measured while they are being made
     found: dict[str, Any] = {}
     for precision in args.precision:
         rate = matmul_rate(torch.device(args.device), precision)
@@ -309,8 +316,9 @@ def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
             taking_part = workers if work == "train" else {k: workers[k] for k in VARIANTS[::2]}
             seconds = in_turns(taking_part, work, precision, args)
             for name, value in seconds.items():
+                measured = stories if work == "predict" else stories.take(slice(0, args.stories))
                 found[f"{work} {precision} {name}"] = entry(
-                    args, stories, name, work, rate, value, seconds["peer"]
+                    args, measured, name, work, rate, value, seconds["peer"]
                 )
         found[f"matmul {precision} GFLOP/s"] = rate / 1e9
         for name in VARIANTS[::2]:
@@ -403,10 +411,11 @@ def run(args: argparse.Namespace) -> int:
     except ImportError:
         raise InputError("transformers is missing: pip install 'gpt1[bench]'") from None
     if args.data_dir is None:
-        stories = draw_stories(args.stories, seed=0)
+        stories = draw_stories(max(args.stories, args.predict_stories), seed=0)
     else:
-        stories = real_stories(args.data_dir, args.model_dir, args.stories)
-    if stories.n_stories % args.n_gpu:
+        n = max(args.stories, args.predict_stories)
+        stories = real_stories(args.data_dir, args.model_dir, n)
+    if args.stories % args.n_gpu:
         raise InputError(f"--stories {args.stories}: must be a multiple of --n_gpu {args.n_gpu}")
     found: dict[str, Any] = {**machine(args), "transformers": transformers.__version__}
     found["tokens a story, padded / real / shared"] = " / ".join(map(str, tokens_a_story(stories)))
@@ -438,6 +447,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--model_dir", type=Path, default=Path("model"), help="vocabulary and merges"
     )
     parser.add_argument("--stories", type=int, default=32, help="stories an update")
+    parser.add_argument(
+        "--predict_stories", type=int, default=128, help="stories in a prediction, 32 at a time"
+    )
     parser.add_argument("--n_gpu", type=int, default=4, help="towers an update")
     parser.add_argument(
         "--memory_towers", type=int, default=1, help="towers when memory is measured"

@@ -11,11 +11,21 @@ from gpt1.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_FLAGS = {  # of torchrun, scripts and make's programs
+OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
     *("--nproc_per_node", "--nnodes", "--node_rank", "--rdzv-backend", "--rdzv-endpoint"),
-    *("--seeds", "--log", "--json", "--help", "--standalone", "--max-restarts", "--check", "--out"),
-    *("--stories", "--rounds", "--no_memory", "--n_stories", "--durations"),
+    *("--rdzv-id", "--standalone", "--max-restarts", "--help", "--version", "--logdir", "--depth"),
+    *("--check", "--durations", "--monitor-interval"),
+    # of Slurm
+    *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--signal", "--requeue"),
+    "--open-mode",
 }
+
+
+def own_flags() -> set[str]:
+    """The flags of training, and those that any other program adds in its source."""
+    sources = [*(ROOT / "gpt1").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    added = re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", "".join(map(Path.read_text, sources)))
+    return {f"--{name}" for name in Settings().as_flags()} | set(added)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -35,14 +45,6 @@ def test_named_files_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_named_flags_exist(page: Path) -> None:
-    known = {f"--{name}" for name in Settings().as_flags()} | OTHER_FLAGS
+    known = own_flags() | OTHER_FLAGS
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text()))
     assert named <= known, named - known
-
-
-def test_python_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})

@@ -74,7 +74,7 @@ def read_or_refuse(read: Callable[[], Any], start: str | Path, lines: int = 1) -
             assert len(message) - len(str(start)) <= LONGEST_MESSAGE * lines
             assert all(line.isprintable() for line in message.split("\n"))
             assert message.count("\n") < lines
-            assert not re.search("memory(?!-map)", message)  # no file here needs any
+            assert not re.search("(of|into) memory|allocate", message)  # no file needs any
     assert not noise
     return result
 
@@ -383,39 +383,15 @@ def test_changed_bytes_of_a_shard(shards: Path, data: st.DataObject) -> None:
 
 DTYPES = [
     *("'<f4'", "'>f4'", "'|O'", "'O'", "'<f8'", "'V2147483648'", "'<U999999999'", "'f4,O'", "'m8'"),
-    *(
-        "[('a','<f4'),('b','|O')]",
-        "[('a','<f4',(2,3))]",
-        "('<f4',(2,))",
-        "{'a':1}",
-        "''",
-        "3",
-        "()",
-    ),
+    *("[('a','<f4'),('b','|O')]", "[('a','<f4',(2,3))]", "('<f4',(2,))", "{'a':1}", "''", "3"),
+    "()",
     *("'<f4\\x00'", "'\\q'", "'<f4'*9", "[('a','O',(-1,))]", "None", "b'<f4'", "'4f4'", "'<f4L'"),
 ]
 AXES = [
-    *(
-        "({n},)",
-        "{n}",
-        "[{n}]",
-        "({n})",
-        "({n},1)",
-        "(-{n},)",
-        "(-1,)",
-        "(True,)",
-        "({n}.0,)",
-        "()",
-    ),
-    *("({n}L,)", "(0,)", "(99999999999,)", "(4611686018427387904,)", "(4611686018427387904,4)"),
-    *(
-        "(" + "9" * 4300 + ",)",
-        "(" + "1," * 70 + ")",
-        "(" * 300 + ")" * 300,
-        "(0,-1)",
-        "(1e9,)",
-        "(",
-    ),
+    *("({n},)", "{n}", "[{n}]", "({n})", "({n},1)", "(-{n},)", "(-1,)", "(True,)", "({n}.0,)"),
+    *("()", "(", "({n}L,)", "(0,)", "(0,-1)", "(1e9,)", "(99999999999,)"),
+    "(4611686018427387904,4)",
+    *("(" + "9" * 4300 + ",)", "(" + "1," * 70 + ")", "(" * 300 + ")" * 300),
 ]
 
 
@@ -470,35 +446,20 @@ def test_more_after_a_zlib_stream_is_refused(tmp_path: Path) -> None:
         jl.read_jl(path)
 
 
+F4 = b"cnumpy\ndtype\n\x8c\x02f4\x85R(K\x03\x8c\x01<NNNK\0K\0K\0tb"
+STATE = b"}(\x8c\x08subclasscnumpy\nndarray\n\x8c\x05shapeK\x02\x85\x8c\x05order\x8c\x01C"
+WRAPPER = b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81"
+ARRAY = WRAPPER + STATE + b"\x8c\x05dtype" + F4 + b"ub" + b"\0" * 8
 OPERATIONS = [
+    *(F4, STATE, WRAPPER, ARRAY, ARRAY[:-9], F4[:-1], b"\x8c\x05dtype", b"\0" * 8, b"\0"),
     *(b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cos\nsystem\n", b"(inumpy\ndtype\n", b"\x82\x01"),
-    *(b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n", b"cnumpy.core.multiarray\n_reconstruct\n"),
-    *(b"\x8c\x02f4", b"\x8c\x01O", b"X\x01\0\0\0C", b"C\x04abcd", b"U\x01<", b"S'<'\n", b"V<\n"),
-    *(b"K\x01", b"K\x00", b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"\x8a\x01\x7f", b"I01\n"),
-    *(b"N", b"\x88", b"F1e999\n", b"G" + b"\x7f" * 8, b"L9\n", b"I" + b"9" * 5000 + b"\n", b"I\n"),
+    *(b"cnumpy.core.multiarray\n_reconstruct\n", b"X\x01\0\0\0C", b"C\x04abcd", b"U\x01<", b"V<\n"),
+    *(b"\x8c\x02f4", b"\x8c\x01O", b"S'<'\n", b"K\x01", b"K\x00", b"J\xff\xff\xff\x7f", b"I01\n"),
+    *(b"J\xff\xff\xff\xff", b"\x8a\x01\x7f", b"I" + b"9" * 5000 + b"\n", b"G" + b"\x7f" * 8, b"N"),
     *(b"(", b"]", b"}", b")", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"\x85", b"\x86", b"\x87"),
-    *(
-        b"R",
-        b"b",
-        b"o",
-        b"\x81",
-        b"\x92",
-        b"\x93",
-        b"\x94",
-        b"q\0",
-        b"h\0",
-        b"h\1",
-        b"p3\n",
-        b"g3\n",
-    ),
+    *(b"R", b"b", b"o", b"\x81", b"\x92", b"\x93", b"\x94", b"q\0", b"h\0", b"p3\n", b"g3\n"),
+    b"\x88",
     *(b"0", b"1", b"2", b".", b"P1\n", b"Q", b"\x96" + b"\xff" * 8, b"\x8d" + b"\x7f" * 8, b"\xff"),
-    *(
-        b"\x8c\x08subclass",
-        b"\x8c\x05shape",
-        b"\x8c\x05order",
-        b"\x8c\x05dtype",
-        b"\x95" + b"\0" * 8,
-    ),
 ]
 
 
@@ -579,9 +540,9 @@ def other_tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
         match draw(st.sampled_from(kinds)):
             case "type":
                 types = [torch.float64, torch.bfloat16, torch.int32, torch.bool, torch.complex64]
-                tensors[name] = tensor.to(draw(st.sampled_from(types)))
+                tensors[name] = tensor.new_zeros(tensor.shape, dtype=draw(st.sampled_from(types)))
             case "shape":
-                shapes = [tensor[None], tensor[:0], tensor.flatten(), tensor.sum()]
+                shapes = [tensor[None], tensor.new_zeros(0), tensor.flatten(), tensor.sum()]
                 tensors[name] = draw(st.sampled_from(shapes)).clone()
             case "rename":
                 tensors[draw(other_name)] = tensor
@@ -592,24 +553,10 @@ def other_tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 other_name = st.sampled_from(
     [
-        *(
-            "model.weight",
-            "model.bias",
-            "model.",
-            "model",
-            "",
-            ".",
-            "optimizer.0.m",
-            "optimizer.1.v",
-        ),
-        *(
-            "optimizer.2.m",
-            "optimizer.-1.m",
-            "optimizer.x.m",
-            "optimizer.0.step",
-            "optimizer.0",
-            "é",
-        ),
+        *("model.weight", "model.bias", "model.", "model", "", ".", "optimizer.0.m"),
+        "optimizer.1.v",
+        *("optimizer.2.m", "optimizer.-1.m", "optimizer.x.m", "optimizer.0.step", "optimizer.0"),
+        "é",
         *("optimizer", "optimizer.0.", "optimizer.1e3.v", "x" * 3000, "a\nb", "optimizer.00.m"),
     ]
 )
@@ -645,27 +592,58 @@ def test_a_checkpoint_with_a_digest_that_fits(
         assert run.bits() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_updates", value) for value in ("-1", "3.0", "true", '"3"', "null", "4", "99", "1e2")),
+        *(("n_updates", value) for value in (str(10**8), "9" * 400)),
+        *(("best_score", value) for value in ("-1", "101", "NaN", "Infinity", "null", '"50"')),
+        *(("optimizer", value) for value in ("null", "{}", "[]", "[1]", "[{}]", '[{"lr": 1}]')),
+        *(("meaning", value) for value in ("null", "[]", '"seed"')),
+        *(("evaluated", value) for value in ("null", "1")),
+    ],
+)
+def test_a_checkpoint_with_a_wrong_value(tmp_path: Path, name: str, value: str) -> None:
+    path = tmp_path / "file.safetensors"
+    header, tensors = header_and_tensors()
+    values = json.loads(header)
+    text = json.dumps({**values, name: "@"}).replace('"@"', value)
+    write_checkpoint(path, text, tensors)
+    run = Run(n_updates=1)
+    before = run.bits()
+    with pytest.raises(InputError) as caught:
+        checkpoint.restore(checkpoint.load(path)[0], run.model, run.optimizer)
+    assert str(caught.value).startswith(str(path))
+    assert run.bits() == before
+
+
+@pytest.mark.parametrize("option", ["lr", "t", "t_total", "l2", "schedule", "params"])
+def test_a_checkpoint_of_an_optimizer_with_other_settings(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "file.safetensors"
+    header, tensors = header_and_tensors()
+    values = json.loads(header)
+    values["optimizer"][0][option] = 5
+    write_checkpoint(path, json.dumps(values), tensors)
+    run = Run()
+    with pytest.raises(InputError, match="settings do not fit"):
+        checkpoint.restore(checkpoint.load(path)[0], run.model, run.optimizer)
+
+
+def test_a_list_of_no_width_is_refused(tmp_path: Path) -> None:
+    """All its shapes fit one another, but no model can have them."""
+    path = tmp_path / "a.jl"
+    shapes = weights._list_shapes(rows=21, n_embd=0, n_layer=1).values()
+    jl.write_jl(path, [np.zeros(shape, np.float32) for shape in shapes])
+    with pytest.raises(InputError, match=r"array 0 \(we\)"):
+        list_of_arrays(path)
+
+
 # ------------------------------------------------------------------------------- flags
 
 FLAGS = [f"--{name}" for name in Settings().as_flags()]
 TEXTS = [
-    *(
-        "",
-        " ",
-        "-",
-        "--",
-        "=",
-        "-1",
-        "0",
-        "1",
-        "1.5",
-        "nan",
-        "inf",
-        "-inf",
-        "1e999",
-        "-1e-3",
-        "1_0",
-    ),
+    *("", " ", "-", "--", "=", "-1", "0", "1", "1.5", "nan", "inf", "-inf", "1e999", "-1e-3"),
+    "1_0",
     *("9" * 5000, "9" * 400, "0x10", "\0", "\n", "\udcff", "é", "٣", "true", "adam", "gelu", "a/b"),
     *("fp32", "None", "[]", "-h", "--no", "--seed=", "--submit=yes", "@file", "x" * 9999),
 ]
@@ -702,34 +680,33 @@ def flags_of(task: tiny.Tiny) -> list[str]:
     return [*task.flags, *results, "--device", "cpu", "--n_batch", "2", "--n_iter", "1"]
 
 
-def files_of(directory: Path) -> dict[Path, bytes]:
+def files_of(directory: Path) -> dict[str, bytes]:
     """All files but locks; a damaged checkpoint that was set aside has its name back."""
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {
-        path.with_name(path.name.removesuffix(checkpoint.DAMAGED)): path.read_bytes()
-        for path in files
-        if path.suffix != ".lock" and path.name != ".lock"
+        str(path.relative_to(directory)).removesuffix(checkpoint.DAMAGED): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.endswith(".lock")
     }
 
 
 @FUZZ_RUNS
 @given(data=st.data())
 def test_a_run_on_a_damaged_file(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
+    finished: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
 ) -> None:
     """It trains, or ends with a message and, if a file is at fault, all earlier results."""
-    directory = tmp_path / "task"
-    shutil.copytree(finished, directory)
-    path = data.draw(st.sampled_from(sorted(files_of(directory))))
-    path.write_bytes(data.draw(damaged(path.read_bytes())))
-    before = files_of(directory)
+    name, whole = data.draw(st.sampled_from(sorted(files_of(finished).items())))
     how = data.draw(st.sampled_from([[], ["--resume"], ["--n_transfer", "-1"]]))
-    status = train.main([*flags_of(tiny.Tiny(directory)), *how])
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "task"
+        shutil.copytree(finished, directory)
+        (directory / name).write_bytes(data.draw(damaged(whole)))
+        before = files_of(directory)
+        status = train.main([*flags_of(tiny.Tiny(directory)), *how])
+        after = files_of(directory)
     *notes, last = capsys.readouterr().err.splitlines() or [""]
-    assert all(note.startswith("--resume: ") for note in notes)
     if status:
         assert last.startswith("gpt1.train: error: ")
-    assert status in (0, 1, 2)  # 1: it diverged from parameters that are numbers still
-    if status == 2:
-        assert files_of(directory) == before
-    shutil.rmtree(directory)
+    assert all(note.startswith("--resume: ") for note in notes)
+    assert status in (0, 1, 2)  # 1: it diverged, from parameters that are numbers still
+    assert status != 2 or after == before

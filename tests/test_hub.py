@@ -603,11 +603,7 @@ def test_a_payload_in_the_pickle_is_not_run(directory: Path, tmp_path: Path) -> 
     assert proof.exists()  # the payload was live
 
 
-def negated(x: Tensor) -> Tensor:
-    """Minus x, by a mark on the tensor instead of by its numbers."""
-    return torch.complex(torch.zeros_like(x), x).conj().imag.contiguous().clone()._neg_view()
-
-
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -618,10 +614,9 @@ def negated(x: Tensor) -> Tensor:
         (lambda t: {**t, LN: t[LN].to_sparse()}, r"ln_1\.weight is not stored number by number"),
         (lambda t: {**t, LN: t[LN].to("meta")}, r"ln_1\.weight is not stored number by number"),
         (lambda t: {**t, "lm_head.weight": t[TOKENS].to("meta")}, r"lm_head\.weight is not stored"),
-        (lambda t: {**t, LN: torch.nested.nested_tensor([t[LN], t[LN]])}, r"is not stored number"),
-        (lambda t: {**t, LN: negated(t[LN])}, r"ln_1\.weight is not stored number by number"),
+        (lambda t: {**t, LN: torch.nested.nested_tensor([t[LN]] * 2)}, r"is not stored number"),
+        (lambda t: {**t, LN: t[LN]._neg_view()}, r"ln_1\.weight is not stored number by number"),
         (lambda t: {**t, LN: t[LN].to(torch.complex64)}, r"has dtype complex64"),
-        (lambda t: {**t, LN: torch.quantize_per_tensor(t[LN], 1, 0, torch.qint8)}, r"dtype qint8"),
     ],
 )
 def test_odd_values_in_the_pickle_are_refused(

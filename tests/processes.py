@@ -1,0 +1,386 @@
+"""Runs of the tiny task in processes of their own, which tests stop, kill and starve.
+
+To start Python and import torch takes seconds. A fork server does it once, and each run is a fork
+of it: a real process with a real exit status, ready in milliseconds. What a run is to suffer is
+put into it by changes: functions that are called in its process before the program.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+from gpt1 import checkpoint, distributed, train
+
+SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+DEADLINE = 60.0  # seconds after which a process is said to hang
+FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2"]
+FLAGS += ["--save_every", "3"]  # 4 updates an epoch, 12 in all: checkpoints 3 4 6 8 9 12
+PROGRAM = "gpt1.train"
+
+Change = Callable[[], object]
+_CONTEXT = multiprocessing.get_context("forkserver")
+_PRELOADED = ["gpt1.train", "gpt1.prepare", "gpt1.trainer", "torch._dynamo", "spacy.lang.en"]
+_PRELOADED += ["joblib", "safetensors.torch"]
+
+
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """Start the fork server, unless it runs, with one thread: bits depend on their number."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        _CONTEXT.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+    yield
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a process ended, and what it printed.
+
+    Attributes:
+        status: its exit status, negative if a signal ended it.
+    """
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def messages(self) -> list[str]:
+        """The lines by which the program says that something is wrong."""
+        assert "Traceback" not in self.stderr, self.stderr
+        start = f"{PROGRAM}: "
+        return [line for line in self.stderr.splitlines() if line.startswith(start)]
+
+    def message(self) -> str:
+        """The one and only, without the program's name."""
+        (message,) = self.messages()
+        return message.removeprefix(f"{PROGRAM}: ")
+
+
+class Running:
+    """A process under way.
+
+    What it prints goes through pipes: no limit on files and no full disk keeps it from that.
+    """
+
+    def __init__(self, body: Callable[[], int], changes: Sequence[Change], place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        number = len(list(place.iterdir()))
+        names = [place / f"{number}.{stream}" for stream in ("stdout", "stderr")]
+        for name in names:
+            os.mkfifo(name)
+        self._pipes = [os.open(name, os.O_RDONLY | os.O_NONBLOCK) for name in names]
+        self._texts = ["", ""]
+        self._process: BaseProcess = _CONTEXT.Process(
+            target=_main, args=(body, list(changes), [str(name) for name in names])
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> Done:
+        """Wait for its end; one that does not come to it is killed, and fails the test."""
+        end = time.monotonic() + DEADLINE
+        while self._process.exitcode is None and time.monotonic() < end:
+            self._process.join(0.05)
+            self.stderr()
+        if self._process.exitcode is None:
+            self.send(SIGKILL)
+            self._process.join()
+            raise AssertionError(f"it hung; printed: {self.stderr()}")
+        return Done(self._process.exitcode, self._text(0), self.stderr())
+
+    def stderr(self) -> str:
+        """What it has printed so far."""
+        return self._text(1)
+
+    def _text(self, index: int) -> str:
+        try:
+            while data := os.read(self._pipes[index], 1 << 16):
+                self._texts[index] += data.decode()
+        except BlockingIOError:  # nothing now, but it may come
+            pass
+        return self._texts[index]
+
+
+def _main(body: Callable[[], int], changes: list[Change], pipes: list[str]) -> None:
+    signal.signal(SIGINT, signal.default_int_handler)  # a shell's `&` may have had it ignored
+    for number, pipe in enumerate(pipes, start=1):
+        os.dup2(os.open(pipe, os.O_WRONLY), number)
+    for change in changes:
+        change()
+    sys.exit(body())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the tiny task in directories of its own."""
+
+    task: tiny.Tiny
+    directory: Path
+    desc: str = "rocstories"
+
+    @property
+    def saved(self) -> Path:
+        return self.directory / "save" / self.desc
+
+    @property
+    def best(self) -> Path:
+        return self.saved / "best_params.jl"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log" / f"{self.desc}.jsonl"
+
+    @property
+    def updates(self) -> Path:
+        return self.directory / "log" / f"{self.desc}.updates.jsonl"
+
+    @property
+    def submission(self) -> Path:
+        return self.directory / "submission" / "ROCStories.tsv"
+
+    def flags(self, *words: str) -> list[str]:
+        kinds = ("log", "save", "submission")
+        places = [word for kind in kinds for word in (f"--{kind}_dir", str(self.directory / kind))]
+        return [*self.task.flags, *places, *FLAGS, "--desc", self.desc, *words]
+
+    def start(self, *words: str, changes: Sequence[Change] = ()) -> Running:
+        """Start the program on this task, after ``changes``."""
+        return self.start_body(partial(train.main, self.flags(*words)), changes)
+
+    def start_body(self, body: Callable[[], int], changes: Sequence[Change] = ()) -> Running:
+        """Start a function that can be pickled and returns an exit status."""
+        return Running(body, changes, self.directory / "printed")
+
+    def do(self, *words: str, changes: Sequence[Change] = ()) -> Done:
+        """Start the program and wait for its end."""
+        return self.start(*words, changes=changes).wait()
+
+    def start_pair(
+        self, *words: str, changes: Sequence[Change] = (), second: Sequence[Change] = ()
+    ) -> list[Running]:
+        """Start it in two processes that share the work; ``second`` changes the second alone."""
+        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        started = []
+        for rank, more in (("0", []), ("1", second)):
+            own = partial(os.environ.update, variables | {"RANK": rank, "LOCAL_RANK": rank})
+            started.append(self.start(*words, changes=[own, *changes, *more]))
+        return started
+
+    def do_pair(
+        self, *words: str, changes: Sequence[Change] = (), second: Sequence[Change] = ()
+    ) -> list[Done]:
+        """The same, and wait for both."""
+        started = self.start_pair(*words, changes=changes, second=second)
+        return [running.wait() for running in started]
+
+    def checkpoints(self) -> list[int]:
+        """After which updates there is one."""
+        return [int(path.stem.split("-")[1]) for path in checkpoint.checkpoints(self.saved)]
+
+    def results(self) -> dict[str, Any]:
+        """What the run has made, times aside; to compare bit for bit."""
+        newest = checkpoint.checkpoints(self.saved)[-1]
+        tensors = checkpoint.load(newest)[0].tensors
+        return {
+            "best parameters": self.best.read_bytes(),
+            "submission": self.submission.read_text(),
+            "evaluations": lines(self.log)[1:],
+            "updates": lines(self.updates),
+            "state": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
+        }
+
+    def leftovers(self) -> list[str]:
+        """Temporary files; locks and what was printed aside."""
+        found = (path.name for path in self.directory.rglob(".*"))
+        return sorted(name for name in found if not name.endswith(".lock"))
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without their times."""
+    rows = [json.loads(line, parse_constant=_no_number) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} in a log: no JSON")
+
+
+def assert_same(run: Run, expected: Mapping[str, Any]) -> None:
+    """The results of a run are those expected, bit for bit."""
+    for name, value in run.results().items():
+        assert value == expected[name], name
+
+
+def continuation(done: Done) -> list[str]:
+    """The arguments of the command by which a stopped run says that it goes on."""
+    _, _, command = done.message().partition("to go on: ")
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "gpt1.train"]
+    return words[3:]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended but that nobody asked for is not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that is to happen soon."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"in vain waited for: {what}"
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------- changes
+
+
+def before(target: str, action: Change, *, call: int = 1, matching: str = "") -> Change:
+    """Do something before a call of a function.
+
+    Args:
+        target: ``module:function`` or ``module:Class.method``.
+        action: what to do; can be pickled.
+        call: at which call, counted from 1.
+        matching: count only calls whose arguments, as text, hold this.
+    """
+    return partial(_before, target, action, call, matching)
+
+
+def _before(target: str, action: Change, call: int, matching: str) -> None:
+    module, _, names = target.partition(":")
+    *path, name = names.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), iter(range(1, 10**6))
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        counts = not matching or matching in repr(args)
+        if counts and next(calls) == call:
+            action()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, changed)
+
+
+def update(number: int, action: Change) -> Change:
+    """Do something at the beginning of an update, counted from 1 in each process."""
+    return before("gpt1.trainer:tower_gradients", action, call=number)
+
+
+def sends_itself(*numbers: int, pause: float = 0.0) -> Change:
+    """Signals from a process to itself, with a pause after each."""
+    return partial(_send, numbers, pause)
+
+
+def _send(numbers: Sequence[int], pause: float) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+        time.sleep(pause)
+
+
+def sends_parent(number: int) -> Change:
+    """A signal from the first process of several to the one that started them all."""
+    return partial(_send_parent, number)
+
+
+def _send_parent(number: int) -> None:
+    if os.environ["RANK"] == "0":
+        os.kill(os.getppid(), number)
+
+
+def only_rank(rank: str, action: Change) -> Change:
+    """Do something in one of several processes."""
+    return partial(_only_rank, rank, action)
+
+
+def _only_rank(rank: str, action: Change) -> None:
+    if os.environ["RANK"] == rank:
+        action()
+
+
+def waits_for(path: Path) -> Change:
+    """Say by ``path`` with ``.waits`` added that this is reached, and wait until ``path`` is."""
+    return partial(_wait_for, path)
+
+
+def _wait_for(path: Path) -> None:
+    path.with_name(path.name + ".waits").touch()
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def limits_files(n_bytes: int) -> Change:
+    """From now on no file can grow beyond so many bytes."""
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+def fills_disk(directory: Path) -> Change:
+    """Fill the file system of a directory to the last byte."""
+    return partial(_fill_disk, directory)
+
+
+def _fill_disk(directory: Path) -> None:
+    with open(directory / "filler", "wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+
+
+def spawning_becomes_forking() -> None:
+    """A change by which ``start_processes`` takes no seconds."""
+    fork = multiprocessing.get_context("fork")
+    distributed.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
+
+
+def copied(run: Run, directory: Path) -> Run:
+    """A run's files once more, elsewhere."""
+    shutil.copytree(run.directory, directory, ignore=shutil.ignore_patterns("printed"))
+    return Run(run.task, directory, run.desc)

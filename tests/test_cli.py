@@ -1,0 +1,131 @@
+"""One name for all programs, and what is installed under it."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import gpt1
+from gpt1 import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def status_of(argv: list[str]) -> int:
+    """As the shell sees it: --help ends by SystemExit."""
+    try:
+        return cli.main(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in shown
+    assert "examples:" in shown
+
+
+def test_without_a_command_it_shows_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: gpt1 COMMAND" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gpt1 {gpt1.__version__}\n"
+
+
+def test_every_program_is_a_command() -> None:
+    """What can be run by ``python -m gpt1.X`` is there by its name, and the other way round."""
+    sources = {path.stem: path.read_text() for path in (ROOT / "gpt1").glob("*.py")}
+    programs = {name for name, text in sources.items() if '__name__ == "__main__"' in text}
+    assert programs - {"cli"} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_is_the_same_as_its_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    module = importlib.import_module(f"gpt1.{name}")
+    monkeypatch.setattr(module, "main", lambda argv: seen.append(list(argv)) or 7)
+    assert cli.main([name, "--flag", "value"]) == 7
+    assert seen == [["--flag", "value"]]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"gpt1 {name}" in shown or f"gpt1.{name}" in shown
+    assert "examples:" in shown
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_wrong_flag_is_one_message_with_status_2(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of([name, "--no_such_flag"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"gpt1.{name}: error: ")
+    assert "Traceback" not in message
+    assert message.count("\n") == 1
+
+
+def test_a_wrong_command_is_one_message_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    message = capsys.readouterr().err
+    assert "trian" in message
+    assert "train" in message
+    assert message.count("\n") == 1
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """Nothing heavy is imported by the help of any command."""
+    code = (
+        "import sys, contextlib, io\n"
+        "from gpt1 import cli\n"
+        "for name in cli.COMMANDS:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        cli.main([name, '--help'])\n"
+        "print([m for m in ('torch', 'spacy', 'sklearn', 'matplotlib') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_module_and_the_installed_name_are_the_same_program() -> None:
+    for command in ([sys.executable, "-m", "gpt1"], [str(Path(sys.executable).parent / "gpt1")]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, f"gpt1 {gpt1.__version__}\n")
+
+
+def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
+    done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("gpt1-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (points,) = (name for name in names if name.endswith("entry_points.txt"))
+        assert b"gpt1 = gpt1.cli:main" in archive.read(points)
+        (metadata,) = (name for name in names if name.endswith("METADATA"))
+        required = archive.read(metadata).decode()
+    modules = {f"gpt1/{path.name}" for path in (ROOT / "gpt1").glob("*.py")}
+    assert modules | {"gpt1/py.typed", "gpt1/spacy_vintage.json"} <= names
+    assert not any(name.startswith(("tests/", "scripts/", "data/", "model/")) for name in names)
+    core = {
+        line.split()[1]
+        for line in required.splitlines()
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    }
+    bare = {
+        "".join(c for c in word if c.isalnum() or c == "-").rstrip("0123456789") for word in core
+    }
+    allowed = {"torch", "numpy", "ftfy", "spacy", "scikit-learn", "tqdm", "joblib", "safetensors"}
+    assert bare <= allowed

@@ -1,0 +1,147 @@
+"""Every command in the README and the docs, run as it stands, offline, on a small demo.
+
+The demo's place is taken by a task so small that a run takes a second. The commands of a page run
+one after another in one directory, after those of the README, as a reader would type them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # tried by hand, or by CI itself
+# Hours, gigabytes or the network: of these only the flags are tried.
+FLAGS_ONLY = re.compile(r"scripts/(benchmark|stress|make_demo)\w*\.py|gpt1[. ]download")
+FLAGS_MISSING = re.compile(r"(there is no such|unrecognized argument|error: argument)")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of a page in one of these languages; "" is none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [text for language, text in found if language in languages]
+
+
+def commands(page: Path) -> list[str]:
+    """The commands in a page's plain blocks; output and programs of others are left out."""
+    found = []
+    for block in blocks(page, "", "bash", "console"):
+        if "<<'" in block:  # a file written by the shell: the block is one command
+            found.append(block)
+            continue
+        joined = re.sub(r"\\\n\s*", " ", block)
+        found += [line.strip() for line in joined.splitlines() if line.strip()]
+    return [line for line in found if not line.startswith("#")]
+
+
+def test_there_are_commands_to_run() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 40
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory like the repository's root, with a small demo, after the README's commands."""
+    place = tmp_path_factory.mktemp("root")
+    task = tiny.write_tiny(tmp_path_factory.mktemp("task"))
+    shutil.copytree(task.data_dir, place / "data/demo")
+    shutil.copytree(task.model_dir, place / "model/demo")
+    (place / "scripts").symlink_to(ROOT / "scripts")
+    with contextlib.chdir(place) if sys.version_info >= (3, 11) else _chdir(place):
+        run_page(PAGES[0])
+        yield place
+
+
+@contextlib.contextmanager
+def _chdir(path: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_every_command_runs(page: Path, place: Path) -> None:
+    run_page(page)
+
+
+def test_the_readmes_commands_leave_what_it_says(place: Path) -> None:
+    for name in re.findall(r"`((?:log|save|submission)/[\w./]+)`", PAGES[0].read_text()):
+        assert (place / name).exists(), name
+
+
+def run_page(page: Path) -> None:
+    """Its commands, then its Python blocks."""
+    for command in commands(page):
+        run(command)
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
+
+
+def run(command: str) -> None:
+    """Run a command in this process, if it is one of ours, so that torch is imported once."""
+    if "<<'" in command:
+        text = re.search(r"cat > (\S+) <<'(\w+)'\n(.*?)^\2\n(.*)", command, re.S | re.M)
+        assert text, command
+        Path(text[1]).write_text(text[3])
+        for line in text[4].splitlines():
+            run(line)
+        return
+    words = shlex.split(command, comments=True)
+    if not words or words[0] in OTHER_PROGRAMS:
+        return
+    if any("torchrun" in word for word in words[:2]):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        words = [
+            word for word in words[words.index(next(w for w in words if "torchrun" in w)) + 1 :]
+        ]
+        command_line = [sys.executable, "-m", "torch.distributed.run", *words]
+        done = subprocess.run(command_line, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
+    assert run_ours(words, command) == 0, command
+
+
+def run_ours(words: list[str], command: str) -> int:
+    """The exit status of one of the project's programs; the words may hold a pattern of files."""
+    words = [
+        found
+        for word in words
+        for found in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
+    program, *rest = words
+    if Path(program).name.startswith("python"):
+        if rest[0] == "-m":
+            program, rest = rest[1], rest[2:]
+        else:
+            program, rest = rest[0], rest[1:]
+    elif Path(program).name == "gpt1":
+        program, rest = "gpt1.cli", rest
+    else:
+        raise AssertionError(f"{command}: which program is this?")
+    if FLAGS_ONLY.search(command):
+        rest = [*rest, "--help"]
+    try:
+        if program.startswith("gpt1"):
+            return int(importlib.import_module(program).main(rest))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [program, *rest])
+            patch.syspath_prepend(str(ROOT / "scripts"))
+            runpy.run_path(program, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

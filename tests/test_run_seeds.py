@@ -1,0 +1,103 @@
+"""Many seeds: what is done is not done again, and what is reported is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny
+
+from gpt1.analysis import read_submission
+from gpt1.datasets import TEST_CSV, read_cloze
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_seeds", ROOT / "scripts/run_seeds.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_seeds"] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_once_and_reports(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = tiny.write_tiny(tmp_path / "task")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = ["--seeds", "2", "--first", "5", "--n_iter", "1", *task.flags]
+    assert script.main(flags) == 0
+    shown, told = capsys.readouterr()
+    assert told == "seed 5: done\nseed 6: done\n"
+    labels = read_cloze(task.data_dir / TEST_CSV).labels
+    found = []
+    for seed in (5, 6):
+        own = read_submission(tmp_path / f"submission/rocstories-seed{seed}/ROCStories.tsv")
+        right = sum(a == b for a, b in zip(own, labels, strict=True))
+        found.append(100 * right / len(labels))
+        assert f"seed {seed}: {found[-1]:.2f}\n" in shown
+    assert f"median {statistics.median(found):.2f}, range {min(found):.2f} to" in shown
+    assert "needs 6 runs" in shown
+
+    # What is done stays; what is missing is done; what was made otherwise is refused.
+    first = tmp_path / "submission/rocstories-seed5/ROCStories.tsv"
+    stamp = first.stat().st_mtime_ns
+    (tmp_path / "submission/rocstories-seed6/ROCStories.tsv").unlink()
+    assert script.main(flags) == 0
+    again, told = capsys.readouterr()
+    assert again == shown
+    assert told == "seed 5: done already\nseed 6: done\n"
+    assert first.stat().st_mtime_ns == stamp
+    assert script.main([*flags, "--lr", "0.5"]) == 2
+    assert "made with another lr" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_named_with_its_output(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = tiny.write_tiny(tmp_path / "task")
+    (task.model_dir / "params_3.npy").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert script.main(["--seeds", "2", *task.flags]) == 1
+    message = capsys.readouterr().err
+    assert "seed 1: the run ended with status 2" in message
+    console = tmp_path / "log/rocstories-seed1.console.txt"
+    assert str(console.relative_to(tmp_path)) in message
+    assert "params_3.npy" in console.read_text()
+    assert not (tmp_path / "log/rocstories-seed2.console.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seed", "3"], ["--resume"], ["--seeds", "0"], ["--lr", "fast"]]
+)
+def test_what_it_sets_itself_is_refused(
+    script: ModuleType, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(flags) == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says(script: ModuleType) -> None:
+    """Ten values: second to ninth, 1 - 2 * (1 + 10) / 1024 = 97.9 %; five are too few."""
+    values = [3.0, 1.0, 2.0, 5.0, 4.0, 9.0, 7.0, 8.0, 6.0, 10.0]
+    assert script.median_interval(values) == (2.0, 9.0)
+    assert script.median_interval(values[:5]) is None
+    assert script.median_interval(values[:6]) == (1.0, 9.0)
+    assert 1 - 2 * sum(math.comb(10, k) for k in range(3)) / 1024 < 0.95  # third to eighth: no

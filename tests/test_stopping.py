@@ -1,0 +1,375 @@
+"""SIGTERM and SIGINT at any moment: the state is saved, and the run goes on to the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import tiny
+from processes import (
+    SIGINT,
+    SIGKILL,
+    SIGTERM,
+    Change,
+    Run,
+    assert_same,
+    before,
+    continuation,
+    only_rank,
+    sends_itself,
+    update,
+)
+
+from gpt1.errors import Stopped, report_errors
+from gpt1.stopping import StopRequests
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its signals and /proc are used")
+
+ROOT = Path(__file__).parent.parent
+CHOICES = "gpt1.model:DoubleHeadsModel.choice_logits"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server() -> Iterator[None]:
+    with processes.fork_server():
+        yield
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run makes; dropout is on."""
+    run = Run(task, tmp_path_factory.mktemp("whole"))
+    done = run.do()
+    assert (done.status, done.stderr) == (0, "")
+    return run.results()
+
+
+@pytest.fixture
+def run(task: tiny.Tiny, tmp_path: Path) -> Run:
+    return Run(task, tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------- any moment
+
+BEFORE = "before training began"
+SAVED = "after update {} of 12, all saved"
+TRAINED = "training is over and saved, the submission is not written"
+# Where the signal comes, what the message says, and the newest checkpoint then.
+MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
+    "settings": (partial(before, "gpt1.train:find_sources"), BEFORE, None),
+    "reading stories": (partial(before, "gpt1.datasets:rocstories"), BEFORE, None),
+    "encoding": (partial(before, "gpt1.text_utils:TextEncoder.encode", call=4), BEFORE, None),
+    "loading weights": (partial(before, "gpt1.prepare:build_model"), BEFORE, None),
+    "first parameters": (
+        partial(before, "gpt1.files:os.replace", matching="best_params.jl"),
+        BEFORE,
+        None,
+    ),
+    "first update": (partial(update, 1), SAVED.format(1), 1),
+    "in an epoch": (partial(update, 6), SAVED.format(6), 6),
+    "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
+    "evaluation": (partial(before, "gpt1.trainer:predict_logits", call=3), SAVED.format(8), 8),
+    "in the evaluation": (partial(before, CHOICES, call=7), SAVED.format(8), 8),
+    "evaluation logged": (
+        partial(before, "gpt1.logs:json.dumps", matching="'n_epochs': 2"),
+        SAVED.format(9),
+        9,
+    ),
+    "best parameters": (
+        partial(before, "gpt1.files:os.replace", matching="best_params.jl", call=2),
+        SAVED.format(5),
+        5,
+    ),
+    "checkpoint": (
+        partial(before, "gpt1.files:os.replace", matching="checkpoint-00000006"),
+        SAVED.format(7),
+        7,
+    ),
+    "last update": (partial(update, 12), SAVED.format(12), 12),
+    "last evaluation": (
+        partial(before, "gpt1.trainer:predict_logits", call=6),
+        SAVED.format(12),
+        12,
+    ),
+    "last checkpoint": (
+        partial(before, "gpt1.files:os.replace", matching="checkpoint-00000012"),
+        SAVED.format(12),
+        12,
+    ),
+    "predicting the test set": (
+        partial(before, "gpt1.trainer:predict_logits", call=7),
+        TRAINED,
+        12,
+    ),
+    "submission": (
+        partial(before, "gpt1.files:os.replace", matching="ROCStories.tsv"),
+        TRAINED,
+        12,
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits(
+    whole: dict[str, Any], run: Run, moment: str
+) -> None:
+    change, progress, newest = MOMENTS[moment]
+    number = SIGINT if len(moment) % 2 else SIGTERM  # each at every second moment
+    done = run.do(changes=[change(sends_itself(number))])
+    assert done.status == 128 + number, done.stderr
+    assert done.message().startswith(f"stopped by {number.name}: {progress}; to go on: ")
+    assert run.checkpoints()[-1:] == ([] if newest is None else [newest])
+    assert not run.leftovers()
+    command = continuation(done)
+    assert command == run.flags("--resume")
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("library", ["libtorch_cpu", "_multiarray_umath"])
+def test_a_real_command_is_stopped_while_it_imports(
+    task: tiny.Tiny, tmp_path: Path, number: signal.Signals, library: str
+) -> None:
+    """Nothing is forked here: the program as a shell starts it."""
+    run = Run(task, tmp_path / "run")
+    command = [sys.executable, "-m", "gpt1.train", *run.flags()]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    maps = Path(f"/proc/{started.pid}/maps")
+    processes.wait_until(lambda: library in maps.read_text(), f"{library} in {maps}")
+    started.send_signal(number)
+    _, stderr = started.communicate(timeout=processes.DEADLINE)
+    assert started.returncode == 128 + number, stderr
+    assert stderr.count("\n") == 1
+    assert stderr.startswith(f"gpt1.train: stopped by {number.name}: {BEFORE}; to go on: ")
+    assert not run.directory.exists()
+
+
+def test_an_analysis_that_is_stopped_has_all_results_before_it(
+    whole: dict[str, Any], run: Run
+) -> None:
+    change = before("gpt1.analysis:analyse_rocstories", sends_itself(SIGTERM))
+    done = run.do("--analysis", changes=[change])
+    assert done.status == 128 + SIGTERM
+    assert "stopped by SIGTERM: all results are written" in done.message()
+    assert_same(run, whole)
+
+
+def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
+    whole: dict[str, Any], run: Run
+) -> None:
+    run.do(changes=[update(6, sends_itself(SIGTERM))])
+    kept = run.checkpoints()
+    for target in ("gpt1.datasets:rocstories", "gpt1.checkpoint:load", "gpt1.logs:_lines_until"):
+        done = run.do("--resume", changes=[before(target, sends_itself(SIGTERM))])
+        assert done.status == 128 + SIGTERM
+        assert f"stopped by SIGTERM: {BEFORE}" in done.message()
+        assert continuation(done).count("--resume") == 1
+        assert run.checkpoints() == kept
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+# ------------------------------------------------------------------------------- evaluations
+
+
+@pytest.mark.parametrize("moment", ["last update of an epoch", "evaluation", "in the evaluation"])
+def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
+    """The checkpoint is of an epoch's end, but its evaluation is not in it."""
+    change, _, _ = MOMENTS[moment]
+    stopped = run.do(changes=[change(sends_itself(SIGTERM))])
+    assert [line.split()[:2] for line in stopped.stdout.splitlines()] == [["1", "4"]]
+    assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4]
+    resumed = run.do("--resume")
+    assert [line.split()[:2] for line in resumed.stdout.splitlines()] == [["2", "8"], ["3", "12"]]
+    assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4, 8, 12]
+
+
+def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any], run: Run) -> None:
+    for words in ([], ["--resume"], ["--resume"]):
+        call = 1 if words else 3
+        change = before("gpt1.trainer:predict_logits", sends_itself(SIGTERM), call=call)
+        assert run.do(*words, changes=[change]).status == 128 + SIGTERM
+        assert run.checkpoints()[-1] == 8
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+def test_an_evaluation_killed_after_its_line_is_logged_once(
+    whole: dict[str, Any], run: Run
+) -> None:
+    """The log has the line already, the checkpoint does not know of it."""
+    run.do(changes=[update(8, sends_itself(SIGTERM))])
+    change = before("gpt1.trainer:Trainer._save_checkpoint", sends_itself(SIGKILL))
+    assert run.do("--resume", changes=[change]).status == -SIGKILL
+    assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4, 8]
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+# ------------------------------------------------------------------------------- twice
+
+
+@pytest.mark.parametrize("numbers", [(SIGTERM, SIGTERM), (SIGINT, SIGINT), (SIGINT, SIGTERM)])
+def test_a_second_signal_ends_at_once(
+    whole: dict[str, Any], run: Run, numbers: tuple[signal.Signals, ...]
+) -> None:
+    done = run.do(changes=[update(6, sends_itself(*numbers, pause=1.2))])
+    assert done.status == -numbers[1]
+    assert "ending after this update; once more ends at once" in done.stderr
+    assert done.messages() == []
+    assert run.checkpoints() == [3, 4]
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
+    """As from ``timeout``, which signals its child and then the child's group, and a terminal."""
+    done = run.do(changes=[update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
+    assert done.status == 128 + SIGTERM
+    assert SAVED.format(6) in done.message()
+    assert run.checkpoints()[-1] == 6
+
+
+def test_what_is_ignored_stays_ignored(run: Run) -> None:
+    """A shell has programs in the background ignore Ctrl-C, which is not meant for them."""
+    ignores = partial(signal.signal, SIGINT, signal.SIG_IGN)
+    done = run.do(changes=[ignores, update(6, sends_itself(SIGINT))])
+    assert (done.status, done.stderr) == (0, "")
+
+
+# ------------------------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run of two processes makes."""
+    run = Run(task, tmp_path_factory.mktemp("pair"))
+    assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
+    return run.results()
+
+
+PAIR_MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
+    "reading stories": (partial(before, "gpt1.datasets:rocstories"), BEFORE, None),
+    "in an epoch": (partial(update, 6), SAVED.format(6), 6),
+    "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
+    "evaluation": (partial(before, "gpt1.trainer:predict_logits", call=3), SAVED.format(9), 9),
+    "last evaluation": (
+        partial(before, "gpt1.trainer:predict_logits", call=6),
+        SAVED.format(12),
+        12,
+    ),
+    "predicting the test set": (
+        partial(before, "gpt1.trainer:predict_logits", call=7),
+        TRAINED,
+        12,
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", PAIR_MOMENTS)
+def test_both_processes_stop_together(whole_pair: dict[str, Any], run: Run, moment: str) -> None:
+    change, progress, newest = PAIR_MOMENTS[moment]
+    first, second = run.do_pair(changes=[change(sends_itself(SIGTERM))])
+    assert (first.status, second.status) == (128 + SIGTERM, 128 + SIGTERM)
+    assert first.message().startswith(f"stopped by SIGTERM: {progress}; to go on: ")
+    assert second.messages() == []
+    assert run.checkpoints()[-1:] == ([] if newest is None else [newest])
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_to_one_process_stops_both(
+    whole_pair: dict[str, Any], run: Run, rank: str
+) -> None:
+    first, second = run.do_pair(changes=[update(6, only_rank(rank, sends_itself(SIGTERM)))])
+    assert (first.status, second.status) == (128 + SIGTERM, 128 + SIGTERM)
+    assert SAVED.format(6) in first.message()
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+# ------------------------------------------------------------------------------- the handler
+
+
+def test_a_request_counts_at_once_except_where_it_is_held() -> None:
+    with StopRequests() as stop:
+        stop.where = "between two things"
+        with stop.held():
+            os.kill(os.getpid(), SIGTERM)
+            assert stop.signal == SIGTERM
+            with pytest.raises(Stopped, match="between two things"), stop.obeyed():
+                pytest.fail("the request came before")
+            with pytest.raises(Stopped):
+                stop.check()
+    with StopRequests() as stop, pytest.raises(Stopped) as caught:
+        os.kill(os.getpid(), SIGINT)
+        pytest.fail("the request counts")
+    assert caught.value.exit_status == 130
+
+
+def test_handlers_are_given_back() -> None:
+    before = [signal.getsignal(number) for number in (SIGTERM, SIGINT)]
+    with StopRequests():
+        assert [signal.getsignal(number) for number in (SIGTERM, SIGINT)] != before
+    assert [signal.getsignal(number) for number in (SIGTERM, SIGINT)] == before
+
+
+def test_a_handler_that_interrupts_a_write_to_stderr_writes_too() -> None:
+    """Python refuses a print within a print, and says so by a traceback."""
+    code = """
+import os, signal, sys
+from gpt1.stopping import StopRequests
+class Interrupted:
+    def write(self, text):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sys.__stderr__.buffer.raw.write(text.encode())
+    def flush(self): pass
+sys.stderr = Interrupted()
+with StopRequests() as stop, stop.held():
+    print("bar", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("ending after this update") == 1
+
+
+def test_nothing_catches_a_stop_but_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        try:
+            raise Stopped(signal.SIGTERM, "here; to go on: there")
+        except Exception:
+            return 0
+
+    assert report_errors("gpt1.train", body) == 143
+    assert capsys.readouterr().err == "gpt1.train: stopped by SIGTERM: here; to go on: there\n"
+
+
+def test_only_the_main_thread_listens() -> None:
+    import threading
+
+    found: list[bool] = []
+
+    def listen() -> None:
+        with StopRequests() as stop:
+            found.append(stop.signal is None)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join(time.monotonic() and 10)
+    assert found == [True]
