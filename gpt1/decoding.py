@@ -232,10 +232,10 @@ class _Linear:
 
 def _pack(w: Tensor) -> Tensor | None:
     """w [n_in, n_out] in oneDNN's layout, None where torch or the machine has none for it."""
-    if w.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if w.device.type != "cpu":
         return None
     try:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(w.T)
-    except (AttributeError, RuntimeError):  # no such operation, or no such type on this machine
+    except (AttributeError, RuntimeError):  # a torch or a machine that cannot, or not this type
         return None
     return packed

@@ -11,10 +11,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt1.errors import Gpt1Error, InputError
+from gpt1.stopping import SIGNALS, end_with_parent
 
 Result = TypeVar("Result")
 
@@ -191,6 +193,7 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
 
     Raises:
         InputError: the processes cannot share ``n_gpu`` towers equally.
+        Gpt1Error: torchrun or another process has ended.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -205,7 +208,7 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _end_with_parent()
+    _check_torchrun()
     with _talking():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
@@ -214,19 +217,29 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the process that started this one dies: nobody is orphaned."""
-    pr_set_pdeathsig = 1
-    # On another system torchrun or the user ends what is left.
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+def _check_torchrun() -> None:
+    """See that torchrun lives, which listens before it starts us; torch would wait half an hour."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(place, timeout=GRACE).close()
+    except OSError as error:
+        raise Gpt1Error(
+            f"torchrun does not answer at {place[0]}:{place[1]} ({error}): it has ended. Start the "
+            "run again with --resume."
+        ) from error
 
 
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
     """Run ``body(argv)`` in n processes of this machine, joined in a group; the exit status.
 
-    SIGTERM and SIGINT are handed on to them. When one of them ends badly the others are ended,
-    too, within ``GRACE`` seconds, and its status is returned.
+    SIGTERM and SIGINT are handed on to them as SIGTERM. When one of them ends badly the others are
+    ended, too, within twice ``GRACE`` seconds, and its status is returned. When this process is
+    killed they end as by SIGTERM.
+
+    Raises:
+        Gpt1Error: a signal that nobody sent from here ended one of them.
     """
     context = multiprocessing.get_context("spawn")
     port = _free_port()
@@ -234,35 +247,43 @@ def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n
         context.Process(target=_process_main, args=(rank, body, list(argv), n, port))
         for rank in range(n)
     ]
-    for process in processes:
-        process.start()
     request: int | None = None
 
     def hand_on(number: int, frame: object) -> None:
         nonlocal request
         request = request or number
         for process in processes:
-            process.terminate()
+            if process.pid is not None:
+                process.terminate()
 
-    previous = {
-        number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {number: signal.signal(number, hand_on) for number in SIGNALS}
     try:
+        for process in processes:
+            process.start()
+            if request is not None:  # it came before this one could be told
+                process.terminate()
         status = _wait_for_all(processes)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 128 + request if request and status == 128 + signal.SIGTERM else status
+    if request is not None and status in (128 + signal.SIGTERM, -signal.SIGTERM):
+        return 128 + request
+    if status < 0:
+        raise Gpt1Error(
+            f"one of the {n} processes was ended by {signal.Signals(-status).name}, as Linux does "
+            "when memory runs out. Start the run again with --resume."
+        )
+    return status
 
 
 def _wait_for_all(processes: Sequence[BaseProcess]) -> int:
-    """Wait until all have ended; the first bad exit status, as a shell gives it, or 0."""
+    """Wait until all have ended; the first bad exit status, negative for a signal, or 0."""
     while any(process.exitcode is None for process in processes):
         wait([process.sentinel for process in processes if process.exitcode is None])
         bad = [code for process in processes if (code := process.exitcode)]
         if bad:
             _end_all(processes)
-            return bad[0] if bad[0] > 0 else 128 - bad[0]
+            return min(bad)  # of two at once a signal is the cause, not the consequence
     return 0
 
 
@@ -281,6 +302,10 @@ def _process_main(
     rank: int, body: Callable[[Sequence[str]], int], argv: list[str], world: int, port: int
 ) -> None:
     """One started process: torchrun's variables, then the program."""
+    end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it is dead already
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which hands it on
     os.environ.update(
         RANK=str(rank),
@@ -293,8 +318,6 @@ def _process_main(
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

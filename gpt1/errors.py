@@ -42,7 +42,7 @@ class Stopped(BaseException):
 
     told = False
 
-    def __init__(self, request: signal.Signals, message: str = "before the first update") -> None:
+    def __init__(self, request: signal.Signals, message: str) -> None:
         super().__init__(message)
         self.request = request
         self.exit_status = 128 + request
@@ -51,27 +51,49 @@ class Stopped(BaseException):
 def report_errors(program: str, body: Callable[[], int]) -> int:
     """Run ``body`` and turn a :class:`Gpt1Error` into one message and its exit status.
 
-    Ctrl-C and a reader of our output that has gone end the program without a traceback, too.
+    Ctrl-C, a reader of our output that has gone, and a full disk where the output goes end the
+    program without a traceback, too.
 
     Args:
         program: the name put before the message, such as ``gpt1.train``.
         body: the program; returns its exit status.
     """
     try:
-        return body()
-    except Gpt1Error as error:
+        status = body()
         sys.stdout.flush()
+        return status
+    except Gpt1Error as error:
+        _flush_or_drop_output()
         if not error.told:
             print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_status
     except Stopped as stop:
-        sys.stdout.flush()
+        _flush_or_drop_output()
         if not stop.told:
             print(f"{program}: stopped by {stop.request.name}: {stop}", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush_or_drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if _flush_or_drop_output():
+            raise
+        print(
+            f"{program}: error: standard output cannot be written: {error.strerror}; send it "
+            "elsewhere",
+            file=sys.stderr,
+        )
+        return Gpt1Error.exit_status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _flush_or_drop_output() -> bool:
+    """Whether what was printed could be written; if not, Python must not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +38,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         with open(temporary, mode, **text) as file:
+            try_lock(file)  # which tells it from what a dead process left
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -53,18 +54,41 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         ) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(temporary)
 
 
 def remove_leftovers(directory: Path, names: str) -> None:
-    """Remove what killed processes left of writing files; nobody may be writing them now.
+    """Remove what killed processes left of writing files, but nothing that is being written.
 
     Args:
         directory: where they are.
         names: a pattern as for :mod:`glob`.
     """
     for temporary in directory.glob(f".{names}.????????"):
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError), open(temporary, "r+b") as file:
+            if try_lock(file):
+                temporary.unlink()
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed, unless another process has it locked.
+
+    The kernel keeps the lock (``flock``), so that a dead process has none. Where there are no such
+    locks (Windows, some network file systems), nothing is locked.
+
+    Returns:
+        Whether nobody else has it.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def check_writable(directory: Path) -> None:

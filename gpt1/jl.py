@@ -128,8 +128,9 @@ def _open_jl(path: str | Path) -> Iterator[_Stream]:
     try:
         file = open(path, "rb")  # noqa: SIM115  closed below; only opening is tried here
     except OSError as error:
+        reason = error.strerror or error
         raise InputError(
-            f"{path}: the parameters cannot be read: {error.strerror or error}."
+            f"{path}: the parameters cannot be read: {reason}; name another file."
         ) from error
     with file:
         size = os.fstat(file.fileno()).st_size

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from gpt1.errors import Gpt1Error, InputError
+from gpt1.files import try_lock
 
 
 class RunLock:
-    """Holds locks until its ``with`` block ends; a dead process holds none.
+    """Holds locks (:func:`gpt1.files.try_lock`) until its ``with`` block ends.
 
-    The kernel keeps the lock (``flock``), so nothing that a killed run leaves can block the next
-    one. Where the system has no such locks (Windows), nothing is locked.
+    A dead process holds none, so nothing that a killed run leaves can block the next one.
     """
 
     def __init__(self) -> None:
-        self._files: list[IO[str]] = []
+        self._files: list[IO[bytes]] = []
 
     def __enter__(self) -> RunLock:
         return self
@@ -46,24 +47,19 @@ class RunLock:
             InputError: another process has one of them; names it.
             Gpt1Error: one cannot be made.
         """
-        try:
-            import fcntl
-        except ImportError:
-            return
         for path in paths:
             try:
-                file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-                self._files.append(file)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                file = open(path, "a+b", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise Gpt1Error(f"{path}: cannot be made: {error.strerror}.") from error
+            self._files.append(file)
+            if not try_lock(file):
                 file.seek(0)
+                owner = file.read(200).decode(errors="replace").strip()
                 raise InputError(
                     f"--desc {name}: another run of this name is writing to {path.parent}/ "
-                    f"({file.read(200).strip() or 'just started'}); wait for its end, or give "
-                    "another --desc"
-                ) from None
-            except OSError as error:
-                raise Gpt1Error(f"{path}: cannot be locked: {error.strerror}.") from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+                    f"({owner or 'just started'}); wait for its end, or give another --desc"
+                )
+            with suppress(OSError):  # a full disk: the lock holds without it
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -46,13 +46,21 @@ class JsonLines:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
         except OSError as error:
-            raise Gpt1Error(f"{self.path}: cannot be written: {error.strerror}.") from error
+            raise self._unwritten(error) from error
         if self._mirror:
             self._mirror(values)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # a line that could not be written: it tries again
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> Gpt1Error:
+        return Gpt1Error(
+            f"{self.path}: cannot be written: {error.strerror}. Free space; go on with --resume."
+        )
 
 
 def _lines_until(path: Path, n_updates: int) -> list[str]:

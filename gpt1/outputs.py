@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from gpt1.errors import InputError
@@ -54,7 +55,8 @@ class Outputs:
         """See before any work whether the results can be written, and analysed.
 
         Raises:
-            InputError: ``--analysis`` will have nothing to analyse.
+            InputError: ``--analysis`` will have nothing to analyse, ``--probs`` nothing to stand
+                beside, or TensorBoard is not installed.
             Gpt1Error: a directory cannot be written.
         """
         settings = self.settings
@@ -62,6 +64,12 @@ class Outputs:
             raise InputError(
                 f"--analysis: there is no {self.submission} to analyse; give --submit too"
             )
+        if settings.probs and not settings.submit:
+            raise InputError("--probs: they are of the predictions of --submit; give it too")
+        if settings.tensorboard is not None:
+            if find_spec("tensorboard") is None:
+                raise InputError("--tensorboard: pip install 'gpt1[tensorboard]', or leave it out")
+            check_writable(Path(settings.tensorboard))
         check_writable(self.log.parent)
         check_writable(self.directory)
         if settings.submit:
@@ -77,5 +85,5 @@ class Outputs:
         lock.take(own, self.settings.name)
         remove_leftovers(self.directory, self.best_params.name)
         remove_leftovers(self.directory, "checkpoint-*.safetensors")
-        for path in (self.log, self.updates):
+        for path in (self.log, self.updates, self.submission, self.probs):
             remove_leftovers(path.parent, glob.escape(path.name))

@@ -424,7 +424,7 @@ def _missing_weights(model_dir: Path) -> list[str]:
     elif not os.path.isfile(model_dir / "params_shapes.json"):
         return [
             f"{model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
-            "params_9.npy): put the released ones there (README, 'The real thing'), name their "
+            "params_9.npy): fetch the released ones with 'gpt1 download', name their "
             "directory or one from the model hub with --model_dir, or train from nothing with "
             "--n_transfer -1"
         ]

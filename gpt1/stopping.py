@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 from gpt1.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 1.0  # seconds in which signals are one request: `timeout` and Slurm may reach us twice
 
 
 class StopRequests:
     """Takes SIGTERM and SIGINT for as long as a ``with`` block runs.
 
     The first request ends the block by :class:`gpt1.errors.Stopped` at once, wherever it is,
-    except within :meth:`held`, where it is only noted. The second one ends the process at once,
-    as if nobody listened. Outside the main thread, where Python delivers no signals, it does
-    nothing.
+    except within :meth:`held`, where it is only noted. Another one, ``ECHO`` seconds later, ends
+    the process at once, as if nobody listened. A signal that is ignored (Ctrl-C, in what a shell
+    starts in the background) stays so. Outside the main thread, where Python delivers no signals,
+    it does nothing.
 
     Attributes:
         signal: the first request, or None.
+        where: how far the program is, for the message.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.where = "before training began"
+        self._came = 0.0
         self._held = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -69,17 +76,28 @@ class StopRequests:
     def check(self) -> None:
         """Raise :class:`Stopped` if a request came."""
         if self.signal is not None:
-            raise Stopped(self.signal)
+            raise Stopped(self.signal, self.where)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.signal = signal.Signals(number)
+            if time.monotonic() - self._came > ECHO:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.signal, self._came = signal.Signals(number), time.monotonic()
         if not self._held:
-            raise Stopped(self.signal)
-        if "RANK" not in os.environ or os.environ["RANK"] == "0":
-            print(
-                f"\n{self.signal.name}: ending after this update; once more ends at once",
-                file=sys.stderr,
-            )
+            self.check()
+        if os.environ.get("RANK", "0") == "0":
+            text = f"\n{self.signal.name}: ending once all is saved; once more ends at once\n"
+            with suppress(OSError):
+                os.write(2, text.encode())  # a print could be the one that is interrupted
+
+
+def end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the process that started this one dies: nobody is orphaned.
+
+    On another system torchrun or the user ends what is left.
+    """
+    pr_set_pdeathsig = 1
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))

@@ -19,7 +19,7 @@ from gpt1.errors import InputError, Stopped, report_errors
 from gpt1.locks import RunLock
 from gpt1.outputs import Outputs
 from gpt1.settings import Settings, Sources, find_sources, parse
-from gpt1.stopping import StopRequests
+from gpt1.stopping import StopRequests, end_with_parent
 
 if TYPE_CHECKING:
     from gpt1.distributed import Process
@@ -28,41 +28,51 @@ PROGRAM = "python -m gpt1.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status: 0, 2 for bad input, 1 for other failures."""
+    """Run the program; returns its exit status.
+
+    That is 0, 2 for bad input, 1 for other failures, 143 or 130 if SIGTERM or SIGINT ended it.
+    """
     return report_errors("gpt1.train", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> int:
-    """Check the command line, then train here or in as many processes as there are GPUs."""
-    settings = parse(argv, PROGRAM)
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-        settings = replace(settings, resume=True)  # torchrun --max-restarts started it again
-    sources = find_sources(settings, (datasets.VALIDATION_CSV, datasets.TEST_CSV))
-    if sources.demo:
-        settings = settings.for_demo()
-    from gpt1 import distributed
+    """Train, and say how to go on if asked to end."""
+    if "WORLD_SIZE" in os.environ:
+        end_with_parent()
+    with StopRequests() as stop:
+        try:
+            return _train(argv, stop)
+        except Stopped as error:
+            stopped = Stopped(error.request, f"{error}; to go on: {_to_go_on(argv)}")
+            stopped.told = os.environ.get("RANK", "0") != "0"
+            raise stopped from None
 
+
+def _train(argv: Sequence[str], stop: StopRequests) -> int:
+    """Check the command line, then train here or in as many processes as there are GPUs."""
+    with stop.held():  # imports of NumPy and torch are not made to be interrupted
+        settings = parse(argv, PROGRAM)
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            settings = replace(settings, resume=True)  # torchrun --max-restarts started it again
+        sources = find_sources(settings, (datasets.VALIDATION_CSV, datasets.TEST_CSV))
+        if sources.demo:
+            settings = settings.for_demo()
+        from gpt1 import distributed
+    stop.check()
     n = distributed.processes_to_start(settings.device, settings.n_gpu)
     if n > 1:
         return distributed.start_processes(main, argv, n)
-    with (
-        StopRequests() as stop,
-        RunLock() as lock,
-        distributed.joined(settings.device, settings.n_gpu) as process,
-    ):
-        try:
-            run(settings, sources, process, stop, lock)
-        except Stopped as error:
-            stopped = Stopped(error.request, f"{error}; to go on: {_to_go_on(argv)}")
-            stopped.told = not process.is_main
-            raise stopped from None
+    with RunLock() as lock, distributed.joined(settings.device, settings.n_gpu) as process:
+        run(settings, sources, process, stop, lock)
     return 0
 
 
 def _to_go_on(argv: Sequence[str]) -> str:
     """The command that continues this one."""
     words = [*argv, *(["--resume"] if "--resume" not in argv else [])]
-    return f"{PROGRAM} {shlex.join(words)}"
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    program = PROGRAM.replace("python", "torchrun ...") if by_torchrun else PROGRAM
+    return f"{program} {shlex.join(words)}"
 
 
 def run(
@@ -116,11 +126,9 @@ def run(
     trainer = Trainer(settings, sources, process, task, model, stop)
     trainer.train(stream)
     if settings.submit:
-        try:
-            trainer.submit()
-        except Stopped as stopped:
-            done = "training is over and saved, the submission is not written"
-            raise Stopped(stopped.request, done) from None
+        stop.where = "training is over and saved, the submission is not written"
+        trainer.submit()
+    stop.where = "all results are written"
     if settings.analysis and process.is_main:
         from gpt1.analysis import analyse_rocstories
 

@@ -128,6 +128,7 @@ class Trainer:
             every = self.settings.save_every
             if epoch_ends or (every and update % every == 0):
                 self._save_checkpoint()
+        self._obey()  # what came after the last update
 
     def _obey(self) -> None:
         """If any process was asked to end: save, and raise :class:`Stopped` in all of them."""
@@ -192,22 +193,40 @@ class Trainer:
             return
         if self.n_updates < update:
             self.process.from_main(self._write_checkpoint)
+        raise self._diverged(update, " and ".join(bad))
+
+    def _diverged(self, update: int, what: str) -> Gpt1Error:
+        """The error that names an update, its stories, and the state that is left.
+
+        Args:
+            update: after which, or in which, something is not a number.
+            what: that.
+        """
         splits = datasets.split_rows(self.task.train.n_stories + self.task.valid.n_stories)
-        rows = next(rows for number, rows in self._recent if number == update)
-        stories = ", ".join(str(splits[0][row] + 1) for row in rows)
+        path = self.sources.data_dir / datasets.VALIDATION_CSV
+        stories = [
+            f" The update's stories are the {', '.join(str(splits[0][row] + 1) for row in rows)} "
+            f"(counted from 1) of {path}."
+            for number, rows in self._recent
+            if number == update
+        ]
+        saved = checkpoint.checkpoints(self.outputs.directory)
+        state = f"the last good state is {saved[-1]}" if saved else "no state was saved before"
         error = Gpt1Error(
-            f"update {update}: {' and '.join(bad)}; the run has diverged and was stopped, the last "
-            f"good state is in {self.outputs.directory}/. The update's stories are the {stories} "
-            f"(counted from 1) of {self.sources.data_dir / datasets.VALIDATION_CSV}. Look at "
-            "them, or train anew with a lower --lr or --precision fp32."
+            f"update {update}: {what}; the run has diverged and was stopped, {state}."
+            f"{''.join(stories)} Look at them, or train anew with a lower --lr or --precision fp32."
         )
         error.told = not self.process.is_main
-        raise error
+        return error
 
     def _evaluate(self) -> None:
         """Log cost and accuracy, and keep the parameters if they are the best so far.
 
         As in the original the training figures are those of its first ``n_valid`` stories.
+
+        Raises:
+            Gpt1Error: a cost is not a number; nothing is logged or kept then.
+            Stopped: one process alone was asked to end.
         """
         n_valid = self.task.valid.n_stories
         if self.process.is_main:
@@ -220,6 +239,10 @@ class Trainer:
         except Stopped:
             self._obey()
             raise
+        costs = {"training": train.cost, "validation": valid.cost}
+        bad = [f"{name} cost {cost} after it" for name, cost in costs.items() if not isfinite(cost)]
+        if bad:
+            raise self._diverged(self.n_updates, " and ".join(bad))
         self.evaluated = True
         is_best = valid.accuracy > self.best_score
         self.best_score = max(self.best_score, valid.accuracy)
@@ -340,6 +363,8 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         if self.n_updates:
             self._update_log.flush()
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self._diverged(self.n_updates, "its step has made a parameter infinite or NaN")
         state = checkpoint.capture(
             self.model,
             self.optimizer,

@@ -585,8 +585,8 @@ def _require(model_dir: Path, names: Sequence[str]) -> None:
         raise InputError(
             f"{model_dir}: no {', '.join(missing)}; a checkpoint is {SHAPES_FILE} and "
             f"{_shard_name(0)} to {_shard_name(N_SHARDS - 1)}, as in the directory model/ of "
-            "openai/finetune-transformer-lm: put them there, name their directory with "
-            "--model_dir, or start without one with --n_transfer -1."
+            "openai/finetune-transformer-lm: fetch them with 'gpt1 download', name their directory "
+            "with --model_dir, or start without one with --n_transfer -1."
         )
 
 

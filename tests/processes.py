@@ -195,7 +195,7 @@ class Run:
         variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         started = []
         for rank, more in (("0", []), ("1", second)):
-            own = partial(os.environ.update, variables | {"RANK": rank, "LOCAL_RANK": rank})
+            own = partial(set_variables, variables | {"RANK": rank, "LOCAL_RANK": rank})
             started.append(self.start(*words, changes=[own, *changes, *more]))
         return started
 
@@ -384,3 +384,8 @@ def copied(run: Run, directory: Path) -> Run:
     """A run's files once more, elsewhere."""
     shutil.copytree(run.directory, directory, ignore=shutil.ignore_patterns("printed"))
     return Run(run.task, directory, run.desc)
+
+
+def set_variables(variables: Mapping[str, str]) -> None:
+    """A change of the environment."""
+    os.environ.update(variables)

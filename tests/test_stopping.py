@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -83,7 +82,7 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
     "in an epoch": (partial(update, 6), SAVED.format(6), 6),
     "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
     "evaluation": (partial(before, "gpt1.trainer:predict_logits", call=3), SAVED.format(8), 8),
-    "in the evaluation": (partial(before, CHOICES, call=7), SAVED.format(8), 8),
+    "in the evaluation": (partial(before, CHOICES, call=4), SAVED.format(8), 8),
     "evaluation logged": (
         partial(before, "gpt1.logs:json.dumps", matching="'n_epochs': 2"),
         SAVED.format(9),
@@ -140,8 +139,9 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits(
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGINT], ids=lambda number: number.name)
-@pytest.mark.parametrize("library", ["libtorch_cpu", "_multiarray_umath"])
+@pytest.mark.parametrize(
+    ("number", "library"), [(SIGTERM, "libtorch_cpu"), (SIGINT, "_multiarray_umath")]
+)
 def test_a_real_command_is_stopped_while_it_imports(
     task: tiny.Tiny, tmp_path: Path, number: signal.Signals, library: str
 ) -> None:
@@ -154,8 +154,9 @@ def test_a_real_command_is_stopped_while_it_imports(
     started.send_signal(number)
     _, stderr = started.communicate(timeout=processes.DEADLINE)
     assert started.returncode == 128 + number, stderr
-    assert stderr.count("\n") == 1
-    assert stderr.startswith(f"gpt1.train: stopped by {number.name}: {BEFORE}; to go on: ")
+    noted, message = stderr.strip().splitlines()
+    assert noted == f"{number.name}: ending once all is saved; once more ends at once"
+    assert message.startswith(f"gpt1.train: stopped by {number.name}: {BEFORE}; to go on: ")
     assert not run.directory.exists()
 
 
@@ -224,13 +225,13 @@ def test_an_evaluation_killed_after_its_line_is_logged_once(
 # ------------------------------------------------------------------------------- twice
 
 
-@pytest.mark.parametrize("numbers", [(SIGTERM, SIGTERM), (SIGINT, SIGINT), (SIGINT, SIGTERM)])
+@pytest.mark.parametrize("numbers", [(SIGTERM, SIGTERM), (SIGTERM, SIGINT)])
 def test_a_second_signal_ends_at_once(
     whole: dict[str, Any], run: Run, numbers: tuple[signal.Signals, ...]
 ) -> None:
     done = run.do(changes=[update(6, sends_itself(*numbers, pause=1.2))])
     assert done.status == -numbers[1]
-    assert "ending after this update; once more ends at once" in done.stderr
+    assert "ending once all is saved; once more ends at once" in done.stderr
     assert done.messages() == []
     assert run.checkpoints() == [3, 4]
     assert run.do("--resume").status == 0
@@ -317,9 +318,8 @@ def test_a_request_counts_at_once_except_where_it_is_held() -> None:
                 pytest.fail("the request came before")
             with pytest.raises(Stopped):
                 stop.check()
-    with StopRequests() as stop, pytest.raises(Stopped) as caught:
+    with StopRequests(), pytest.raises(Stopped) as caught:
         os.kill(os.getpid(), SIGINT)
-        pytest.fail("the request counts")
     assert caught.value.exit_status == 130
 
 
@@ -333,20 +333,21 @@ def test_handlers_are_given_back() -> None:
 def test_a_handler_that_interrupts_a_write_to_stderr_writes_too() -> None:
     """Python refuses a print within a print, and says so by a traceback."""
     code = """
-import os, signal, sys
+import io, os, signal, sys
 from gpt1.stopping import StopRequests
-class Interrupted:
-    def write(self, text):
+class Interrupted(io.RawIOBase):
+    def writable(self):
+        return True
+    def write(self, data):
         os.kill(os.getpid(), signal.SIGTERM)
-        sys.__stderr__.buffer.raw.write(text.encode())
-    def flush(self): pass
-sys.stderr = Interrupted()
+        return os.write(2, data)
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Interrupted()), line_buffering=True)
 with StopRequests() as stop, stop.held():
     print("bar", file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("ending after this update") == 1
+    assert done.stderr == "\nSIGTERM: ending once all is saved; once more ends at once\nbar\n"
 
 
 def test_nothing_catches_a_stop_but_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,5 +372,5 @@ def test_only_the_main_thread_listens() -> None:
 
     thread = threading.Thread(target=listen)
     thread.start()
-    thread.join(time.monotonic() and 10)
+    thread.join()
     assert found == [True]

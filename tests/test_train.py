@@ -684,6 +684,57 @@ def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> Non
 
 # ------------------------------------------------------------------------------- resuming
 
+
+def test_probabilities_are_those_of_the_submission(run: Run) -> None:
+    from gpt1.analysis import read_submission
+    from gpt1.calibration import read_probs
+
+    assert run.main("--submit", "--probs", "--n_iter", "1") == 0
+    choices_ = read_probs(run.submission.with_name("ROCStories.probs.tsv"))
+    assert list(choices_.predictions) == read_submission(run.submission)
+    data = loaded_task(run.task)
+    model = model_of(run, data)
+    weights.from_list(model, jl.read_jl(run.best), "the best")
+    alone = Process(0, 1, torch.device("cpu"))
+    logits = predict.predict_logits(model, data.test, alone, n_batch=32).astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.array(choices_.probs), expected, rtol=0, atol=1e-6)
+
+
+def scalars(directory: Path) -> dict[str, dict[int, float]]:
+    """Every figure that TensorBoard shows of a directory, by name and step."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = accumulators.EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    shown.Reload()
+    return {
+        name: {event.step: event.value for event in shown.Scalars(name)}
+        for name in shown.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_the_logs_of_a_resumed_run_too(run: Run, tmp_path: Path) -> None:
+    board = ["--tensorboard", str(tmp_path / "board")]
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at("_update", 7, before=True)(patch)
+        with pytest.raises(Crash):
+            run.main(*RESUMABLE, *board)
+    assert run.main(*RESUMABLE, *board, "--resume") == 0
+    shown = scalars(tmp_path / "board")
+    for kind, rows in (("update", lines(run.updates)), ("evaluation", run.evaluations())):
+        for name in rows[0].keys() - {"n_updates", "time"}:
+            expected = {row["n_updates"]: pytest.approx(row[name], rel=1e-6) for row in rows}
+            assert shown[f"{kind}/{name}"] == expected
+
+
+def test_what_cannot_be_written_is_said_before_training(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.main("--probs") == 2
+    assert "--probs: they are of the predictions of --submit" in capsys.readouterr().err
+    monkeypatch.setattr("gpt1.outputs.find_spec", lambda name: None)
+    assert_refused(run, ["--tensorboard", "board"], 2, capsys, "gpt1[tensorboard]")
+
+
 RESUMABLE = ["--submit", "--lr", "1e-2", "--save_every", "3"]  # checkpoints 3 4 6 8 9 12
 
 

@@ -1,0 +1,651 @@
+"""What goes wrong on real machines: a run loses nothing by it, and says what it was."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import processes
+import pytest
+import tiny
+import torch
+from processes import (
+    SIGINT,
+    SIGKILL,
+    SIGTERM,
+    Change,
+    Done,
+    Run,
+    assert_same,
+    before,
+    only_rank,
+    sends_itself,
+    sends_parent,
+    update,
+)
+
+from gpt1 import checkpoint, datasets, distributed, jl, prepare, train
+from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, max_part_length, transform_roc
+from gpt1.settings import Settings
+from gpt1.text_utils import TextEncoder
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server() -> Iterator[None]:
+    with processes.fork_server():
+        yield
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
+    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An undisturbed run; dropout is on."""
+    run = Run(task, tmp_path_factory.mktemp("whole"))
+    done = run.do()
+    assert (done.status, done.stderr) == (0, "")
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(finished: Run) -> dict[str, Any]:
+    return finished.results()
+
+
+@pytest.fixture(scope="module")
+def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run of two processes makes."""
+    run = Run(task, tmp_path_factory.mktemp("pair"))
+    assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
+    return run.results()
+
+
+@pytest.fixture
+def run(task: tiny.Tiny, tmp_path: Path) -> Run:
+    return Run(task, tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------- not a number
+
+
+def poisons(value: float, where: str) -> Change:
+    """A change that puts a value into the gradients or costs of update 6, and notes its stories."""
+    return partial(_poison, value, where)
+
+
+def _poison(value: float, where: str) -> None:
+    from gpt1 import trainer
+
+    original, calls = trainer.tower_gradients, iter(range(1, 1000))
+
+    def poisoned(model: Any, stories: ChoiceArrays, *args: Any, **kwargs: Any) -> torch.Tensor:
+        costs = original(model, stories, *args, **kwargs)
+        if next(calls) == 6:
+            np.save(os.environ["STORIES"], stories.X)
+            if where == "gradient":
+                model.we.grad[0, 0] = value
+            else:
+                costs[["clf", "lm"].index(where)] = value
+        return costs
+
+    trainer.tower_gradients = poisoned
+
+
+def in_file_order(task: tiny.Tiny) -> np.ndarray:
+    """The stories of the validation CSV as the model sees them, in the order of its rows."""
+    loaded = prepare.load_task(Settings(), task.sources(), verbose=False)
+    encoder = TextEncoder(task.sources().encoder_path, task.sources().bpe_path)
+    with open(task.data_dir / datasets.VALIDATION_CSV, newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    texts = [" ".join(row[1:5]) for row in rows], [row[5] for row in rows], [row[6] for row in rows]
+    encoded = EncodedCloze(*(encoder.encode(part, verbose=False) for part in texts), None)
+    special = SpecialTokens.after(loaded.n_vocab)
+    return transform_roc(
+        encoded, special, n_ctx=loaded.n_ctx, max_len=max_part_length(Settings().n_ctx)
+    ).X
+
+
+def stories_named(message: str) -> list[int]:
+    """The numbers that a message names."""
+    named, _, rest = message.partition("stories are the ")[2].partition(" (counted from 1) of ")
+    assert rest.startswith("/")
+    return [int(number) for number in named.split(", ")]
+
+
+def assert_only_numbers(run: Run) -> None:
+    """No file of a run holds NaN or infinity."""
+    processes.lines(run.log)
+    processes.lines(run.updates)
+    assert all(np.isfinite(array).all() for array in jl.read_jl(run.best))
+    for path in checkpoint.checkpoints(run.saved):
+        assert all(tensor.isfinite().all() for tensor in checkpoint.load(path)[0].tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "what"),
+    [
+        (float("nan"), "gradient", "gradient norm nan"),
+        (float("inf"), "gradient", "gradient norm inf"),
+        (float("nan"), "clf", "classification cost nan"),
+        (float("-inf"), "lm", "language-model cost -inf"),
+    ],
+)
+def test_what_is_not_a_number_stops_the_run_before_the_update(
+    whole: dict[str, Any], run: Run, tmp_path: Path, value: float, where: str, what: str
+) -> None:
+    noted = partial(processes.set_variables, {"STORIES": str(tmp_path / "stories.npy")})
+    done = run.do(changes=[noted, poisons(value, where)])
+    assert done.status == 1
+    message = done.message()
+    assert message.startswith(f"error: update 6: {what}; ")
+    assert f"the last good state is {run.saved}/checkpoint-00000005.safetensors" in message
+    assert "lower --lr" in message
+    numbers = stories_named(message)
+    used = np.load(tmp_path / "stories.npy")
+    np.testing.assert_array_equal(in_file_order(run.task)[[n - 1 for n in numbers]], used)
+
+    assert [row["n_updates"] for row in processes.lines(run.updates)] == [1, 2, 3, 4, 5]
+    assert run.checkpoints()[-1] == 5
+    assert_only_numbers(run)
+    assert run.do("--resume").status == 0  # nothing poisons it now
+    assert_same(run, whole)
+
+
+def test_a_run_that_diverges_by_itself(run: Run) -> None:
+    done = run.do("--lr", "1e30")
+    assert done.status == 1
+    assert done.message().startswith("error: update 2: ")
+    assert "nan" in done.message()
+    assert len(set(stories_named(done.message()))) == 8
+    assert run.checkpoints() == [1]
+    assert_only_numbers(run)
+
+
+def test_an_evaluation_that_is_not_a_number_is_neither_logged_nor_kept(run: Run) -> None:
+    """The one update of an epoch has a finite loss, and then nothing is finite any more."""
+    done = run.do("--lr", "1e30", "--n_batch", "16", "--n_iter", "2")
+    assert (done.status, done.stdout) == (1, "")
+    assert done.message().startswith("error: update 1: training cost nan after it and validation")
+    assert len(set(stories_named(done.message()))) == 32
+    assert processes.lines(run.log)[1:] == []
+    assert run.checkpoints() == []
+    assert_only_numbers(run)
+
+
+def test_parameters_that_overflow_are_not_kept(run: Run) -> None:
+    """A finite gradient and a step that no float32 holds."""
+    done = run.do("--lr", "1e39", "--save_every", "1")
+    assert done.status == 1
+    assert done.message().startswith("error: update 1: its step has made a parameter infinite")
+    assert run.checkpoints() == []
+    assert_only_numbers(run)
+
+
+def test_one_of_two_processes_tells_of_a_divergence(
+    whole_pair: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    noted = partial(processes.set_variables, {"STORIES": str(tmp_path / "stories.npy")})
+    first, second = run.do_pair(changes=[noted, poisons(float("nan"), "gradient")])
+    assert (first.status, second.status) == (1, 1)
+    assert first.message().startswith("error: update 6: gradient norm nan")
+    assert second.messages() == []
+    assert run.checkpoints()[-1] == 5
+    assert_only_numbers(run)
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+# ------------------------------------------------------------------------------- faults
+
+WRITES = {  # what is to be written then, and what the message names
+    "checkpoint": (partial(before, "gpt1.checkpoint:save", call=3), "checkpoint-00000006"),
+    "best parameters": (partial(before, "gpt1.jl:write_jl", call=2), "best_params.jl"),
+    "log": (
+        partial(before, "gpt1.logs:JsonLines.write", matching="", call=12),
+        "rocstories.updates.jsonl",
+    ),
+    "submission": (partial(before, "gpt1.trainer:Trainer.submit"), "ROCStories.tsv"),
+}
+
+
+def assert_one_message_and_the_same_bits(
+    done: Done, kind: str, reason: str, run: Run, whole: dict[str, Any]
+) -> None:
+    _, name = WRITES[kind]
+    assert done.status == 1
+    message = done.message()
+    assert name in message
+    assert f"cannot be written: {reason}" in message
+    assert not run.leftovers()
+    assert run.checkpoints()[-1] == {"best parameters": 3, "checkpoint": 4}.get(kind, 9)
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_limit_on_the_size_of_files(whole: dict[str, Any], run: Run, kind: str) -> None:
+    change, _ = WRITES[kind]
+    done = run.do(changes=[change(processes.limits_files(100))])
+    assert_one_message_and_the_same_bits(done, kind, "File too large", run, whole)
+
+
+@pytest.fixture
+def small_disk(task: tiny.Tiny, tmp_path: Path) -> Iterator[Run]:
+    """A run on a file system of its own, with room for its files but not for many more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a full disk needs a small one: may not mount here")
+    try:
+        yield Run(task, place)
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_full_disk(whole: dict[str, Any], small_disk: Run, kind: str) -> None:
+    change, _ = WRITES[kind]
+    run = small_disk
+    done = run.do(changes=[change(processes.fills_disk(run.directory))])
+    (run.directory / "filler").unlink()
+    assert_one_message_and_the_same_bits(done, kind, "No space left on device", run, whole)
+
+
+def test_a_disk_that_is_full_from_the_beginning(whole: dict[str, Any], small_disk: Run) -> None:
+    done = small_disk.do(changes=[processes.fills_disk(small_disk.directory)])
+    assert done.status == 1
+    assert "No space left on device" in done.message()
+    (small_disk.directory / "filler").unlink()
+    assert small_disk.do().status == 0
+    assert_same(small_disk, whole)
+
+
+def becomes_nobody() -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+def test_a_directory_that_becomes_read_only(whole: dict[str, Any], task: tiny.Tiny) -> None:
+    """Root may write everywhere: as root another user runs it."""
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(task.directory, Path(place) / "task")
+        run = Run(tiny.Tiny(Path(place) / "task"), Path(place) / "run")
+        (run.directory / "printed").mkdir(parents=True)
+        changes: list[Change] = []
+        if os.geteuid() == 0:
+            for path in (Path(place), *Path(place).rglob("*")):
+                path.chmod(0o777)
+            changes.append(becomes_nobody)
+        shuts = partial(os.chmod, run.saved, stat.S_IRUSR | stat.S_IXUSR)
+        changes.append(before("gpt1.checkpoint:save", shuts, call=3))
+        os.umask(os.umask(0))
+        done = run.do(changes=changes)
+        run.saved.chmod(0o777)
+        assert_one_message_and_the_same_bits(done, "checkpoint", "Permission denied", run, whole)
+
+
+def test_standard_output_on_a_full_disk(whole: dict[str, Any], run: Run) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    done = run.do(changes=[partial(prints_to, "/dev/full")])
+    assert done.status == 1
+    message = "error: standard output cannot be written: No space left on device; send it elsewhere"
+    assert done.message() == message
+    assert run.checkpoints() == [3]
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+def prints_to(path: str) -> None:
+    os.dup2(os.open(path, os.O_WRONLY), 1)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "log"])
+def test_one_message_says_why_two_processes_end(run: Run, kind: str) -> None:
+    change, name = WRITES[kind]
+    limit = change(only_rank("0", processes.limits_files(100)))
+    first, second = run.do_pair(changes=[limit])
+    assert (first.status, second.status) == (1, 1)
+    assert name in first.message()
+    if kind == "log":  # only the first knows of it
+        assert second.message().startswith("error: another process of this run has ended")
+    else:
+        assert second.messages() == []
+
+
+# ------------------------------------------------------------------------------- other processes
+
+
+def test_one_of_two_processes_dies(whole_pair: dict[str, Any], run: Run) -> None:
+    dies = update(6, only_rank("1", sends_itself(SIGKILL)))
+    first, second = run.do_pair(changes=[dies])
+    assert (first.status, second.status) == (1, -SIGKILL)
+    assert first.message().startswith("error: another process of this run has ended or cannot be")
+    assert "Start the run again with --resume" in first.message()
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+def test_the_main_process_of_two_dies(whole_pair: dict[str, Any], run: Run) -> None:
+    dies = before("gpt1.files:os.replace", sends_itself(SIGKILL), matching="checkpoint-00000006")
+    first, second = run.do_pair(changes=[dies])
+    assert (first.status, second.status) == (-SIGKILL, 1)
+    assert "another process of this run has ended" in second.message()
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+class Group:
+    """A run of two processes that ``start_processes`` starts, as on a machine with two GPUs."""
+
+    def __init__(self, run: Run, *changes: Change, words: tuple[str, ...] = ()) -> None:
+        body = partial(_start_processes, run.flags(*words), run.directory)
+        fork = processes.spawning_becomes_forking
+        self.run, self.done = run, run.start_body(body, [os.setpgrp, fork, *changes]).wait()
+
+    def assert_nobody_is_left(self) -> None:
+        pids = [int(path.name) for path in (self.run.directory / "pids").iterdir()]
+        assert len(pids) == 2
+        processes.wait_until(lambda: not any(map(processes.is_alive, pids)), "the workers' end")
+
+
+def _start_processes(flags: list[str], directory: Path) -> int:
+    (directory / "pids").mkdir(exist_ok=True)
+    body = partial(_note_and_train, directory / "pids")
+    return train.report_errors("gpt1.train", lambda: distributed.start_processes(body, flags, 2))
+
+
+def _note_and_train(pids: Path, argv: list[str]) -> int:
+    (pids / str(os.getpid())).touch()
+    return train.main(argv)
+
+
+def _interrupt_group() -> None:
+    """What a terminal does on Ctrl-C."""
+    if os.environ["RANK"] == "0":
+        os.killpg(os.getpgrp(), SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [(sends_parent(SIGTERM), 143), (sends_parent(SIGINT), 130), (_interrupt_group, 130)],
+    ids=["SIGTERM", "SIGINT", "Ctrl-C"],
+)
+def test_a_signal_to_the_parent_is_handed_on(
+    whole_pair: dict[str, Any], run: Run, action: Change, status: int
+) -> None:
+    group = Group(run, update(6, action))
+    assert group.done.status == status
+    assert "stopped by SIGTERM: after update 6 of 12, all saved" in group.done.message()
+    group.assert_nobody_is_left()
+    assert run.checkpoints()[-1] == 6
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run) -> None:
+    group = Group(run, update(6, only_rank("1", sends_itself(SIGKILL))))
+    assert group.done.status == 1
+    consequence, cause = group.done.messages()
+    assert "another process of this run has ended" in consequence
+    assert "one of the 2 processes was ended by SIGKILL" in cause
+    group.assert_nobody_is_left()
+
+
+def test_a_started_process_that_hangs_is_ended(run: Run) -> None:
+    """Stopped, it notices neither the other's death nor SIGTERM."""
+    shorter = partial(setattr, distributed, "GRACE", 0.3)
+    hangs = update(6, only_rank("0", sends_itself(signal.SIGSTOP)))
+    dies = update(6, only_rank("1", sends_itself(SIGKILL)))
+    group = Group(run, shorter, hangs, dies)
+    assert group.done.status == 1
+    assert "one of the 2 processes was ended by SIGKILL" in group.done.message()
+    group.assert_nobody_is_left()
+
+
+def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run: Run) -> None:
+    group = Group(run, update(6, sends_parent(SIGKILL)))
+    assert group.done.status == -SIGKILL
+    group.assert_nobody_is_left()
+    assert run.checkpoints()[-1] in (6, 7)  # the second process may hear of it an update later
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
+    """It died before they could ask to be told."""
+    group = Group(run, before("gpt1.distributed:end_with_parent", _kill_parent_and_wait))
+    assert group.done.status == -SIGKILL
+    assert not (run.directory / "pids").exists() or not list((run.directory / "pids").iterdir())
+    assert not run.saved.exists()
+
+
+def _kill_parent_and_wait() -> None:
+    parent = os.getppid()
+    os.kill(parent, SIGKILL)
+    processes.wait_until(lambda: os.getppid() != parent, "the parent's death")
+
+
+# ------------------------------------------------------------------------------- torchrun
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+pids = Path(sys.argv[1])
+attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+(pids / str(os.getpid())).touch()
+{early}
+from gpt1 import train, trainer
+original, calls = trainer.tower_gradients, iter(range(1, 1000))
+def changed(*args, **kwargs):
+    if next(calls) == 6 and attempt == 0:
+        {late}
+    return original(*args, **kwargs)
+trainer.tower_gradients = changed
+sys.exit(train.main(sys.argv[2:]))
+"""
+KILL_RANK_1 = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
+SIGNAL_PARENT = 'os.environ["RANK"] == "0" and os.kill(os.getppid(), signal.{})'
+
+
+def torchrun(run: Run, *, early: str = "", late: str = "pass", restarts: int = 0) -> Done:
+    """Run in two processes under torchrun, and see that none of them is left in the end.
+
+    Args:
+        early, late: Python code for each of them: before it imports torch, and in update 6.
+        restarts: how often torchrun may start them again.
+    """
+    pids = run.directory / "pids"
+    pids.mkdir(parents=True)
+    (run.directory / "worker.py").write_text(WORKER.format(early=early, late=late))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node=2", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    command += [str(run.directory / "worker.py"), str(pids), *run.flags()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    started = [int(path.name) for path in pids.iterdir()]
+    assert len(started) == 2 * (1 + restarts)
+    processes.wait_until(lambda: not any(map(processes.is_alive, started)), "the workers' end")
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def own_lines(done: Done) -> list[str]:
+    """What the program says, without torchrun's report, which has a traceback of its own."""
+    return [line for line in done.stderr.splitlines() if line.startswith("gpt1.train: ")]
+
+
+def test_torchrun_restarts_a_run_that_goes_on_by_itself(
+    whole_pair: dict[str, Any], run: Run
+) -> None:
+    done = torchrun(run, late=KILL_RANK_1, restarts=1)
+    assert done.status == 0, done.stderr
+    assert "--resume: going on after update 4 of 12" in done.stderr
+    assert_same(run, whole_pair)
+
+
+def test_torchrun_ends_when_a_process_is_killed(run: Run) -> None:
+    done = torchrun(run, late=KILL_RANK_1)
+    assert done.status == 1
+    (line,) = own_lines(done)
+    assert "another process of this run has ended" in line
+    assert run.checkpoints() == [3, 4]
+
+
+def test_sigterm_to_torchrun_saves_the_state(whole_pair: dict[str, Any], run: Run) -> None:
+    done = torchrun(run, late=SIGNAL_PARENT.format("SIGTERM"))
+    assert done.status != 0
+    (line,) = own_lines(done)
+    assert "stopped by SIGTERM: after update " in line
+    assert "to go on: torchrun ... -m gpt1.train " in line
+    assert run.checkpoints()[-1] in (6, 7)
+    assert [done.status for done in run.do_pair("--resume")] == [0, 0]
+    assert_same(run, whole_pair)
+
+
+def test_nobody_outlives_torchrun(run: Run) -> None:
+    done = torchrun(run, late=SIGNAL_PARENT.format("SIGKILL"))
+    assert done.status == -SIGKILL
+    assert run.checkpoints()[-1] in (6, 7)
+
+
+def test_a_process_that_starts_as_torchrun_dies_does_not_wait_for_it(run: Run) -> None:
+    """It is too late then to be told of the death, and torch would wait half an hour."""
+    early = """
+if os.environ["RANK"] == "0":
+    parent = os.getppid()
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent: pass
+else:
+    parent = os.getppid()
+    while os.getppid() == parent: pass
+"""
+    done = torchrun(run, early=early)
+    assert done.status == -SIGKILL
+    assert not run.saved.exists()
+
+
+# ------------------------------------------------------------------------------- resuming
+
+
+def test_the_number_of_layers_may_be_left_out_or_given(
+    whole: dict[str, Any], finished: Run, tmp_path: Path
+) -> None:
+    run = processes.copied(finished, tmp_path / "run")
+    checkpoint.checkpoints(run.saved)[-1].unlink()
+    assert run.do("--resume", "--n_transfer", str(tiny.N_LAYER)).status == 0
+    assert_same(run, whole)
+    refused = run.do("--resume", "--n_transfer", "1")
+    assert refused.status == 2
+    assert "--resume: n_transfer was 2 in " in refused.message()
+
+
+def test_flags_that_change_the_run_are_listed_together_and_once(
+    finished: Run, tmp_path: Path
+) -> None:
+    run = processes.copied(finished, tmp_path / "run")
+    words = ["--resume", "--seed", "1", "--lr", "0.5", "--precision", "bf16"]
+    first, second = run.do_pair(*words)
+    assert (first.status, second.status) == (2, 2)
+    assert first.message() == "error: 3 problems:"
+    listed = [line.split()[1] for line in first.stderr.splitlines()[1:]]
+    assert sorted(listed) == ["lr", "precision", "seed"]
+    assert second.stderr == ""
+
+
+DAMAGED_LINES = [
+    '{"n_updates": "2", "clf_cost": 0}',
+    '{"n_updates": 1' + "0" * 5000 + "}",
+    '{"n_updates": 1e400}',
+    '{"n_updates": {"n_updates": [3]}}',
+    '{"n_updates": null}',
+    '{"n_updates": true}',
+    "[" * 100_000,
+    "null",
+    "\x00\ufffd",
+    "",
+]
+
+
+def test_a_log_that_was_damaged_by_hand_does_not_keep_a_run_from_going_on(
+    whole: dict[str, Any], run: Run
+) -> None:
+    run.do(changes=[update(6, sends_itself(SIGKILL))])
+    for path in (run.log, run.updates):
+        first, *rest = path.read_text().splitlines()
+        path.write_text("\n".join([first, *DAMAGED_LINES, *rest, '{"n_updates": 5, "clf']))
+    done = run.do("--resume")
+    assert done.status == 0, done.stderr
+    assert_same(run, whole)
+
+
+# ------------------------------------------------------------------------------- the same bits
+
+
+@pytest.mark.parametrize("words", [["--deterministic"], ["--save_every", "1"]])
+def test_what_changes_nothing(whole: dict[str, Any], run: Run, words: list[str]) -> None:
+    assert run.do(*words).status == 0
+    assert_same(run, whole)
+
+
+def test_another_order_of_sets_and_dictionaries_changes_nothing(
+    whole: dict[str, Any], run: Run
+) -> None:
+    """The program as a shell starts it, with hashes of its own."""
+    command = [sys.executable, "-m", "gpt1.train", *run.flags()]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_same(run, whole)
+
+
+def test_threads_that_share_an_encoder_get_what_one_gets(task: tiny.Tiny) -> None:
+    """The encoder remembers words, and its memory is shared."""
+    sources = task.sources()
+    with open(task.data_dir / datasets.VALIDATION_CSV, newline="") as file:
+        texts = [" ".join(row[1:]) for row in csv.reader(file)] * 5
+    expected = TextEncoder(sources.encoder_path, sources.bpe_path).encode(texts, verbose=False)
+    shared = TextEncoder(sources.encoder_path, sources.bpe_path)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: shared.encode(texts, verbose=False), range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [expected] * 4
+
+
+# ------------------------------------------------------------------------------- scripts/stress.py
+
+
+def test_the_stress_test_in_short(task: tiny.Tiny, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/stress.py"), *task.flags, "--kills", "2"]
+    command += ["--n_iter", "3", "--save_every", "1", "--faults", "truncated", "--seed", "1"]
+    command += ["--json", str(tmp_path / "found.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["kills"] >= 2
+    assert found["lost"] == 0
