@@ -12,6 +12,7 @@ Axes: D width.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,7 +138,9 @@ class Pieces:
 def is_hub(model_dir: str | Path) -> bool:
     """Whether a directory is in the hub's layout, and not (also) in the released one."""
     model_dir = Path(model_dir)
-    return (model_dir / CONFIG).is_file() and not (model_dir / weights.SHAPES_FILE).is_file()
+    # Not Path.is_file(): it raises for names too long and for directories that are closed to us.
+    is_file = os.path.isfile
+    return is_file(model_dir / CONFIG) and not is_file(model_dir / weights.SHAPES_FILE)
 
 
 def read_config(model_dir: str | Path) -> HubConfig:

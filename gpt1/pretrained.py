@@ -8,12 +8,14 @@ hub's, or a fine-tuned one, from the full parameter list ``--params`` with the v
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt1 import hub, weights
+from gpt1.arguments import number
 from gpt1.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def read_recorded(model_dir: str | Path) -> Recorded:
 def vocabulary_files(model_dir: str | Path) -> tuple[Path, Path]:
     """Vocabulary and merges of a model directory, under the names of its layout."""
     model_dir = Path(model_dir)
-    if hub.is_hub(model_dir) and not (model_dir / VOCABULARY).is_file():
+    if hub.is_hub(model_dir) and not os.path.isfile(model_dir / VOCABULARY):
         return model_dir / hub.VOCABULARY, model_dir / hub.MERGES
     return model_dir / VOCABULARY, model_dir / MERGES
 
@@ -146,7 +148,7 @@ def load_encoder(
     """
     from gpt1.text_utils import TextEncoder
 
-    if not Path(encoder_path).is_file():
+    if not os.path.isfile(encoder_path):
         remedy = hub.vocabulary_remedy(encoder_path)
         remedy = remedy or "name the directory of the model's vocabulary with --model_dir"
         raise InputError(f"{encoder_path} is missing: {remedy}")
@@ -248,7 +250,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model_dir", metavar="DIR", help="vocabulary and weights [model/, or model/demo]")
     add("--params", metavar="FILE", help="a fine-tuned model: best_params.jl or .safetensors")
-    add("--n_head", metavar="N", type=int, help="attention heads [the checkpoint's, else 12]")
+    add(
+        "--n_head",
+        metavar="N",
+        type=number(int, 1),
+        help="attention heads [the checkpoint's, else 12]",
+    )
     add(
         "--afn",
         choices=("gelu", "relu", "swish"),
@@ -283,7 +290,7 @@ def from_arguments(args: argparse.Namespace, program: str) -> Pretrained:
 def default_model_dir(program: str) -> Path:
     """``model/``, or the bundled demo while there is no vocabulary."""
     model_dir, demo = Path("model"), Path("model/demo")
-    if vocabulary_files(model_dir)[0].is_file() or not (demo / VOCABULARY).is_file():
+    if os.path.isfile(vocabulary_files(model_dir)[0]) or not os.path.isfile(demo / VOCABULARY):
         return model_dir
     print(f"{program}: no model in {model_dir}/, using the demo's in {demo}/", file=sys.stderr)
     return demo

@@ -411,7 +411,7 @@ class Trainer:
             raise InputError(
                 join_problems(
                     [
-                        f"--resume: {name} was {meaning.get(name)!r} in {source} and is now "
+                        f"--resume: {name} was {meaning.get(name)!r:.100} in {source} and is now "
                         f"{own[name]!r}; give the same settings, or another --desc to start anew"
                         for name in changed
                     ]

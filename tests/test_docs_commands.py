@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from gpt1 import datasets
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # tried by hand, or by CI itself
@@ -52,15 +54,27 @@ def test_there_are_commands_to_run() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory like the repository's root, with a small demo, after the README's commands."""
-    place = tmp_path_factory.mktemp("root")
+    place = tmp_path_factory.mktemp("readme")
     task = tiny.write_tiny(tmp_path_factory.mktemp("task"))
+    csv = task.data_dir / datasets.VALIDATION_CSV
+    with open(csv, "a", encoding="utf-8", newline="") as file:  # one as long as the pages' own
+        file.write("long" + ",anna had a big big big big big kite" * 4 + ",anna ran,ben ran,1\r\n")
     shutil.copytree(task.data_dir, place / "data/demo")
     shutil.copytree(task.model_dir, place / "model/demo")
+    shutil.copy(ROOT / "data/demo/example.csv", place / "data/demo")
     (place / "scripts").symlink_to(ROOT / "scripts")
-    with contextlib.chdir(place) if sys.version_info >= (3, 11) else _chdir(place):
+    with _chdir(place):
         run_page(PAGES[0])
+    return place
+
+
+@pytest.fixture
+def place(after_readme: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it for one page, and the current directory."""
+    place = shutil.copytree(after_readme, tmp_path / "root", symlinks=True)
+    with _chdir(place):
         yield place
 
 
@@ -102,14 +116,18 @@ def run(command: str) -> None:
             run(line)
         return
     words = shlex.split(command, comments=True)
+    if words[:2] == ["make", "train"]:
+        recipe = re.search(
+            r"^train:.*\n\t\$\(VENV\)/bin/(.*)", (ROOT / "Makefile").read_text(), re.M
+        )
+        assert recipe
+        words = recipe[1].split()
     if not words or words[0] in OTHER_PROGRAMS:
         return
     if any("torchrun" in word for word in words[:2]):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        words = [
-            word for word in words[words.index(next(w for w in words if "torchrun" in w)) + 1 :]
-        ]
-        command_line = [sys.executable, "-m", "torch.distributed.run", *words]
+        begin = next(i for i, word in enumerate(words) if "torchrun" in word)
+        command_line = [sys.executable, "-m", "torch.distributed.run", *words[begin + 1 :]]
         done = subprocess.run(command_line, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return

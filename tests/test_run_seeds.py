@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("run_seeds", ROOT / "scripts/run_seeds.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["run_seeds"] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)

@@ -53,9 +53,12 @@ OURS = (
     *("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every"),
     "share_prefix",
     "compile",
-    "fast",
+    *("fast", "deterministic", "probs", "tensorboard"),
 )
-SWITCHES = ("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast")
+SWITCHES = (
+    *("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast"),
+    *("deterministic", "probs"),
+)
 
 FLAGS = tuple(Settings().as_flags())
 CSVS = ("val.csv", "test.csv")
