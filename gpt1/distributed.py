@@ -14,9 +14,11 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -90,6 +92,30 @@ class Process:
             outcome[0].told = not self.is_main
             raise outcome[0]
         return outcome[0]  # type: ignore[no-any-return]
+
+    def together(self, body: Callable[[], Result]) -> Result:
+        """What ``body`` gives in this process, if it gives something in all of them.
+
+        Raises:
+            Gpt1Error: the one that it raised here or in another process; each is told once.
+        """
+        if self.world == 1:
+            return body()
+        own: Gpt1Error | None = None
+        try:
+            result = body()
+        except Gpt1Error as error:
+            own = error
+        found: list[Gpt1Error | None] = [None] * self.world
+        with _talking():
+            dist.all_gather_object(found, own)
+        errors = {rank: error for rank, error in enumerate(found) if error is not None}
+        if not errors:
+            return result
+        shown = own or next(iter(errors.values()))
+        teller = next(rank for rank, error in errors.items() if str(error) == str(shown))
+        shown.told = self.rank != teller
+        raise shown
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up ``tensors`` over all processes, in place."""
@@ -209,8 +235,11 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _check_torchrun()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _talking():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        store, _, _ = next(dist.rendezvous("env://"))
+        store = _unused_part(store, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield Process(rank, world, device)
     finally:
@@ -229,6 +258,28 @@ def _check_torchrun() -> None:
             f"torchrun does not answer at {place[0]}:{place[1]} ({error}): it has ended. Start the "
             "run again with --resume."
         ) from error
+
+
+def _unused_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of the processes' common store that holds nothing of an earlier attempt.
+
+    torchrun --max-restarts keeps the store, and torch would find the addresses of dead processes
+    in it. So the main process invents a name for this attempt, and answers all others under it;
+    whoever has read an older name gets no answer and reads again.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("gpt1/attempt", own)
+        others = [store.get(f"gpt1/{own}/{other}").decode() for other in range(1, world)]
+        for other in others:
+            store.set(f"gpt1/{own}/{other}", "welcome")
+        return dist.PrefixStore(own, store)
+    while True:
+        attempt = store.get("gpt1/attempt").decode()
+        store.set(f"gpt1/{attempt}/{rank}", own)
+        with suppress(dist.DistStoreError):
+            store.wait([f"gpt1/{attempt}/{own}"], timedelta(seconds=1))
+            return dist.PrefixStore(attempt, store)
 
 
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
@@ -278,13 +329,16 @@ def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n
 
 def _wait_for_all(processes: Sequence[BaseProcess]) -> int:
     """Wait until all have ended; the first bad exit status, negative for a signal, or 0."""
-    while any(process.exitcode is None for process in processes):
-        wait([process.sentinel for process in processes if process.exitcode is None])
+    while True:
+        # Asked once a turn: nobody waits for a process that ended between two questions.
+        running = [process for process in processes if process.exitcode is None]
         bad = [code for process in processes if (code := process.exitcode)]
         if bad:
             _end_all(processes)
             return min(bad)  # of two at once a signal is the cause, not the consequence
-    return 0
+        if not running:
+            return 0
+        wait([process.sentinel for process in running])
 
 
 def _end_all(processes: Sequence[BaseProcess]) -> None:
@@ -339,7 +393,7 @@ def keep_freed_memory() -> None:
 
 
 def make_deterministic() -> None:
-    """Ask torch for kernels that give the same bits every time (on a CPU they all do)."""
+    """Ask torch for kernels that give the same bits every time; on a CPU they all do."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     deterministic: Any = torch.utils.deterministic
