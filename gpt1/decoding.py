@@ -21,21 +21,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Cache:
     """Keys and values of all layers. Prompts of a batch end in one slot: padding is on the left.
 
-    There is room for few slots more than are in use: in room for ``n_ctx``, heads would lie far
-    apart, and reading them would take up to three times as long.
-
     Attributes:
-        keys, values: [R, H, room, K] of each layer.
+        keys, values: [L, R, H, T, K].
         start: [R], the first slot that is not padding.
         n_prompt: slots of the longest prompt.
         length: slots in use.
     """
 
-    GROWTH = 64  # slots at a time
-
-    def __init__(self, n_layer: int, empty: Tensor, start: Tensor) -> None:
-        """``empty`` [R, H, 0, K] is what each layer begins with."""
-        self.keys, self.values = [empty] * n_layer, [empty] * n_layer
+    def __init__(self, shape: tuple[int, ...], start: Tensor) -> None:
+        self.keys, self.values = (torch.empty(shape, device=start.device) for _ in range(2))
         self.start = start
         self.n_prompt = self.length = 0
         self._is_padded = bool(start.any())
@@ -46,16 +40,11 @@ class Cache:
         Returns:
             All keys and values of the layer, [R, H, slots, K].
         """
-        end = self.length + k.shape[2]
-        for caches, new in ((self.keys, k), (self.values, v)):
-            R, H, room, K = caches[layer].shape
-            if end > room:
-                longer = new.new_empty(R, H, -(-end // self.GROWTH) * self.GROWTH, K)
-                longer[:, :, :room] = caches[layer]
-                caches[layer] = longer
-            rows = caches[layer].view(len(new), -1, H, caches[layer].shape[2], K)  # R is B, R / B
-            rows[:, :, :, self.length : end] = new[:, None]
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        slots = slice(self.length, self.length + k.shape[2])
+        for cache, new in ((self.keys, k), (self.values, v)):
+            copies = cache[layer].view(len(new), -1, *cache.shape[2:])  # [B, R / B, H, T, K]
+            copies[:, :, :, slots] = new[:, None]
+        return self.keys[layer, :, :, : slots.stop], self.values[layer, :, :, : slots.stop]
 
     def visible(self) -> Tensor | None:
         """[R, 1, 1, T so far + 1], what the next token sees, or None if that is everything."""
@@ -68,8 +57,8 @@ class Cache:
     def reorder(self, rows: Tensor) -> None:
         """Let row i go on from what row ``rows[i]`` holds; both are copies of one prompt."""
         own = slice(self.n_prompt, self.length)  # the prompt's slots are the same in all copies
-        for cache in (*self.keys, *self.values):
-            cache[:, :, own] = cache[rows, :, own]
+        for cache in (self.keys, self.values):
+            cache[:, :, :, own] = cache[:, rows, :, own]
 
 
 class Decoder:
@@ -80,7 +69,8 @@ class Decoder:
 
     Args:
         model: any mode; there is no dropout here.
-        precision: ``fp32``, or ``bf16`` for matrix products and the cache in bfloat16.
+        precision: ``fp32``, or ``bf16`` for products with parameters in bfloat16; attention,
+            sums and norms stay in float32.
 
     Raises:
         ValueError: another precision.
@@ -101,45 +91,42 @@ class Decoder:
         return self._we.device
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], copies: int = 1) -> tuple[Cache, Tensor]:
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], n_new: int, copies: int = 1
+    ) -> tuple[Cache, Tensor]:
         """Read prompts into a new cache.
 
         Args:
             prompts: B lists of token ids, special tokens allowed, none empty.
+            n_new: steps that the cache has room for.
             copies: rows of the cache for each prompt, one after another.
 
         Returns:
             The cache, and the logits after each row's prompt, [R, V], float32.
 
         Raises:
-            ValueError: a prompt is empty, longer than ``n_ctx``, or holds an id that is neither a
-                piece's nor a special token's.
+            ValueError: a prompt is empty, has no room for ``n_new`` tokens in ``n_ctx``, or holds
+                an id that is neither a piece's nor a special token's.
         """
         config = self.config
         lengths = [len(prompt) for prompt in prompts]
         Q = max(lengths)
-        if not 1 <= min(lengths) <= Q <= config.n_ctx:
-            raise ValueError(f"prompts of {min(lengths)} to {Q} tokens, n_ctx is {config.n_ctx}")
+        if min(lengths) < 1 or Q + n_new > config.n_ctx:
+            raise ValueError(f"{min(lengths)} to {Q} + {n_new} tokens, n_ctx is {config.n_ctx}")
         if max(map(max, prompts)) >= config.n_vocab + config.n_special:
             raise ValueError(f"{max(map(max, prompts))} is the id of a position, not of a token")
         ids = torch.tensor([[0] * (Q - len(prompt)) + list(prompt) for prompt in prompts])
         start = (Q - torch.tensor(lengths)).to(self.device)
         rows, H = len(prompts) * copies, config.n_head
-        empty = self._we.new_empty(rows, H, 0, config.n_embd // H, dtype=self._dtype)
-        cache = Cache(config.n_layer, empty, start.repeat_interleave(copies))
+        shape = (config.n_layer, rows, H, Q + n_new, config.n_embd // H)
+        cache = Cache(shape, start.repeat_interleave(copies))
         logits = self._forward(ids.to(self.device), start, cache, _visible_in_prompts(start, Q))
         cache.n_prompt = Q
         return cache, logits.repeat_interleave(copies, 0)
 
     @torch.inference_mode()
     def step(self, cache: Cache, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; the logits after it, [R, V], float32.
-
-        Raises:
-            ValueError: ``n_ctx`` positions are used up.
-        """
-        if cache.length == self.config.n_ctx:
-            raise ValueError(f"no position is left, n_ctx is {self.config.n_ctx}")
+        """Append one token [R] to each row; the logits after it, [R, V], float32."""
         return self._forward(tokens[:, None], cache.start, cache, cache.visible())
 
     def _forward(self, ids: Tensor, start: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
@@ -151,7 +138,7 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             x = layer(x, index, cache, visible)
         cache.length += ids.shape[1]
-        return self._head(x[:, -1]).float()
+        return self._head(x[:, -1])
 
 
 def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
@@ -163,7 +150,7 @@ def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
 
 
 class _Layer:
-    """One :class:`gpt1.model.Block` over a cache. Sums and norms stay in float32."""
+    """One :class:`gpt1.model.Block` over a cache."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attn, mlp = block.attn, block.mlp
@@ -180,25 +167,15 @@ class _Layer:
         qkv = self.attn_in(x).view(*x.shape[:2], 3, self.n_head, -1)  # [B, Q, 3, H, K]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, Q, K]
         all_k, all_v = cache.append(index, k, v)
-        if cache.length == 0:  # the prompts, before they are copied
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        else:
-            a = _attend_one(q, all_k, all_v, visible)
+        if cache.length > 0:  # else these are the prompts, in the cache perhaps several times
+            k, v = all_k, all_v
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         n = self.norm_1(x + self.attn_out(a.transpose(1, 2).flatten(2)))
         return self.norm_2(n + self.mlp_out(self.activation(self.mlp_in(n))))
 
 
-def _attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """q [R, H, 1, K] over k and v [R, H, T, K]; on a CPU several times as fast as torch's own."""
-    scores = (k @ q.mT).mT.float() * k.shape[-1] ** -0.5
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    a: Tensor = scores.softmax(-1).to(v.dtype) @ v
-    return a
-
-
 class _Norm:
-    """A :class:`gpt1.model.LayerNorm` in float32."""
+    """A :class:`gpt1.model.LayerNorm`."""
 
     def __init__(self, norm: LayerNorm) -> None:
         self.g, self.b = norm.g.detach().float(), norm.b.detach().float()
@@ -208,7 +185,7 @@ class _Norm:
 
 
 class _Linear:
-    """``x @ w + b`` for any [..., n_in], in ``dtype``.
+    """``x @ w + b`` for any [..., n_in] in float32; the product is done in ``dtype``.
 
     With few rows the time goes into reading w, and for that the CPU's usual routine is slow in
     either layout: oneDNN's, with a copy of w in its own layout, reads at the memory's speed.
@@ -224,10 +201,11 @@ class _Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if not self.is_packed:
-            return F.linear(x, self.w, self.b)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
-        return out
+        if self.is_packed:
+            x = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
+        else:
+            x = F.linear(x, self.w, self.b)
+        return x.float()
 
 
 def _pack(w: Tensor) -> Tensor | None:

@@ -27,6 +27,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from gpt1.errors import Gpt1Error, InputError
 from gpt1.stopping import SIGNALS, end_with_parent
@@ -237,7 +239,7 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Process]:
     _check_torchrun()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _talking():
-        store, _, _ = next(dist.rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://"))
         store = _unused_part(store, rank, world)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
@@ -260,7 +262,7 @@ def _check_torchrun() -> None:
         ) from error
 
 
-def _unused_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+def _unused_part(store: Store, rank: int, world: int) -> Store:
     """A part of the processes' common store that holds nothing of an earlier attempt.
 
     torchrun --max-restarts keeps the store, and torch would find the addresses of dead processes
@@ -273,13 +275,13 @@ def _unused_part(store: dist.Store, rank: int, world: int) -> dist.Store:
         others = [store.get(f"gpt1/{own}/{other}").decode() for other in range(1, world)]
         for other in others:
             store.set(f"gpt1/{own}/{other}", "welcome")
-        return dist.PrefixStore(own, store)
+        return PrefixStore(own, store)
     while True:
         attempt = store.get("gpt1/attempt").decode()
         store.set(f"gpt1/{attempt}/{rank}", own)
         with suppress(dist.DistStoreError):
             store.wait([f"gpt1/{attempt}/{own}"], timedelta(seconds=1))
-            return dist.PrefixStore(attempt, store)
+            return PrefixStore(attempt, store)
 
 
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:

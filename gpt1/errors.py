@@ -51,8 +51,8 @@ class Stopped(BaseException):
 def report_errors(program: str, body: Callable[[], int]) -> int:
     """Run ``body`` and turn a :class:`Gpt1Error` into one message and its exit status.
 
-    Ctrl-C, a reader of our output that has gone, and a full disk where the output goes end the
-    program without a traceback, too.
+    Ctrl-C, a reader of our output that has gone, and output to a full disk end the program without
+    a traceback, too.
 
     Args:
         program: the name put before the message, such as ``gpt1.train``.
@@ -76,11 +76,12 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
         _flush_or_drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if _flush_or_drop_output():
+        if error.filename is not None:
             raise
+        _flush_or_drop_output()
         print(
-            f"{program}: error: standard output cannot be written: {error.strerror}; send it "
-            "elsewhere",
+            f"{program}: error: standard output, or an open file, fails: {error.strerror}; free "
+            "space, or send the output elsewhere",
             file=sys.stderr,
         )
         return Gpt1Error.exit_status
@@ -89,11 +90,9 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
 
 
-def _flush_or_drop_output() -> bool:
-    """Whether what was printed could be written; if not, Python must not try again at its end."""
+def _flush_or_drop_output() -> None:
+    """Write what was printed; if that cannot be, Python must not try again at its end."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True

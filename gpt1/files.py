@@ -36,14 +36,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        with open(temporary, mode, **text) as file:
-            try_lock(file)  # which tells it from what a dead process left
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with _kept_locked(handle):
+            with open(temporary, mode, **text) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
         temporary = None
         _sync_directory(path.parent)
     except OSError as error:
@@ -56,6 +55,19 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextmanager
+def _kept_locked(handle: int) -> Iterator[None]:
+    """Lock a file for as long as it is temporary, which tells it from what a dead process left."""
+    try:
+        try_lock(handle)
+        if os.name != "posix":  # there an open file cannot get another name
+            os.close(handle)
+        yield
+    finally:
+        if os.name == "posix":
+            os.close(handle)
 
 
 def remove_leftovers(directory: Path, names: str) -> None:
@@ -71,7 +83,7 @@ def remove_leftovers(directory: Path, names: str) -> None:
                 temporary.unlink()
 
 
-def try_lock(file: IO[Any]) -> bool:
+def try_lock(file: IO[Any] | int) -> bool:
     """Lock an open file until it is closed, unless another process has it locked.
 
     The kernel keeps the lock (``flock``), so that a dead process has none. Where there are no such

@@ -151,23 +151,38 @@ def generate(
 
 def stream(
     pretrained: Pretrained,
-    prompt: Sequence[int],
-    options: Options,
+    prompt: str,
+    options: Options | None = None,
+    *,
     decoder: Decoder | None = None,
+    start_token: bool = False,
 ) -> Iterator[str]:
-    """One continuation of a prompt in pieces, token by token; not for beams.
+    """The first continuation that :func:`generate` gives of a prompt, token by token.
 
-    The text of the prompt and the pieces, put together, are the whole text.
+    Prompt and pieces, put together, are the whole text: a piece that begins a word begins with
+    a space.
 
     Args:
-        pretrained: the model.
-        prompt: its token ids, as :func:`encode_prompts` gives them.
-        options: how to choose tokens.
-        decoder: of the same model [made here].
+        pretrained, options, decoder, start_token: see :func:`generate`.
+        prompt: the text.
+
+    Raises:
+        InputError: see :func:`generate`.
+        ValueError: beam search has no text before its end.
     """
+    options = options or Options()
+    if options.num_beams > 1:
+        raise ValueError(f"{options.num_beams} beams: only one text can be streamed")
+    (ids,) = encode_prompts(pretrained, [prompt], ["the prompt"], options, start_token=start_token)
+    return _pieces(pretrained, ids, options, decoder or _decoder(pretrained))
+
+
+def _pieces(
+    pretrained: Pretrained, prompt: Sequence[int], options: Options, decoder: Decoder
+) -> Iterator[str]:
+    """What each token adds to the text."""
     ids = list(prompt)
-    text = _readable(pretrained, prompt)
-    decoder = decoder or _decoder(pretrained)
+    text = _readable(pretrained, ids)
     for tokens in _one_by_one(decoder, [prompt], options, first_prompt=0, samples=range(1)):
         ids += tokens
         longer = _readable(pretrained, ids)
@@ -317,7 +332,9 @@ def _run(args: argparse.Namespace) -> int:
     prompts = encode_prompts(pretrained, texts, places, options, start_token=args.start_token)
 
     from gpt1.decoding import Decoder
+    from gpt1.distributed import keep_freed_memory
 
+    keep_freed_memory()
     decoder = Decoder(pretrained.model, args.precision)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal has all of a vocabulary
@@ -384,7 +401,7 @@ def _print_stream(
     pretrained: Pretrained, prompt: list[int], options: Options, decoder: Decoder
 ) -> None:
     print(_readable(pretrained, prompt), end="", flush=True)
-    for piece in stream(pretrained, prompt, options, decoder):
+    for piece in _pieces(pretrained, prompt, options, decoder):
         print(piece, end="", flush=True)
     print()
 
@@ -423,10 +440,10 @@ def _parser() -> Parser:
         "Let a model continue text. Greedy unless a flag of sampling or --num_beams is given.",
         """\
   # the likeliest continuation, on the terminal as it comes
-  python -m gpt1.generate --prompt "anna wanted to bake a cake."
+  python -m gpt1.generate --prompt "Ada made a kite"
 
   # three samples of each of two prompts
-  python -m gpt1.generate --prompt "anna was sad." --prompt "ben lost his kite." \\
+  python -m gpt1.generate --prompt "Ada made a kite" --prompt "Ben was afraid" \\
       --temperature 0.8 --top_p 0.9 --num_samples 3
 
   # beam search on each line of a file, as JSON lines

@@ -115,7 +115,7 @@ def one_by_one(
         repetition_penalty: see :func:`penalise`; it sees the prompt, too.
     """
     copies = 1 if u is None else len(u) // len(prompts)
-    cache, logits = decoder.prefill(prompts, copies)
+    cache, logits = decoder.prefill(prompts, n_new, copies)
     seen = _seen(decoder, prompts, copies)
     for step in range(n_new):
         if repetition_penalty != 1:
@@ -149,7 +149,7 @@ def beam_search(
         repetition_penalty: see :func:`penalise`; here for log-probabilities.
     """
     B, V = len(prompts), decoder.config.n_vocab
-    cache, logits = decoder.prefill(prompts, num_beams)
+    cache, logits = decoder.prefill(prompts, n_new, num_beams)
     seen = _seen(decoder, prompts, num_beams)
     first_row = torch.arange(0, B * num_beams, num_beams, device=decoder.device)[:, None]
     tokens = torch.empty(B * num_beams, 0, dtype=torch.long, device=decoder.device)

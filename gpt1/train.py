@@ -22,7 +22,11 @@ from gpt1.settings import Settings, Sources, find_sources, parse
 from gpt1.stopping import StopRequests, end_with_parent
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gpt1.distributed import Process
+    from gpt1.model import DoubleHeadsModel
+    from gpt1.prepare import Task
 
 PROGRAM = "python -m gpt1.train"
 
@@ -95,7 +99,6 @@ def run(
     import numpy as np
 
     from gpt1.distributed import keep_freed_memory, make_deterministic
-    from gpt1.prepare import build_model, load_task, model_config
     from gpt1.trainer import Trainer
 
     if process.is_main and sources.demo:
@@ -106,21 +109,16 @@ def run(
     process.check_precision(settings.precision)
     if process.device.type == "cpu":
         keep_freed_memory()
-    if settings.deterministic:
+    if settings.deterministic and process.device.type != "cpu":
         make_deterministic()
+    # torchrun may have started only some of several machines' processes "again".
+    settings = replace(settings, resume=process.any(settings.resume))
     outputs = Outputs(settings)
     process.from_main(outputs.check)
     process.from_main(lambda: outputs.claim(lock))
-    task = load_task(settings, sources, verbose=process.is_main)
-    if task.train.n_stories < settings.n_batch_train:
-        raise InputError(
-            f"{sources.data_dir}: {task.train.n_stories} training stories are fewer than a batch "
-            f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
-        )
     # One stream, drawn from in the original's order: special rows, then a shuffle an epoch.
     stream = np.random.RandomState(settings.seed)
-    config = model_config(settings, sources, task)
-    model = build_model(settings, sources, config, stream).to(process.device)
+    task, model = process.together(lambda: _prepare(settings, sources, process, stream))
     if settings.compile:
         model.compile_layers()
     trainer = Trainer(settings, sources, process, task, model, stop)
@@ -133,6 +131,26 @@ def run(
         from gpt1.analysis import analyse_rocstories
 
         print(analyse_rocstories(sources.data_dir, outputs.submission, outputs.log))
+
+
+def _prepare(
+    settings: Settings, sources: Sources, process: Process, stream: np.random.RandomState
+) -> tuple[Task, DoubleHeadsModel]:
+    """The data, and the model on this process's device.
+
+    Raises:
+        InputError: a file is not what it should be, or does not fit the flags.
+    """
+    from gpt1.prepare import build_model, load_task, model_config
+
+    task = load_task(settings, sources, verbose=process.is_main)
+    if task.train.n_stories < settings.n_batch_train:
+        raise InputError(
+            f"{sources.data_dir}: {task.train.n_stories} training stories are fewer than a batch "
+            f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
+        )
+    config = model_config(settings, sources, task)
+    return task, build_model(settings, sources, config, stream).to(process.device)
 
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:

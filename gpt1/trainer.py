@@ -385,7 +385,7 @@ class Trainer:
         for path in reversed(files):
             try:
                 state, meaning = self.process.from_main(partial(checkpoint.load, path))
-                self._check_meaning(meaning, str(path))
+                self.process.together(partial(self._check_meaning, meaning, str(path)))
                 checkpoint.restore(state, self.model, self.optimizer)
             except checkpoint.DamagedError as error:
                 aside = self.process.from_main(partial(checkpoint.set_aside, path))
@@ -396,10 +396,12 @@ class Trainer:
             self._say(f"--resume: going on after update {self.n_updates} of {self.n_updates_total}")
             return True
         if files:
-            raise InputError(
+            none_left = InputError(
                 f"--resume: no checkpoint in {directory}/ can be read (they are kept as "
                 f"*{checkpoint.DAMAGED}); start anew without --resume"
             )
+            none_left.told = not self.process.is_main
+            raise none_left
         self._say(f"--resume: no checkpoint in {directory}/; starting anew")
         return False
 

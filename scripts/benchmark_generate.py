@@ -23,7 +23,7 @@ import torch
 
 from gpt1.arguments import Parser, number
 from gpt1.decoding import DTYPES, Decoder
-from gpt1.distributed import choose_device
+from gpt1.distributed import choose_device, keep_freed_memory
 from gpt1.errors import InputError, report_errors
 from gpt1.files import atomic_write
 from gpt1.model import DoubleHeadsModel, ModelConfig
@@ -192,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
     """Everything; the JSON last."""
     if args.prompt + max(args.new_tokens) > args.n_ctx:
         raise InputError(f"--prompt and --new_tokens are together more than --n_ctx {args.n_ctx}")
+    keep_freed_memory()  # as gpt1.generate does; good for the peer, too
     found = benchmark(args)
     if args.json is not None:
         with atomic_write(args.json, "w") as file:

@@ -386,7 +386,9 @@ class Faults:
         limit = run.checkpoints()[-1].stat().st_size // 2
         prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
         done = run.start(prepare=prepare).wait()
-        if done.status == 0 or "cannot be written: File too large" not in done.message():
+        message = done.message()
+        is_told = "cannot be written: " in message and "File too large" in message
+        if done.status == 0 or not is_told:
             raise LostError(f"filelimit: status {done.status}: {done.printed[-500:]}")
         if [path.name for path in run.checkpoints()] != kept:
             raise LostError("filelimit: a checkpoint is gone")
@@ -516,7 +518,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of the random moments [0]")
     add("--data_dir", default="data/demo", metavar="DIR", help="stories [data/demo]")
     add("--model_dir", default="model/demo", metavar="DIR", help="model [model/demo]")
-    add("--n_iter", type=number(int, 1, 10**6), default=2, metavar="N", help="epochs of a run [2]")
+    add("--n_iter", type=number(int, 1, 10**6), default=1, metavar="N", help="epochs of a run [1]")
     add("--save_every", type=number(int, 0, 10**6), default=5, metavar="N", help="updates [5]")
     add("--json", metavar="FILE", help="write what was found here, too")
     return parser

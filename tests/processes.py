@@ -350,8 +350,7 @@ def waits_for(path: Path) -> Change:
 
 def _wait_for(path: Path) -> None:
     path.with_name(path.name + ".waits").touch()
-    while not path.exists():
-        time.sleep(0.01)
+    wait_until(path.exists, path.name)
 
 
 def limits_files(n_bytes: int) -> Change:
@@ -389,3 +388,8 @@ def copied(run: Run, directory: Path) -> Run:
 def set_variables(variables: Mapping[str, str]) -> None:
     """A change of the environment."""
     os.environ.update(variables)
+
+
+def set_constant(module: str, name: str, value: object) -> None:
+    """A change of a module's constant."""
+    setattr(importlib.import_module(module), name, value)

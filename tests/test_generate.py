@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpt1 import generate, search
 from gpt1.batches import ChoiceArrays, pack
-from gpt1.decoding import Cache, Decoder
+from gpt1.decoding import Decoder
 from gpt1.errors import InputError
 from gpt1.generate import Options
 from gpt1.model import DoubleHeadsModel, ModelConfig
@@ -111,7 +111,7 @@ def test_steps_equal_the_models_forward_pass_over_the_whole(
     model = bold_model(replace(CONFIG, n_layer=3, afn=afn))
     rng = np.random.default_rng(0)
     decoder = Decoder(model)
-    cache, logits = decoder.prefill(PROMPTS)
+    cache, logits = decoder.prefill(PROMPTS, 20)
     rows = [list(prompt) for prompt in PROMPTS]
     for _ in range(20):
         for row, found in zip(rows, logits, strict=True):
@@ -125,7 +125,7 @@ def test_steps_equal_the_models_forward_pass_over_the_whole(
 def test_bf16_is_near_fp32_and_not_it(model: DoubleHeadsModel) -> None:
     differences = []
     for precision in ("fp32", "bf16"):
-        cache, logits = Decoder(model, precision).prefill(PROMPTS)
+        cache, logits = Decoder(model, precision).prefill(PROMPTS, 2)
         for tokens in ([3, 4, 5, 6], [9, 8, 7, 6]):
             logits = Decoder(model, precision).step(cache, torch.tensor(tokens))
         differences.append(logits)
@@ -136,7 +136,7 @@ def test_bf16_is_near_fp32_and_not_it(model: DoubleHeadsModel) -> None:
 
 def test_copies_of_a_prompt_are_rows_of_their_own(model: DoubleHeadsModel) -> None:
     decoder = Decoder(model)
-    cache, logits = decoder.prefill(PROMPTS[:2], copies=2)
+    cache, logits = decoder.prefill(PROMPTS[:2], 1, copies=2)
     assert logits.shape == (4, V)
     tokens = torch.tensor([1, 2, 3, 4])
     logits = decoder.step(cache, tokens)
@@ -147,7 +147,7 @@ def test_copies_of_a_prompt_are_rows_of_their_own(model: DoubleHeadsModel) -> No
 
 def test_reordered_rows_go_on_from_others(model: DoubleHeadsModel) -> None:
     decoder = Decoder(model)
-    cache, _ = decoder.prefill([PROMPTS[2], PROMPTS[3]], copies=2)
+    cache, _ = decoder.prefill([PROMPTS[2], PROMPTS[3]], 2, copies=2)
     decoder.step(cache, torch.tensor([10, 11, 12, 13]))
     cache.reorder(torch.tensor([1, 1, 3, 2]))
     logits = decoder.step(cache, torch.tensor([20, 21, 22, 23]))
@@ -157,10 +157,7 @@ def test_reordered_rows_go_on_from_others(model: DoubleHeadsModel) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
 
 
-def test_the_last_position_is_used(
-    model: DoubleHeadsModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Cache, "GROWTH", 5)  # the cache grows several times
+def test_the_last_position_is_used(model: DoubleHeadsModel) -> None:
     prompt = PROMPTS[0]
     ids = prompt + greedy(Decoder(model), [prompt], N_CTX - len(prompt))[0]
     assert len(ids) == N_CTX
@@ -168,20 +165,14 @@ def test_the_last_position_is_used(
     assert ids[len(prompt) :] == logits[len(prompt) - 1 :].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("prompts", [[[]], [[1], []], [[1] * (N_CTX + 1)], [[V + 3]]])
+@pytest.mark.parametrize(
+    ("prompts", "n_new"), [([[]], 1), ([[1], []], 1), ([[1] * 40], 9), ([[V + 3]], 1)]
+)
 def test_the_decoder_refuses_what_it_cannot_read(
-    model: DoubleHeadsModel, prompts: list[list[int]]
+    model: DoubleHeadsModel, prompts: list[list[int]], n_new: int
 ) -> None:
     with pytest.raises(ValueError, match=r"tokens, n_ctx is 48|63 is the id of a position"):
-        Decoder(model).prefill(prompts)
-
-
-def test_the_decoder_refuses_to_go_past_the_last_position(model: DoubleHeadsModel) -> None:
-    decoder = Decoder(model)
-    cache, _ = decoder.prefill([[1] * (N_CTX - 1)])
-    decoder.step(cache, torch.tensor([1]))
-    with pytest.raises(ValueError, match="no position is left"):
-        decoder.step(cache, torch.tensor([1]))
+        Decoder(model).prefill(prompts, n_new)
 
 
 def test_special_and_position_rows_are_never_produced() -> None:
@@ -410,10 +401,17 @@ def test_a_start_token_alone_is_a_prompt(model: DoubleHeadsModel) -> None:
 def test_streamed_pieces_are_the_text(model: DoubleHeadsModel) -> None:
     pretrained = numbers_as_text(model)
     options = Options(max_new_tokens=9, temperature=1.3)
-    pieces = list(generate.stream(pretrained, [5, 9], options))
+    pieces = list(generate.stream(pretrained, "5 9", options))
     whole = generate.generate(pretrained, ["5 9"], options)[0][0]
     assert len(pieces) == 9
     assert "5 9" + "".join(pieces) == f"5 9 {whole.text}"
+    with_start = list(generate.stream(pretrained, "5 9", options, start_token=True))
+    assert len(with_start) == 9
+    assert with_start != pieces
+    with pytest.raises(ValueError, match="2 beams"):
+        generate.stream(pretrained, "5 9", Options(num_beams=2))
+    with pytest.raises(InputError, match="the prompt: has no tokens"):
+        generate.stream(pretrained, "")
 
 
 @pytest.mark.parametrize(
@@ -475,7 +473,7 @@ def test_streaming_prints_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     plain = run(*flags)
     assert run(*flags, "--stream") == plain
     pieces = []
-    monkeypatch.setattr(generate, "stream", lambda *_: pieces.append("asked") or iter(["!"]))
+    monkeypatch.setattr(generate, "_pieces", lambda *_: pieces.append("asked") or iter(["!"]))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert run(*flags)[1].endswith("!\n")
     run(*flags, "--prompt", "Carl won.")

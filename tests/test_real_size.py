@@ -47,7 +47,7 @@ def test_real_size_loads_trains_and_predicts(tmp_path: Path, capsys: pytest.Capt
 
 
 def pad_vocabulary(path: Path) -> None:
-    """Add pieces that no text uses until there are as many as the released vocabulary has."""
+    """Add letters that no text uses until there are as many pieces as were released."""
     encoder = json.loads(path.read_text())
-    encoder |= {f"filler{i}</w>": i for i in range(len(encoder), N_VOCAB)}
+    encoder |= {f"{chr(0x10000 + i)}</w>": i for i in range(len(encoder), N_VOCAB)}
     path.write_text(json.dumps(encoder))

@@ -69,10 +69,8 @@ SAVED = "after update {} of 12, all saved"
 TRAINED = "training is over and saved, the submission is not written"
 # Where the signal comes, what the message says, and the newest checkpoint then.
 MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
-    "settings": (partial(before, "gpt1.train:find_sources"), BEFORE, None),
     "reading stories": (partial(before, "gpt1.datasets:rocstories"), BEFORE, None),
     "encoding": (partial(before, "gpt1.text_utils:TextEncoder.encode", call=4), BEFORE, None),
-    "loading weights": (partial(before, "gpt1.prepare:build_model"), BEFORE, None),
     "first parameters": (
         partial(before, "gpt1.files:os.replace", matching="best_params.jl"),
         BEFORE,
@@ -83,11 +81,6 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
     "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
     "evaluation": (partial(before, "gpt1.trainer:predict_logits", call=3), SAVED.format(8), 8),
     "in the evaluation": (partial(before, CHOICES, call=4), SAVED.format(8), 8),
-    "evaluation logged": (
-        partial(before, "gpt1.logs:json.dumps", matching="'n_epochs': 2"),
-        SAVED.format(9),
-        9,
-    ),
     "best parameters": (
         partial(before, "gpt1.files:os.replace", matching="best_params.jl", call=2),
         SAVED.format(5),
@@ -97,12 +90,6 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
         partial(before, "gpt1.files:os.replace", matching="checkpoint-00000006"),
         SAVED.format(7),
         7,
-    ),
-    "last update": (partial(update, 12), SAVED.format(12), 12),
-    "last evaluation": (
-        partial(before, "gpt1.trainer:predict_logits", call=6),
-        SAVED.format(12),
-        12,
     ),
     "last checkpoint": (
         partial(before, "gpt1.files:os.replace", matching="checkpoint-00000012"),
@@ -188,7 +175,7 @@ def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
 # ------------------------------------------------------------------------------- evaluations
 
 
-@pytest.mark.parametrize("moment", ["last update of an epoch", "evaluation", "in the evaluation"])
+@pytest.mark.parametrize("moment", ["last update of an epoch", "in the evaluation"])
 def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
     """The checkpoint is of an epoch's end, but its evaluation is not in it."""
     change, _, _ = MOMENTS[moment]
