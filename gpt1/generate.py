@@ -369,7 +369,7 @@ def _read_prompts(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         places = [f"{name}, line {number}" for number in range(1, len(texts) + 1)]
     for place, text in zip(places, texts, strict=True):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{place}: is not UTF-8 text; set the terminal to UTF-8")
+            raise InputError(f"{place}: is not UTF-8 text; write it in UTF-8")
     return places, texts
 
 

@@ -143,10 +143,14 @@ class Run:
             return 0
 
     def results(self) -> dict[str, Any]:
-        """All that the run has made, times aside."""
-        from gpt1.checkpoint import load  # and torch with it
+        """All that the run has made, times aside.
+
+        Of the checkpoints the last: which is kept beside it depends on where the run was stopped.
+        """
+        from gpt1.checkpoint import checkpoints, load  # and torch with it
 
         found: dict[str, Any] = {}
+        last = {checkpoints(directory)[-1] for directory in self.directory.glob("save/*")}
         for path in sorted(self.directory.rglob("*")):
             if not path.is_file() or path.name.endswith((".lock", ".printed")):
                 continue
@@ -155,6 +159,8 @@ class Run:
                 rows = [json.loads(line) for line in path.read_text().splitlines()]
                 found[name] = [_without_time(row) for row in rows if "n_updates" in row]
             elif path.suffix == ".safetensors":
+                if path not in last:
+                    continue
                 state = load(path)[0]
                 tensors = {key: value.numpy().tobytes() for key, value in state.tensors.items()}
                 found[name] = tensors, state.best_score, state.evaluated
@@ -532,6 +538,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell gave us this with "&"; the runs, which would inherit it, are to get SIGINTs.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     names = {"all": FAULTS, "none": ()}.get(args.faults) or tuple(args.faults.split(","))
     if args.faults == "none":
         names = ()

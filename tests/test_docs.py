@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from gpt1.generate import Options
 from gpt1.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +27,8 @@ def own_flags() -> set[str]:
     """The flags of training, and those that any other program adds in its source."""
     sources = [*(ROOT / "gpt1").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     added = re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", "".join(map(Path.read_text, sources)))
-    return {f"--{name}" for name in Settings().as_flags()} | set(added)
+    names = [*Settings().as_flags(), *(item.name for item in fields(Options))]
+    return {f"--{name}" for name in names} | set(added)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -287,6 +287,17 @@ def test_pick_takes_the_token_that_u_falls_on() -> None:
         assert search.pick(p, torch.tensor([u], dtype=torch.float64)).tolist() == [token], u
 
 
+def test_each_step_draws_by_its_own_number(model: DoubleHeadsModel) -> None:
+    u = search.draws(3, [0], range(2), 15)
+    found = greedy(Decoder(model), PROMPTS[:1], 15, u=u, temperature=1.5, top_p=0.9)
+    for row, numbers in zip(found, u, strict=True):
+        ids = list(PROMPTS[0])
+        for number in numbers:
+            p = search.probabilities(full_logits(model, ids)[-1:], 1.5, None, 0.9)
+            ids += search.pick(p, torch.tensor([number])).tolist()
+        assert PROMPTS[0] + row == ids
+
+
 def test_frequencies_are_the_probabilities(model: DoubleHeadsModel) -> None:
     n, prompt = 4000, PROMPTS[0]
     options = Options(max_new_tokens=1, temperature=1.5, top_k=12, num_samples=n, seed=5)

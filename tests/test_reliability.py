@@ -495,7 +495,9 @@ def own_lines(done: Done) -> list[str]:
 def test_torchrun_restarts_a_run_that_goes_on_by_itself(
     whole_pair: dict[str, Any], run: Run
 ) -> None:
-    done = torchrun(run, late=KILL_RANK_1, restarts=1)
+    # The second time the main process is late: the other one must not find the first one's address.
+    early = 'attempt and os.environ["RANK"] == "0" and __import__("time").sleep(1)'
+    done = torchrun(run, early=early, late=KILL_RANK_1, restarts=1)
     assert done.status == 0, done.stderr
     (line,) = own_lines(done)
     assert "another process of this run has ended" in line
