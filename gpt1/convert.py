@@ -182,7 +182,9 @@ def _from_released(source: Path, n_vocab: int, n_head: int | None, afn: str | No
     if recorded is not None:
         _check_given(source / weights.CONFIG_FILE, "n_head", n_head, recorded)
     no_rows = np.empty((0, sizes.n_embd), np.float32)
-    params = weights.load_released(source, special=no_rows, n_ctx=sizes.n_ctx)
+    params = weights.load_released(
+        source, special=no_rows, n_ctx=sizes.n_ctx, n_transfer=sizes.n_layer
+    )
     we = params.pop("we")
     return Pieces(
         tokens=we[:n_vocab],

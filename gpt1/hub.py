@@ -246,7 +246,7 @@ def load_hub(
     n_vocab: int,
     special: Array,
     n_ctx: int,
-    n_transfer: int | None = None,
+    n_transfer: int,
 ) -> dict[str, Array]:
     """What training takes from a hub directory, as :func:`gpt1.weights.load_released` does.
 
@@ -258,8 +258,7 @@ def load_hub(
         special: rows for the special tokens where the directory has none, [3, D]; where it has
             them, its own are taken.
         n_ctx: position rows to take, from the first.
-        n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing (and reads nothing), None
-            all layers.
+        n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing (and reads nothing).
 
     Returns:
         float32 arrays by the original's names, in file shapes: ``we``, then the layers.
@@ -270,7 +269,6 @@ def load_hub(
     if n_transfer == -1:
         return {}
     pieces = read_hub(model_dir, n_vocab)
-    n_transfer = pieces.n_layer if n_transfer is None else n_transfer
     if not 0 <= n_transfer <= pieces.n_layer:
         raise InputError(
             f"--n_transfer {n_transfer}: the checkpoint in {model_dir} has {pieces.n_layer} "

@@ -55,7 +55,7 @@ class Outputs:
         """See before any work whether the results can be written, and analysed.
 
         Raises:
-            InputError: ``--analysis`` will have nothing to analyse, ``--probs`` nothing to stand
+            InputError: ``--analysis`` will have nothing to report, ``--probs`` nothing to stand
                 beside, or TensorBoard is not installed.
             Gpt1Error: a directory cannot be written.
         """
@@ -63,6 +63,10 @@ class Outputs:
         if settings.analysis and not settings.submit and not self.submission.exists():
             raise InputError(
                 f"--analysis: there is no {self.submission} to analyse; give --submit too"
+            )
+        if settings.analysis and settings.n_iter == 0:
+            raise InputError(
+                "--analysis: --n_iter 0 makes no evaluation to report; leave one of the two out"
             )
         if settings.probs and not settings.submit:
             raise InputError("--probs: they are of the predictions of --submit; give it too")

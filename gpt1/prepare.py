@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,44 +88,32 @@ def _encode(split: datasets.Cloze, encoder: TextEncoder, verbose: bool) -> Encod
     return EncodedCloze(stories, endings1, endings2, split.labels)
 
 
-def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfig:
-    """Sizes from the checkpoint, where there is one, and the rest from the flags.
+def resolve(settings: Settings, sources: Sources, task: Task) -> tuple[Settings, ModelConfig]:
+    """Decide the model's sizes and how many layers it takes from the checkpoint.
+
+    A size that no flag gives is the checkpoint's, or the original's where there is no checkpoint.
+    As in the original, the model may have fewer or more layers than the checkpoint, and another
+    number of heads: its first ``n_transfer`` layers are the checkpoint's, all others are fresh.
+
+    Returns:
+        The settings with numbers for ``n_embd``, ``n_head``, ``n_layer`` and ``n_transfer``, and
+        the model's configuration.
 
     Raises:
         InputError: a flag contradicts the checkpoint, or sizes do not fit together.
     """
     known = _checkpoint_sizes(settings, sources, task)
-    # What is trained from nothing may have any size; the checkpoint's is the default.
-    binding = settings.init_params is not None or settings.n_transfer != -1
-    problems = []
-    sizes = {"n_embd": 768, "n_head": 12, "n_layer": 12}
-    for name in sizes:
-        flag: int | None = getattr(settings, name)
-        value, source = known.get(name, (None, None))
-        if binding and flag is not None and value is not None and flag != value:
-            problems.append(f"--{name} {flag}: {source} has {value}; leave the flag out")
-        sizes[name] = flag or value or sizes[name]
-    if sizes["n_embd"] % sizes["n_head"]:
-        given = settings.n_head is not None or "n_head" not in known
-        name = "--n_head" if given else f"{known['n_head'][1]}: n_head"
-        problems.append(
-            f"{name} {sizes['n_head']}: does not divide the width {sizes['n_embd']}; give the "
-            "number of heads the model was trained with"
-        )
-    if binding and hub.is_hub(sources.model_dir):
-        afn = hub.read_config(sources.model_dir).afn
-        if settings.afn != afn:
-            source = str(sources.model_dir / hub.CONFIG)
-            problems.append(f"--afn {settings.afn}: {source} has {afn}; give --afn {afn}")
-    if settings.n_transfer is not None and settings.n_transfer > sizes["n_layer"]:
-        problems.append(
-            f"--n_transfer {settings.n_transfer}: the model has {sizes['n_layer']} layers only"
-        )
+    sizes, problems = _model_sizes(settings, known)
+    depth, _ = known.get("n_layer", (0, ""))
+    n_transfer, more_problems = _layers_to_take(settings, sizes["n_layer"], depth)
+    problems += more_problems
+    if n_transfer != -1:
+        problems += _activation_problem(settings, sources)
     _, source = known.get("n_embd", (None, "the defaults"))
     problems += _memory_problem(task.n_vocab, sizes["n_embd"], sizes["n_layer"], source)
     if problems:
         raise InputError(join_problems(problems))
-    return ModelConfig(
+    config = ModelConfig(
         n_vocab=task.n_vocab,
         n_special=N_SPECIAL,
         n_ctx=task.n_ctx,
@@ -136,6 +124,101 @@ def model_config(settings: Settings, sources: Sources, task: Task) -> ModelConfi
         clf_pdrop=settings.clf_pdrop,
         afn=settings.afn,
     )
+    decided = replace(
+        settings,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        n_layer=config.n_layer,
+        n_transfer=n_transfer,
+    )
+    return decided, config
+
+
+def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
+    """Say of flags that are allowed what may not be meant, one line each.
+
+    Args:
+        given: the settings as given.
+        used: the settings that :func:`resolve` made of them.
+        sources: where the checkpoint is.
+    """
+    assert used.n_transfer is not None
+    found = []
+    heads, source = _heads(sources.model_dir).get("n_head", (used.n_head, ""))
+    if used.n_transfer > 0 and heads != used.n_head:
+        found.append(
+            f"--n_head {used.n_head}: according to {source} the layers that are taken were "
+            f"trained with {heads} heads"
+        )
+    if given.n_transfer not in (None, used.n_transfer):
+        found.append(
+            f"--n_transfer {given.n_transfer} has no effect: --init_params gives all "
+            f"{used.n_transfer} layers"
+        )
+    return found
+
+
+def _model_sizes(
+    settings: Settings, known: dict[str, tuple[int, str]]
+) -> tuple[dict[str, int], list[str]]:
+    """Width, heads and layers of the model, and a problem for each that cannot be.
+
+    Args:
+        settings: for the flags.
+        known: what :func:`_checkpoint_sizes` found.
+    """
+    # The width must fit every array that is taken. A full list gives all layers there are.
+    fixed = ["n_embd"] if settings.n_transfer != -1 else []
+    fixed = ["n_embd", "n_layer"] if settings.init_params is not None else fixed
+    problems = []
+    sizes = {"n_embd": 768, "n_head": 12, "n_layer": 12}
+    for name in sizes:
+        flag: int | None = getattr(settings, name)
+        value, source = known.get(name, (None, None))
+        if name in fixed and flag is not None and value is not None and flag != value:
+            problems.append(f"--{name} {flag}: {source} has {value}; leave the flag out")
+        sizes[name] = flag or value or sizes[name]
+    if sizes["n_embd"] % sizes["n_head"]:
+        given = settings.n_head is not None or "n_head" not in known
+        name = "--n_head" if given else f"{known['n_head'][1]}: n_head"
+        problems.append(
+            f"{name} {sizes['n_head']}: does not divide the width {sizes['n_embd']}; give the "
+            "number of heads the model was trained with"
+        )
+    return sizes, problems
+
+
+def _layers_to_take(settings: Settings, n_layer: int, depth: int) -> tuple[int, list[str]]:
+    """Decide what ``n_transfer`` is, and name the problem if it cannot be so many.
+
+    Without the flag it is as many layers as the model and the checkpoint both have. With
+    ``init_params``, which gives all layers, it is their number, whatever the flag says.
+
+    Args:
+        settings: for both flags.
+        n_layer: layers of the model.
+        depth: layers of the checkpoint, 0 where there is none.
+    """
+    most = min(n_layer, depth)
+    if settings.n_transfer is None or settings.init_params is not None:
+        return most, []
+    if settings.n_transfer > most:
+        return settings.n_transfer, [
+            f"--n_transfer {settings.n_transfer}: the model has {n_layer} layers, the checkpoint "
+            f"{depth}; give at most {most}"
+        ]
+    return settings.n_transfer, []
+
+
+def _activation_problem(settings: Settings, sources: Sources) -> list[str]:
+    """A problem if a hub directory names another activation than the flag."""
+    if not hub.is_hub(sources.model_dir):
+        return []
+    afn = hub.read_config(sources.model_dir).afn
+    if settings.afn == afn:
+        return []
+    source = sources.model_dir / hub.CONFIG
+    return [f"--afn {settings.afn}: {source} has {afn}; give --afn {afn}"]
 
 
 def _memory_problem(n_vocab: int, n_embd: int, n_layer: int, source: str) -> list[str]:
@@ -165,7 +248,7 @@ def _checkpoint_sizes(
     if settings.init_params is not None:
         path = settings.init_params
         listed = weights.config_of_list(weights.read_params(path), path)
-        source = f"--init_params {path}"
+        source = f"--init_params {path}, which gives every parameter,"
         known = {"n_embd": (listed.n_embd, source), "n_layer": (listed.n_layer, source)}
     elif hub.is_hub(sources.model_dir):
         config = hub.read_config(sources.model_dir)
@@ -201,7 +284,8 @@ def build_model(
     """A model with fresh parameters, then those of the checkpoint (FIDELITY, 12, 13 and 18).
 
     Args:
-        settings: for ``seed``, ``n_transfer`` and ``init_params``.
+        settings: those that :func:`resolve` made, for ``seed``, ``n_transfer`` and
+            ``init_params``.
         sources: where the checkpoint is.
         config: the model's sizes.
         stream: the run's NumPy stream; the special tokens' rows are drawn from it, whether
@@ -214,6 +298,8 @@ def build_model(
         weights.from_list(model, weights.read_params(path), str(path))
         return model
     n_ctx, n_transfer, model_dir = config.n_ctx, settings.n_transfer, sources.model_dir
+    if n_transfer is None:
+        raise ValueError("n_transfer must be a number; resolve() decides it")
     if hub.is_hub(model_dir):
         loaded = hub.load_hub(
             model_dir, n_vocab=config.n_vocab, special=special, n_ctx=n_ctx, n_transfer=n_transfer

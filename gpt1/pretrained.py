@@ -174,7 +174,9 @@ def _released(
         afn=afn,
     )
     special = _special_rows(shapes.n_embd)
-    return config, weights.load_released(model_dir, special=special, n_ctx=shapes.n_ctx)
+    return config, weights.load_released(
+        model_dir, special=special, n_ctx=shapes.n_ctx, n_transfer=shapes.n_layer
+    )
 
 
 def _hub(

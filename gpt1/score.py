@@ -19,6 +19,7 @@ from gpt1.arguments import Parser, number
 from gpt1.errors import InputError, report_errors
 from gpt1.files import atomic_write, check_writable, read_text
 from gpt1.pretrained import N_SPECIAL, add_model_arguments, from_arguments
+from gpt1.settings import LEAST_N_CTX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -350,7 +351,7 @@ def _parser() -> Parser:
     add(
         "--n_ctx",
         metavar="N",
-        type=number(int, 8),
+        type=number(int, LEAST_N_CTX),
         default=N_CTX,
         help=f"the --n_ctx of the model's training, by which long parts are cut [{N_CTX}]",
     )

@@ -21,6 +21,7 @@ DATASETS = ("rocstories",)
 DEMO = "demo"  # the directory of the bundled demo, in data/ and in model/
 # What suits the demo's model, a hundredth of GPT-1's size, and its few stories.
 DEMO_DEFAULTS: dict[str, Any] = {"lr": 2e-3, "n_iter": 15}
+LEAST_N_CTX = 6  # leaves one token each of a story and an ending (batches.max_part_length)
 
 Check = Callable[[Any], str | None]
 
@@ -33,8 +34,23 @@ def _above(low: float) -> Check:
     return lambda x: None if x > low else f"must be greater than {low:g}"
 
 
+def _not_negative(x: float) -> str | None:
+    """Refuse a negative value, which the original takes for 0: the log would name another run."""
+    return None if x >= 0 else "must be at least 0; give 0, which the original makes of it"
+
+
 def _fraction(x: float) -> str | None:
     return None if 0 <= x < 1 else "must be at least 0 and less than 1"
+
+
+def _rate(x: float) -> str | None:
+    """Refuse what is no dropout rate."""
+    return _not_negative(x) if x < 0 else _fraction(x)
+
+
+def _warmup(x: float) -> str | None:
+    """Refuse a number of updates, which would leave the rate close to 0 for the whole run."""
+    return None if 0 <= x <= 1 else "must be from 0 to 1: a share of all updates, not their number"
 
 
 def _seed(x: int) -> str | None:
@@ -81,20 +97,22 @@ class Settings:
     submit: bool = _flag(False, "keep the best parameters and predict the test set with them")
     analysis: bool = _flag(False, "print accuracies at the end")
     seed: int = _flag(42, "seed of all random numbers", _seed)
-    n_iter: int = _flag(3, "epochs", _at_least(1))
+    n_iter: int = _flag(3, "epochs; 0: no training", _at_least(0))
     n_batch: int = _flag(8, "stories a tower and step", _at_least(1))
     max_grad_norm: float = _flag(1.0, "global norm to clip gradients at; 0 or less: no clipping")
-    lr: float = _flag(6.25e-5, "peak learning rate", _above(0))
-    lr_warmup: float = _flag(0.002, "share of all updates that warm up", _fraction)
-    n_ctx: int = _flag(512, "longest sequence, in tokens; longer parts are cut", _at_least(8))
+    lr: float = _flag(6.25e-5, "peak learning rate", _at_least(0))
+    lr_warmup: float = _flag(0.002, "share of all updates that warm up", _warmup)
+    n_ctx: int = _flag(
+        512, "longest sequence, in tokens; longer parts are cut", _at_least(LEAST_N_CTX)
+    )
     n_embd: int | None = _flag(None, "width [the checkpoint's, else 768]", _at_least(1))
     n_head: int | None = _flag(None, "attention heads [the checkpoint's, else 12]", _at_least(1))
     n_layer: int | None = _flag(None, "layers [the checkpoint's, else 12]", _at_least(1))
-    embd_pdrop: float = _flag(0.1, "dropout on the embedding matrix", _fraction)
-    attn_pdrop: float = _flag(0.1, "dropout on attention weights", _fraction)
-    resid_pdrop: float = _flag(0.1, "dropout before residual sums", _fraction)
-    clf_pdrop: float = _flag(0.1, "dropout on the classifier's input", _fraction)
-    l2: float = _flag(0.01, "weight decay", _at_least(0))
+    embd_pdrop: float = _flag(0.1, "dropout on the embedding matrix", _rate)
+    attn_pdrop: float = _flag(0.1, "dropout on attention weights", _rate)
+    resid_pdrop: float = _flag(0.1, "dropout before residual sums", _rate)
+    clf_pdrop: float = _flag(0.1, "dropout on the classifier's input", _rate)
+    l2: float = _flag(0.01, "weight decay", _not_negative)
     vector_l2: bool = _flag(False, "decay biases and layer norms too")
     n_gpu: int = _flag(
         4, "towers; a batch is n_batch * n_gpu stories on any hardware", _at_least(1)
@@ -114,10 +132,11 @@ class Settings:
     )
     n_transfer: int | None = _flag(
         None,
-        "layers taken from the checkpoint; -1: nothing, embeddings neither [all]",
+        "layers taken from the checkpoint; -1: nothing, embeddings neither "
+        "[as many as checkpoint and model both have]",
         _at_least(-1),
     )
-    lm_coef: float = _flag(0.5, "weight of the language-model loss", _at_least(0))
+    lm_coef: float = _flag(0.5, "weight of the language-model loss", _not_negative)
     b1: float = _flag(0.9, "Adam's decay of the first moment", _fraction)
     b2: float = _flag(0.999, "Adam's decay of the second moment", _fraction)
     e: float = _flag(1e-8, "Adam's epsilon", _above(0))

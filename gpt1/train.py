@@ -118,7 +118,7 @@ def run(
     process.from_main(lambda: outputs.claim(lock))
     # One stream, drawn from in the original's order: special rows, then a shuffle an epoch.
     stream = np.random.RandomState(settings.seed)
-    task, model = process.together(lambda: _prepare(settings, sources, process, stream))
+    task, settings, model = process.together(lambda: _prepare(settings, sources, process, stream))
     if settings.compile:
         model.compile_layers()
     trainer = Trainer(settings, sources, process, task, model, stop)
@@ -135,13 +135,13 @@ def run(
 
 def _prepare(
     settings: Settings, sources: Sources, process: Process, stream: np.random.RandomState
-) -> tuple[Task, DoubleHeadsModel]:
-    """The data, and the model on this process's device.
+) -> tuple[Task, Settings, DoubleHeadsModel]:
+    """The data, the settings with the model's sizes decided, the model on this process's device.
 
     Raises:
         InputError: a file is not what it should be, or does not fit the flags.
     """
-    from gpt1.prepare import build_model, load_task, model_config
+    from gpt1.prepare import build_model, load_task, notes, resolve
 
     task = load_task(settings, sources, verbose=process.is_main)
     if task.train.n_stories < settings.n_batch_train:
@@ -149,8 +149,10 @@ def _prepare(
             f"{sources.data_dir}: {task.train.n_stories} training stories are fewer than a batch "
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
-    config = model_config(settings, sources, task)
-    return task, build_model(settings, sources, config, stream).to(process.device)
+    used, config = resolve(settings, sources, task)
+    for note in notes(settings, used, sources) if process.is_main else []:
+        print(f"gpt1.train: {note}", file=sys.stderr)
+    return task, used, build_model(used, sources, config, stream).to(process.device)
 
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:

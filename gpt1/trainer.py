@@ -82,7 +82,7 @@ class Trainer:
             lr=settings.lr,
             schedule=settings.lr_schedule,
             warmup=settings.lr_warmup,
-            t_total=self.n_updates_total,
+            t_total=max(self.n_updates_total, 1),  # --n_iter 0 plans none, and makes none
             b1=settings.b1,
             b2=settings.b2,
             e=settings.e,
@@ -331,20 +331,15 @@ class Trainer:
 
     def _logged_settings(self) -> dict[str, Any]:
         """All settings, with what the files and the machine decided in the place of None."""
-        config, sources = self.model.config, self.sources
+        sources = self.sources
         found = {
             "desc": self.settings.name,
             "data_dir": str(sources.data_dir),
             "model_dir": str(sources.model_dir),
             "encoder_path": str(sources.encoder_path),
             "bpe_path": str(sources.bpe_path),
-            "n_embd": config.n_embd,
-            "n_head": config.n_head,
-            "n_layer": config.n_layer,
             "device": str(self.process.device),
         }
-        if self.settings.n_transfer is None:
-            found["n_transfer"] = config.n_layer
         versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
         here = {"demo": sources.demo, "n_processes": self.process.world}
         return self.settings.as_flags() | found | here | versions
@@ -352,8 +347,6 @@ class Trainer:
     def _meaning(self) -> dict[str, Any]:
         """What a continuation must share with the run it continues."""
         settings = {k: v for k, v in self.settings.as_flags().items() if k not in FREE_ON_RESUME}
-        if settings["n_transfer"] is None:
-            settings["n_transfer"] = self.model.config.n_layer
         return settings | {"model": asdict(self.model.config), "data": self.task.sha256()}
 
     def _save_checkpoint(self) -> None:

@@ -387,7 +387,7 @@ def read_n_head(model_dir: str | Path) -> int | None:
 
 
 def load_released(
-    model_dir: str | Path, *, special: Array, n_ctx: int, n_transfer: int | None = None
+    model_dir: str | Path, *, special: Array, n_ctx: int, n_transfer: int
 ) -> dict[str, Array]:
     """Read parameters from the released shards, only those that are asked for.
 
@@ -398,8 +398,7 @@ def load_released(
         model_dir: directory of ``params_shapes.json`` and ``params_0.npy`` ... ``params_9.npy``.
         special: rows for the special tokens, [n_special, n_embd]; rounded to float32.
         n_ctx: position rows to take, from the first.
-        n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing at all (and reads nothing),
-            None all layers.
+        n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing at all (and reads nothing).
 
     Returns:
         float32 arrays by the original's names, in file shapes: ``we`` [n_vocab + n_special +
@@ -412,7 +411,6 @@ def load_released(
     if n_transfer == -1:
         return {}
     sizes = read_shapes(model_dir)
-    n_transfer = sizes.n_layer if n_transfer is None else n_transfer
     _check_request(model_dir, sizes, n_ctx, n_transfer)
     if special.ndim != 2 or special.shape[1] != sizes.n_embd:
         raise ValueError(f"special rows are {special.shape}, expected [n_special, {sizes.n_embd}]")

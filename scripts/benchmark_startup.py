@@ -40,7 +40,7 @@ def measure_load(directory: Path) -> None:
     before = peak_memory()
     special = np.zeros((N_SPECIAL, 768), np.float32)
     begin = time.perf_counter()
-    weights.load_released(directory, special=special, n_ctx=512)
+    weights.load_released(directory, special=special, n_ctx=512, n_transfer=12)
     seconds = time.perf_counter() - begin
     print(seconds, peak_memory() - before)
 

@@ -116,7 +116,9 @@ def test_a_fine_tuned_list_to_released_keeps_all_but_special_rows_and_choice_hea
     arrays, n_vocab = read_jl(best), weights.read_shapes(task.model_dir).n_vocab
     sizes = weights.read_shapes("released")
     special = np.full((3, tiny.N_EMBD), 7, np.float32)
-    found = weights.load_released("released", special=special, n_ctx=sizes.n_ctx)
+    found = weights.load_released(
+        "released", special=special, n_ctx=sizes.n_ctx, n_transfer=sizes.n_layer
+    )
     expected = arrays[0].copy()
     expected[n_vocab : n_vocab + 3] = 7
     np.testing.assert_array_equal(found["we"], expected)

@@ -362,7 +362,9 @@ def read_shards_with(shards: Path, shard: bytes) -> None:
 
     def read() -> dict[str, np.ndarray]:
         special = np.zeros((3, SIZES["n_embd"]), np.float32)
-        return weights.load_released(shards, special=special, n_ctx=SIZES["n_ctx"])
+        return weights.load_released(
+            shards, special=special, n_ctx=SIZES["n_ctx"], n_transfer=SIZES["n_layer"]
+        )
 
     loaded = read_or_refuse(read, shards)
     assert all(np.isfinite(array).all() for array in (loaded or {}).values())

@@ -230,7 +230,9 @@ SHARD = "params_5.npy"
 
 def read_shards(path: Path) -> object:
     special = np.zeros((3, SIZES["n_embd"]), np.float32)
-    return weights.load_released(path.parent, special=special, n_ctx=SIZES["n_ctx"])
+    return weights.load_released(
+        path.parent, special=special, n_ctx=SIZES["n_ctx"], n_transfer=SIZES["n_layer"]
+    )
 
 
 READ: dict[str, tuple[str, Callable[[Path], object]]] = {

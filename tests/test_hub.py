@@ -396,15 +396,15 @@ def test_a_released_checkpoint_beside_comes_first(directory: Path) -> None:
 
 
 def load(directory: Path, special: np.ndarray, **request: Any) -> dict[str, np.ndarray]:
-    wanted = {"n_vocab": N_VOCAB, "n_ctx": 7, **request}
+    wanted = {"n_vocab": N_VOCAB, "n_ctx": 7, "n_transfer": N_LAYER, **request}
     return hub.load_hub(directory, special=special, **wanted)
 
 
 def test_load_hub_takes_what_is_asked_for(directory: Path) -> None:
     pieces, special = random_pieces(), np.full((3, N_EMBD), 9, np.float32)
-    for n_transfer, layers in ((None, N_LAYER), (N_LAYER, N_LAYER), (2, 2), (0, 0)):
+    for n_transfer in (N_LAYER, 2, 0):
         found = load(directory, special, n_transfer=n_transfer)
-        blocks = {name: a for name, a in pieces.blocks.items() if int(name[1]) < layers}
+        blocks = {name: a for name, a in pieces.blocks.items() if int(name[1]) < n_transfer}
         assert list(found) == ["we", *blocks]  # and never the classifier
         for name, array in blocks.items():
             np.testing.assert_array_equal(found[name], array)
@@ -706,7 +706,9 @@ def tiny_hub(task: tiny.Tiny, directory: Path, **changes: Any) -> Path:
     sources = task.sources()
     sizes = weights.read_shapes(task.model_dir)
     none = np.zeros((0, sizes.n_embd), np.float32)
-    params = weights.load_released(task.model_dir, special=none, n_ctx=sizes.n_ctx)
+    params = weights.load_released(
+        task.model_dir, special=none, n_ctx=sizes.n_ctx, n_transfer=sizes.n_layer
+    )
     we = params.pop("we")
     pieces = Pieces(
         tokens=we[: sizes.n_vocab],
@@ -755,7 +757,7 @@ def built(task: tiny.Tiny, model_dir: Path, **changes: Any) -> DoubleHeadsModel:
     )
     settings = task.settings(**changes)
     data = prepare.load_task(settings, sources, verbose=False)
-    config = prepare.model_config(settings, sources, data)
+    settings, config = prepare.resolve(settings, sources, data)
     return prepare.build_model(settings, sources, config, np.random.RandomState(0))
 
 
@@ -777,9 +779,8 @@ def test_training_takes_rows_of_special_tokens_but_not_the_choice_head(
     ("words", "pieces", "message"),
     [
         (("--n_embd", "32"), {}, r"--n_embd 32: .*config\.json has 16; leave the flag out"),
-        (("--n_head", "2"), {}, r"--n_head 2: .*config\.json has 4; leave the flag out"),
         ((), {"afn": "relu"}, r"--afn gelu: .*config\.json has relu; give --afn relu"),
-        (("--n_transfer", "3"), {}, r"--n_transfer 3: the model has 2 layers only"),
+        (("--n_transfer", "3"), {}, r"--n_transfer 3: .* 2 layers, .*; give at most 2"),
         ((), {"positions": np.ones((4, tiny.N_EMBD), "f4")}, r"--n_ctx \d+: .* 4 position rows"),
         ((), {"tokens": np.ones((99, tiny.N_EMBD), "f4")}, r"vocab_size is 99, but .* \d+ pieces"),
     ],

@@ -304,7 +304,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = files.settings(), files.sources()
     task = prepare.load_task(settings, sources, verbose=False)
-    config = prepare.model_config(settings, sources, task)
+    settings, config = prepare.resolve(settings, sources, task)
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
     jl.write_jl(files.directory / "best_params.jl", weights.to_list(model))
     return files

@@ -29,7 +29,7 @@ def model_and_test(
     task_files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = Settings(), task_files.sources()
     task = prepare.load_task(settings, sources, verbose=False)
-    config = prepare.model_config(settings, sources, task)
+    settings, config = prepare.resolve(settings, sources, task)
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
     with torch.no_grad():
         model.clf.w.normal_(0, 1, generator=torch.Generator().manual_seed(0))

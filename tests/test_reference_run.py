@@ -61,7 +61,9 @@ def run(
     subprocess.run([*maker, *sizes], check=True)
     start = directory / "start.jl"
     n_ctx = int(golden["n_ctx"])
-    released = weights.load_released(checkpoint, special=golden["special"], n_ctx=n_ctx)
+    released = weights.load_released(
+        checkpoint, special=golden["special"], n_ctx=n_ctx, n_transfer=SIZES["n_layer"]
+    )
     drawn = {"clf/w": golden["clf_w"], "clf/b": golden["clf_b"]}
     names = weights.parameter_shapes(ModelConfig(n_ctx=n_ctx, **SIZES))
     jl.write_jl(start, [(released | drawn)[name] for name in names])

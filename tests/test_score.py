@@ -352,7 +352,7 @@ def test_out_that_cannot_be_written_is_noticed_before_the_work(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--n_ctx", "7"], "--n_ctx: 7: must be a whole number at least 8"),
+        (["--n_ctx", "5"], "--n_ctx: 5: must be a whole number at least 6"),
         (["--n_batch", "0"], "--n_batch: 0: must be a whole number at least 1"),
         (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
         (["--param", "x"], "unrecognized arguments: --param x"),

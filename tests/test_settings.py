@@ -97,7 +97,7 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
     """Sizes left out come from the released checkpoint, and without one they are its sizes."""
     import released
 
-    from gpt1.prepare import Task, model_config
+    from gpt1.prepare import Task, resolve
 
     if model == "released":
         table = released.released_layout(768, 12, 512, 40478)
@@ -112,7 +112,7 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
     )
     nothing: Any = None  # arrays are not looked at
     task = Task(train=nothing, valid=nothing, test=nothing, n_vocab=40478, n_ctx=77)
-    config = model_config(settings, sources, task)
+    settings, config = resolve(settings, sources, task)
     assert (config.n_embd, config.n_head, config.n_layer) == (768, 12, 12)
     assert (config.n_vocab, config.n_special, config.n_ctx) == (40478, 3, 77)
 
@@ -136,7 +136,11 @@ def test_a_batch_is_that_of_all_towers() -> None:
         ("desc", "run-1.2", "run-1.2"),
         ("seed", "0", 0),
         ("n_iter", "7", 7),
+        ("n_iter", "0", 0),
         ("lr", "1e-3", 1e-3),
+        ("lr", "0", 0.0),
+        ("lr_warmup", "1", 1.0),
+        ("n_ctx", "6", 6),
         ("l2", "0", 0.0),
         ("max_grad_norm", "-1", -1.0),
         ("n_transfer", "-1", -1),
@@ -169,21 +173,21 @@ def test_switches_are_off_until_given(name: str) -> None:
         ("seed", "1.5"),
         ("seed", "-1"),
         ("seed", str(2**32)),  # NumPy's stream takes 32 bits
-        ("n_iter", "0"),
+        ("n_iter", "-1"),
         ("n_iter", "1e3"),
         ("n_batch", "0"),
         ("n_gpu", "0"),
-        ("n_ctx", "7"),
+        ("n_ctx", "5"),
         ("n_embd", "0"),
         ("n_head", "-3"),
         ("n_layer", "0"),
         ("n_transfer", "-2"),
         ("save_every", "-1"),
-        ("lr", "0"),
+        ("lr", "-1"),
         ("lr", "nan"),
         ("lr", "inf"),
         ("lr", "fast"),
-        ("lr_warmup", "1"),
+        ("lr_warmup", "1.5"),
         ("lr_warmup", "-0.1"),
         ("lm_coef", "-0.5"),
         ("lm_coef", "nan"),
@@ -422,7 +426,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy() -> None:
 
 
 def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
-    done = run_python(MAIN_THEN_IMPORTS, "--lr", "fast", "--n_iter", "0")
+    done = run_python(MAIN_THEN_IMPORTS, "--lr", "fast", "--n_iter", "-1")
     assert done.returncode == 2
     assert done.stdout.strip() == "imported:"
     assert done.stderr.startswith("gpt1.train: error: 2 problems:\n")

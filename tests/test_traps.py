@@ -422,21 +422,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     )
 
 
-def built(checkpoint: Sources, n_transfer: int | None) -> DoubleHeadsModel:
+def built(checkpoint: Sources, n_transfer: int) -> DoubleHeadsModel:
     stream = np.random.RandomState(42)
     return prepare.build_model(Settings(n_transfer=n_transfer), checkpoint, SIZES, stream)
 
 
-@pytest.mark.parametrize("n_transfer", [-1, 0, 1, 2, 3, None])
-def test_n_transfer_is_not_ignored(checkpoint: Sources, n_transfer: int | None) -> None:
+@pytest.mark.parametrize("n_transfer", [-1, 0, 1, 2, 3])
+def test_n_transfer_is_not_ignored(checkpoint: Sources, n_transfer: int) -> None:
     model = built(checkpoint, n_transfer)
-    taken = 3 if n_transfer is None else n_transfer
     for i, layer in enumerate(model.h):
         from_checkpoint = [bool(p.abs().max() > 0.5) for p in (layer.attn.c_attn.w, layer.ln_1.b)]
-        assert from_checkpoint == [i < taken] * 2
+        assert from_checkpoint == [i < n_transfer] * 2
     tokens, positions = model.we[: SIZES.n_vocab], model.we[-SIZES.n_ctx :]
     for rows in (tokens, positions):
-        assert (rows.std().item() > 0.5) == (taken >= 0)
+        assert (rows.std().item() > 0.5) == (n_transfer >= 0)
 
 
 def test_we_is_tokens_then_special_rows_then_positions(checkpoint: Sources) -> None:

@@ -585,7 +585,7 @@ def test_random_operations_give_one_message(tmp_path, operations):
 
 def test_released_arrays_are_cut_from_the_flat_vector(tmp_path):
     flat = write_released(tmp_path, **SIZES)
-    loaded = weights.load_released(tmp_path, special=SPECIAL, n_ctx=5)
+    loaded = weights.load_released(tmp_path, special=SPECIAL, n_ctx=5, n_transfer=3)
     assert list(loaded) == list(weights.parameter_shapes(ModelConfig(**SIZES, n_head=2)))[:-2]
     positions, tokens = flat[:56].reshape(7, 8), flat[56:144].reshape(11, 8)
     assert_same([loaded.pop("we")], [np.concatenate([tokens, SPECIAL, positions[:5]])])
@@ -605,7 +605,7 @@ def test_reference_checkpoint_loads_as_it_was_drawn(tmp_path, references_dir):
         array = (rng.randn(*shape) * 0.08).astype(np.float32)
         drawn.append(array + np.float32(1) if i >= 2 and i % 12 in (6, 0) else array)
     special = rng.randn(3, 12)
-    loaded = weights.load_released(tmp_path / "out", special=special, n_ctx=9)
+    loaded = weights.load_released(tmp_path / "out", special=special, n_ctx=9, n_transfer=2)
     we = np.concatenate([drawn[1], special.astype(np.float32), drawn[0]])
     assert_same(list(loaded.values()), [we, *drawn[2:]])
 
@@ -613,7 +613,7 @@ def test_reference_checkpoint_loads_as_it_was_drawn(tmp_path, references_dir):
 @pytest.mark.parametrize("n_transfer", [0, 1, 2, 3])
 def test_n_transfer_is_not_ignored(tmp_path, n_transfer):
     write_released(tmp_path, **SIZES)
-    everything = weights.load_released(tmp_path, special=SPECIAL, n_ctx=7)
+    everything = weights.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=3)
     loaded = weights.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=n_transfer)
     assert list(loaded) == list(everything)[: 1 + 12 * n_transfer]
     assert_same(list(loaded.values()), list(everything.values())[: len(loaded)])
@@ -640,7 +640,7 @@ def test_n_transfer_minus_one_takes_and_reads_nothing(tmp_path):
 )
 def test_asking_for_more_than_there_is_names_the_flag(tmp_path, request_, named):
     write_released(tmp_path, **SIZES)
-    arguments = {"special": SPECIAL, "n_ctx": 7, **request_}
+    arguments = {"special": SPECIAL, "n_ctx": 7, "n_transfer": 3, **request_}
     assert named in refusal(weights.load_released, tmp_path, **arguments)
 
 
@@ -648,7 +648,7 @@ def test_loading_holds_the_parameters_once(tmp_path):
     flat = write_released(tmp_path, n_embd=64, n_layer=4, n_ctx=64, n_vocab=8000)
     tracemalloc.start()
     try:
-        weights.load_released(tmp_path, special=np.zeros((3, 64)), n_ctx=64)
+        weights.load_released(tmp_path, special=np.zeros((3, 64)), n_ctx=64, n_transfer=4)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -665,7 +665,7 @@ def test_saved_checkpoint_loads_bit_for_bit(tmp_path):
     weights.save_released(tmp_path / "made", params, n_vocab=11, n_head=2)
     assert weights.read_n_head(tmp_path / "made") == 2
     special = params["we"][11:14]
-    loaded = weights.load_released(tmp_path / "made", special=special, n_ctx=7)
+    loaded = weights.load_released(tmp_path / "made", special=special, n_ctx=7, n_transfer=2)
     assert list(loaded) == list(params)[:-2]
     assert_same(list(loaded.values()), list(params.values())[:-2])
     shards = [np.load(tmp_path / "made" / f"params_{i}.npy") for i in range(10)]
@@ -694,7 +694,7 @@ def test_saving_refuses_what_would_not_load(tmp_path):
 
 
 def load(directory: Path) -> dict[str, np.ndarray]:
-    return weights.load_released(directory, special=SPECIAL, n_ctx=7)
+    return weights.load_released(directory, special=SPECIAL, n_ctx=7, n_transfer=3)
 
 
 def resave(change):
@@ -849,7 +849,7 @@ def test_a_huge_table_sets_no_memory_aside(tmp_path):
     special = np.zeros((3, 1 << 20), np.float32)
     tracemalloc.start()
     try:
-        refusal(weights.load_released, tmp_path, special=special, n_ctx=1 << 20)
+        refusal(weights.load_released, tmp_path, special=special, n_ctx=1 << 20, n_transfer=3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
