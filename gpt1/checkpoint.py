@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt1.errors import InputError
-from gpt1.files import atomic_write
+from gpt1.errors import Gpt1Error, InputError
+from gpt1.files import unreadable
 from gpt1.opt import OpenAIAdam
+from gpt1.tensors import read_safetensors, saved_by_name
 
 FORMAT = "gpt1 checkpoint 1"
 KEPT = 2
@@ -131,7 +132,6 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
     Returns:
         The file written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = directory / f"checkpoint-{state.n_updates:08d}.safetensors"
@@ -146,11 +146,8 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
         }
     )
     metadata = {"format": FORMAT, "state": header, "sha256": _digest(header, tensors)}
-    with atomic_write(path) as file:
-        try:
-            save_file(tensors, file.name, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error  # a full disk: atomic_write says so
+    with saved_by_name(path) as name:
+        save_file(tensors, name, metadata)
     for old in checkpoints(directory)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
@@ -168,8 +165,19 @@ def set_aside(path: Path) -> Path:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name))
+    """The checkpoints of a run, oldest first; none if there is no such directory.
+
+    Raises:
+        Gpt1Error: the directory cannot be listed. It may well hold checkpoints, so that the run
+            must not start anew.
+    """
+    try:
+        names = os.listdir(directory)  # a pattern for pathlib would find nothing on an error
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _machine_error(directory, error) from error
+    return sorted(directory / name for name in names if _NAME.fullmatch(name))
 
 
 def load(path: Path) -> tuple[RunState, dict[str, Any]]:
@@ -179,19 +187,17 @@ def load(path: Path) -> tuple[RunState, dict[str, Any]]:
 
     Raises:
         DamagedError: the file is damaged or no checkpoint of this format.
+        Gpt1Error: the machine could not read the file (a failing disk, a missing permission, too
+            many open files, too little memory); what the file holds is not known then.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not os.path.isfile(path):  # a pipe would be waited for
-        raise DamagedError(f"{path}: not a readable checkpoint: not a file; {_REMEDY}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, MemoryError) as error:
+        metadata, tensors = read_safetensors(path)
+    except ValueError as error:
         raise DamagedError(
             f"{path}: not a readable checkpoint: {str(error)!r:.200}; {_REMEDY}"
         ) from error
+    except (OSError, MemoryError) as error:
+        raise _machine_error(path, error) from error
     if metadata.get("format") != FORMAT:
         raise DamagedError(
             f"{path}: not a checkpoint of this program ({FORMAT!r} is expected); {_REMEDY}"
@@ -202,6 +208,12 @@ def load(path: Path) -> tuple[RunState, dict[str, Any]]:
     values = _header_values(path, header)
     meaning = values.pop("meaning")
     return RunState(**values, tensors=tensors, source=str(path)), meaning
+
+
+def _machine_error(path: Path, error: OSError | MemoryError) -> Gpt1Error:
+    """The error for a checkpoint, or for their directory, that could not be read."""
+    message = unreadable(path, "the saved state", error, remedy="put it back or make it readable")
+    return Gpt1Error(f"{message} It was left as it is; go on with --resume when it can be read.")
 
 
 # The values in a checkpoint's header, and how a message calls them.

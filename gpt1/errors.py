@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 
 class Gpt1Error(Exception):
@@ -48,20 +50,75 @@ class Stopped(BaseException):
         self.exit_status = 128 + request
 
 
+class ReaderGoneError(Gpt1Error):
+    """The reader of standard output has ended, as ``head`` does; the shell's user knows why."""
+
+    exit_status = 128 + 13  # as if SIGPIPE had ended the program; Windows has no such signal
+    told = True
+
+
+class _Output:
+    """Standard output whose failed writes are errors with a message for people.
+
+    All other attributes are those of the stream itself.
+
+    Args:
+        stream: ``sys.stdout``; None if the program was started with standard output closed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write as the stream does.
+
+        Raises:
+            ReaderGoneError: nobody reads the output any more.
+            Gpt1Error: the output cannot be written: a full disk, a closed stream.
+        """
+        with _output_errors():
+            return self._open_stream().write(text)
+
+    def flush(self) -> None:
+        """Flush as the stream does; raises what :meth:`write` raises."""
+        with _output_errors():
+            if self._stream is not None:
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._open_stream(), name)
+
+    def _open_stream(self) -> TextIO:
+        if self._stream is None:
+            raise Gpt1Error("standard output is closed; send the output to a file")
+        return self._stream
+
+
+@contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGoneError("nobody reads standard output any more") from error
+    except OSError as error:
+        raise Gpt1Error(
+            f"standard output cannot be written: {error.strerror or error}; free space, or send "
+            "the output elsewhere"
+        ) from error
+
+
 def report_errors(program: str, body: Callable[[], int]) -> int:
     """Run ``body`` and turn a :class:`Gpt1Error` into one message and its exit status.
 
-    Ctrl-C, a reader of our output that has gone, and output to a full disk end the program without
-    a traceback, too.
+    Ctrl-C, a closed pipe and standard output on a full disk end the program without a traceback,
+    too. Any other exception is a fault of the program or of its installation and passes through.
 
     Args:
         program: the name put before the message, such as ``gpt1.train``.
         body: the program; returns its exit status.
     """
     try:
-        status = body()
-        sys.stdout.flush()
-        return status
+        return _run_with_checked_output(body)
     except Gpt1Error as error:
         _flush_or_drop_output()
         if not error.told:
@@ -72,26 +129,28 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
         if not stop.told:
             print(f"{program}: stopped by {stop.request.name}: {stop}", file=sys.stderr)
         return stop.exit_status
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        _flush_or_drop_output()
-        return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        _flush_or_drop_output()
-        print(
-            f"{program}: error: standard output, or an open file, fails: {error.strerror}; free "
-            "space, or send the output elsewhere",
-            file=sys.stderr,
-        )
-        return Gpt1Error.exit_status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
+def _run_with_checked_output(body: Callable[[], int]) -> int:
+    """Run ``body`` and see that everything it printed has been written in the end."""
+    output: Any = _Output(sys.stdout)
+    with redirect_stdout(output):
+        try:
+            status = body()
+        except SystemExit:  # argparse ends the program so after --help
+            output.flush()
+            raise
+        output.flush()
+        return status
+
+
 def _flush_or_drop_output() -> None:
     """Write what was printed; if that cannot be, Python must not try again at its end."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:

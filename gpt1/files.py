@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import stat
 import tempfile
@@ -14,6 +16,56 @@ from gpt1.errors import Gpt1Error, InputError
 
 _LARGEST_TEXT = 1 << 30
 
+# Errors of reading for which the file itself is to blame; for all others it is the machine.
+_FILES_FAULT = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+    *(errno.EACCES, errno.EPERM),
+}
+_MACHINE_REMEDIES = {
+    errno.ENOMEM: "free memory, or allow the process more of it (ulimit -v)",
+    errno.EMFILE: "allow the process more open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which have too many files open",
+}
+_SEE_TO_THE_DISK = "see that the disk or the network file system works"
+
+
+@contextmanager
+def write_errors(path: str | Path) -> Iterator[None]:
+    """Report an :class:`OSError` of the block as a failure to write the file ``path``.
+
+    Args:
+        path: the file's final name. The block only prepares, writes or renames that file.
+
+    Raises:
+        Gpt1Error: the file or its directory cannot be written (disk full, no permission).
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Gpt1Error(
+            f"{path}: cannot be written: {reason}; what stood there before is untouched. "
+            "Free space or name another directory."
+        ) from error
+
+
+class _RawOutput(io.FileIO):
+    """An open temporary file whose failed writes name the file that it is to become.
+
+    Args:
+        temporary: the file's present name.
+        path: its final name.
+    """
+
+    def __init__(self, temporary: str, path: Path) -> None:
+        super().__init__(temporary, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        """Write as :class:`io.FileIO` does, but raise :class:`Gpt1Error`."""
+        with write_errors(self._path):
+            return super().write(data)
+
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
@@ -21,6 +73,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     The data are on the disk before the rename, so that a crash at any moment leaves either
     the old file or the new one, whole. Missing parent directories are made.
+
+    An :class:`OSError` that the block itself raises, for example because it reads another file,
+    passes through unchanged. A library that writes by the file's name and not through the file
+    object is called within :func:`write_errors`.
 
     Args:
         path: the final name.
@@ -31,30 +87,30 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         Gpt1Error: the directory or file cannot be written (disk full, no permission).
     """
     path = Path(path)
-    temporary: str | None = None
-    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with _kept_locked(handle):
-            with open(temporary, mode, **text) as file:
-                yield file
+    try:
+        with _kept_locked(handle), _open_output(temporary, path, mode) as file:
+            yield file
+            with write_errors(path):
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        temporary = None
-        _sync_directory(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise Gpt1Error(
-            f"{path}: cannot be written: {reason}; what stood there before is untouched. "
-            "Free space or name another directory."
-        ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
+                file.close()  # Windows renames no open file
+                os.chmod(temporary, 0o666 & ~_umask())
+                os.replace(temporary, path)
+                _sync_directory(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _open_output(temporary: str, path: Path, mode: str) -> IO[Any]:
+    """Open a temporary file for :func:`atomic_write`, buffered."""
+    with write_errors(path):
+        buffered = io.BufferedWriter(_RawOutput(temporary, path))
+    return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8", newline="\n")
 
 
 @contextmanager
@@ -143,10 +199,8 @@ def read_text(path: str | Path, what: str) -> str:
 def read_bytes(path: str | Path, what: str) -> bytes:
     """The bytes of a file, or an :class:`InputError` that says which file is missing."""
     check_regular(path, what)
-    try:
+    with read_errors(path, what):
         return Path(path).read_bytes()
-    except (OSError, MemoryError) as error:
-        raise _unreadable(path, what, error) from error
 
 
 def check_regular(path: str | Path, what: str) -> None:
@@ -156,17 +210,55 @@ def check_regular(path: str | Path, what: str) -> None:
         InputError: there is none, or it is a directory, a pipe or a device.
     """
     try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # the latter for a name that no file can have
-        raise _unreadable(path, what, error) from error
+        with read_errors(path, what):
+            mode = os.stat(path).st_mode
+    except ValueError as error:  # a name that no file can have
+        raise unreadable(path, what, error) from error
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise InputError(f"{path}: {what} cannot be read: this is {kind}; name a file.")
 
 
-def _unreadable(path: str | Path, what: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
-    return InputError(f"{path}: {what} cannot be read: {reason}; name another file.")
+@contextmanager
+def read_errors(path: str | Path, what: str) -> Iterator[None]:
+    """Report an :class:`OSError` or a :class:`MemoryError` of the block as a failure to read.
+
+    Args:
+        path: the file. The block only reads that file.
+        what: what it should be, for the message ("the BPE merges").
+
+    Raises:
+        Gpt1Error: the file could not be read; an :class:`InputError` if the fault is the file's
+            (see :func:`unreadable`).
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, what, error) from error
+
+
+def unreadable(
+    path: str | Path, what: str, error: Exception, *, remedy: str = "name another file"
+) -> Gpt1Error:
+    """Make the error for a file that could not be read.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+        error: an OSError, a MemoryError, or a ValueError for a name that no file can have.
+        remedy: what helps if the fault is the file's: it is missing, a directory, or closed to us.
+
+    Returns:
+        An :class:`InputError` if the fault is the file's. If it is the machine's (a failing disk,
+        too many open files, too little memory), a :class:`Gpt1Error` with a remedy for that.
+    """
+    out_of_memory = isinstance(error, MemoryError)
+    number = errno.ENOMEM if out_of_memory else getattr(error, "errno", None)
+    reason = "it does not fit into memory" if out_of_memory else getattr(error, "strerror", None)
+    message = f"{path}: {what} cannot be read: {reason or error}; "
+    if number is None or number in _FILES_FAULT:
+        return InputError(f"{message}{remedy}.")
+    return Gpt1Error(f"{message}{_MACHINE_REMEDIES.get(number, _SEE_TO_THE_DISK)}.")
 
 
 def _umask() -> int:

@@ -7,7 +7,6 @@ prompt and continuation together have at most ``n_ctx``.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -336,7 +335,7 @@ def _run(args: argparse.Namespace) -> int:
 
     keep_freed_memory()
     decoder = Decoder(pretrained.model, args.precision)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no such method
         sys.stdout.reconfigure(errors="replace")  # not every terminal has all of a vocabulary
     if streamed:
         _print_stream(pretrained, prompts[0], options, decoder)

@@ -23,7 +23,7 @@ import numpy as np
 
 from gpt1 import weights
 from gpt1.errors import InputError
-from gpt1.files import atomic_write, read_bytes, read_text
+from gpt1.files import atomic_write, read_bytes, read_text, unreadable
 from gpt1.weights import Array, Shape
 
 if TYPE_CHECKING:
@@ -351,14 +351,17 @@ def _shown(value: object) -> str:
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All arrays of a file; a pickle may build tensors and their dictionary, nothing else."""
     import torch
-    from safetensors.torch import load_file
+
+    from gpt1.tensors import read_safetensors
 
     try:
         if path.name == SAFETENSORS:
-            tensors: object = load_file(path)
+            tensors: object = read_safetensors(path)[1]
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's and the package's own, and others from damaged files
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, "the parameters", error) from error
+    except Exception as error:  # torch's own, and others from damaged files
         what = "safetensors file" if path.name == SAFETENSORS else "file of torch tensors alone"
         # torch's message may recommend to load the file without protection: it is not passed on.
         detail = f": {error!s:.200}" if path.name == SAFETENSORS else ""
@@ -512,16 +515,18 @@ def write_hub(
     """
     import safetensors.numpy
 
+    from gpt1.tensors import saved_by_name
+
     model_dir = Path(model_dir)
     copies = {
         VOCABULARY: read_bytes(encoder_path, "the vocabulary"),
         MERGES: read_bytes(bpe_path, "the BPE merges"),
     }
-    with atomic_write(model_dir / SAFETENSORS) as file:
+    with saved_by_name(model_dir / SAFETENSORS) as name:
         # Some versions of transformers refuse a file that does not name its library.
-        safetensors.numpy.save_file(_tensors(pieces), file.name, metadata={"format": "pt"})
-    for name, data in copies.items():
-        with atomic_write(model_dir / name) as file:
+        safetensors.numpy.save_file(_tensors(pieces), name, metadata={"format": "pt"})
+    for copy, data in copies.items():
+        with atomic_write(model_dir / copy) as file:
             file.write(data)
     _write_json(model_dir / TOKENIZER_CONFIG, _tokenizer_settings(pieces))
     _write_json(model_dir / CONFIG, _settings(pieces))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt1.errors import InputError
-from gpt1.files import atomic_write, check_regular
+from gpt1.files import atomic_write, check_regular, read_errors
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -69,12 +69,11 @@ def read_jl(path: str | Path) -> list[Array]:
             number arrays, which is named; no memory is set aside that the file could not fill.
     """
     try:
-        with _open_jl(path) as stream:
+        with read_errors(path, "the parameters"), _open_jl(path) as stream:
             return _ListReader(stream).load()
-    except (ValueError, EOFError, MemoryError) as error:
+    except (ValueError, EOFError) as error:
         raise InputError(
-            f"{path}: not a list of NumPy arrays as joblib writes it: "
-            f"{str(error) or 'out of memory':.200}. "
+            f"{path}: not a list of NumPy arrays as joblib writes it: {error!s:.200}. "
             "Use a file that this program or the original saved."
         ) from error
 
@@ -125,14 +124,7 @@ class _Stream:
 def _open_jl(path: str | Path) -> Iterator[_Stream]:
     """The file's bytes, decompressed; damage to them is a :class:`ValueError`."""
     check_regular(path, "the parameters")
-    try:
-        file = open(path, "rb")  # noqa: SIM115  closed below; only opening is tried here
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{path}: the parameters cannot be read: {reason}; name another file."
-        ) from error
-    with file:
+    with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise ValueError("it is empty")
@@ -142,6 +134,8 @@ def _open_jl(path: str | Path) -> Iterator[_Stream]:
         try:
             yield _Stream(decoder, size)
         except damage as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's: gzip and bz2 give the errors of their own no number
             raise ValueError(f"it is damaged ({error})") from error
 
 
@@ -163,7 +157,7 @@ def _decoder(file: io.BufferedReader) -> tuple[io.BufferedIOBase, tuple[type[Exc
         return lzma.LZMAFile(file), (lzma.LZMAError, EOFError)
     if head.startswith(b"\x78"):
         return io.BufferedReader(_ZlibFile(file)), (OSError, EOFError, zlib.error)
-    return file, (OSError,)
+    return file, ()
 
 
 class _ZlibFile(io.RawIOBase):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt1.errors import Gpt1Error
-from gpt1.files import atomic_write
+from gpt1.files import atomic_write, unreadable
 
 Mirror = Callable[[Mapping[str, Any]], None]
 Check = Callable[[int, Sequence[float]], None]
@@ -64,11 +64,17 @@ class JsonLines:
 
 
 def _lines_until(path: Path, n_updates: int) -> list[str]:
-    """The whole lines of a log that speak of no later update than ``n_updates``."""
+    """The whole lines of a log that speak of no later update than ``n_updates``.
+
+    Raises:
+        Gpt1Error: there is a log that cannot be read, and that a new one must not replace.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return []
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, "the run's log", error, remedy="make it readable") from error
     kept = []
     for line in text.splitlines(keepends=True):
         try:

@@ -30,7 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt1.errors import InputError
-from gpt1.files import atomic_write, check_regular, read_text
+from gpt1.files import (
+    atomic_write,
+    check_regular,
+    read_errors,
+    read_text,
+    unreadable,
+)
 from gpt1.jl import read_jl
 
 if TYPE_CHECKING:
@@ -261,6 +267,8 @@ def write_safetensors(path: str | Path, arrays: Sequence[Array], config: ModelCo
     """
     import safetensors.numpy
 
+    from gpt1.tensors import saved_by_name
+
     shapes = parameter_shapes(config)
     if len(arrays) != len(shapes):
         raise InputError(f"{path}: {len(arrays)} arrays to write, but the model has {len(shapes)}.")
@@ -268,8 +276,8 @@ def write_safetensors(path: str | Path, arrays: Sequence[Array], config: ModelCo
     for array, (name, shape) in zip(arrays, shapes.items(), strict=True):
         _check_shape(array, name, shape, path)
         tensors[name] = np.asarray(array, order="C")  # the package writes the raw buffer
-    with atomic_write(path) as file:
-        safetensors.numpy.save_file(tensors, file.name)
+    with saved_by_name(path) as name:
+        safetensors.numpy.save_file(tensors, name)
 
 
 def read_safetensors(path: str | Path) -> list[Array]:
@@ -278,26 +286,28 @@ def read_safetensors(path: str | Path) -> list[Array]:
     Raises:
         InputError: the file is missing or damaged, or its names are not a full list's.
     """
-    from safetensors.numpy import load_file
+    from gpt1 import tensors
 
     check_regular(path, "the parameters")
     try:
-        tensors = load_file(path)
-    except Exception as error:  # the package's own, and others for types that NumPy lacks
+        with read_errors(path, "the parameters"):
+            found = tensors.read_safetensors(path)[1]
+        arrays = {name: tensor.numpy() for name, tensor in found.items()}
+    except (ValueError, TypeError) as error:  # TypeError: bfloat16, which NumPy lacks
         raise InputError(
             f"{path}: not a safetensors file of float32 arrays: {str(error)!r:.200}. "
             "Use a file that this program saved."
         ) from error
-    n_layer = sum(name.endswith("/attn/c_attn/w") for name in tensors)
+    n_layer = sum(name.endswith("/attn/c_attn/w") for name in arrays)
     names = list(_list_shapes(1, 1, n_layer))
-    odd = sorted(set(names) ^ set(tensors))
+    odd = sorted(set(names) ^ set(arrays))
     if odd:
         problem = "missing" if odd[0] in names else "unknown"
         raise InputError(
             f"{path}: array {odd[0]!r:.80} is {problem}; expected "
             "the original's names (we, h0/attn/c_attn/w, ..., clf/w, clf/b); rename the arrays."
         )
-    return [tensors[name] for name in names]
+    return [arrays[name] for name in names]
 
 
 # The released layout
@@ -468,8 +478,10 @@ def save_released(
 
     flat = np.concatenate([pieces[name].ravel() for name in shapes])
     for index, shard in enumerate(np.array_split(flat, N_SHARDS)):
+        data = io.BytesIO()  # into a file itself, NumPy does not notice when its last bytes fail
+        np.save(data, shard, allow_pickle=False)
         with atomic_write(model_dir / _shard_name(index)) as file:
-            np.save(file, shard, allow_pickle=False)
+            file.write(data.getbuffer())
     config = model_dir / CONFIG_FILE
     if n_head == RELEASED_N_HEAD:
         config.unlink(missing_ok=True)
@@ -520,6 +532,8 @@ def _open_shard(path: Path) -> _Shard:
         with warnings.catch_warnings():  # of headers as Python 2 wrote them
             warnings.simplefilter("ignore")
             header = np.lib.format.open_memmap(path, mode="r")  # never unpickles; reads no values
+    except OSError as error:
+        raise unreadable(path, "the weights", error) from error
     except Exception as error:  # NumPy parses Python source there, and raises what that raises
         raise InputError(
             f"{path}: not a whole .npy file of numbers: {error!s:.200}; copy it again."
@@ -545,7 +559,7 @@ def _fill_from_shards(
     starts = dict(zip(shapes, _starts([math.prod(s) for s in shapes.values()]), strict=True))
     shard_starts = _starts([shard.size for shard in shards])
     for shard, shard_start in zip(shards, shard_starts, strict=True):
-        with shard.path.open("rb") as file:
+        with read_errors(shard.path, "the weights"), shard.path.open("rb") as file:
             for name, target in targets.items():
                 flat = target.reshape(-1)  # a view: targets are contiguous
                 low = max(starts[name], shard_start)

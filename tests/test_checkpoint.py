@@ -7,16 +7,19 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 import torch
 from torch import nn
 
 from gpt1 import checkpoint
-from gpt1.checkpoint import RunState
-from gpt1.errors import InputError
+from gpt1.checkpoint import DamagedError, RunState
+from gpt1.errors import Gpt1Error, InputError
 from gpt1.opt import OpenAIAdam
 
 MEANING = {"seed": 3, "lr": 6.25e-5, "afn": "gelu", "vector_l2": False, "model": {"n_ctx": 77}}
@@ -215,10 +218,77 @@ def test_the_digest_covers_more_than_the_numbers(tmp_path: Path, whole: bytes, c
     assert "SHA-256" in refusal(tmp_path / "file", new)
 
 
-@pytest.mark.parametrize("name", ["missing", "."])
-def test_what_cannot_be_read_is_an_input_error(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        checkpoint.load(tmp_path / name)
+def test_a_directory_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+# ------------------------------------------------------------------------------- the machine
+
+
+@contextmanager
+def missing(path: Path) -> Iterator[None]:
+    path.unlink()
+    yield
+
+
+@contextmanager
+def on_a_failing_disk(path: Path) -> Iterator[None]:
+    path.unlink()
+    path.symlink_to(faults.FAILING_FILE)
+    yield
+
+
+@contextmanager
+def too_large_for_the_memory(path: Path) -> Iterator[None]:
+    """Its numbers are cut off and a gigabyte of zeros, which the disk need not keep, follows."""
+    n = 1 << 30
+    header = {"w": {"dtype": "F32", "shape": [n // 4], "data_offsets": [0, n]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, path.stat().st_size + n)
+    with faults.little_memory(n // 2):
+        yield
+
+
+TROUBLES = [
+    (missing, "No such file or directory", "put it back"),
+    (faults.closed, "Permission denied", "make it readable"),
+    (on_a_failing_disk, "Input/output error", "disk"),
+    (lambda path: faults.no_more_open_files(), "Too many open files", "ulimit -n"),
+    (too_large_for_the_memory, "it does not fit into memory", "ulimit -v"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits and /proc")
+@pytest.mark.parametrize(("trouble", "cause", "remedy"), TROUBLES)
+def test_a_machine_in_trouble_is_no_damage(
+    tmp_path: Path,
+    trouble: Callable[[Path], AbstractContextManager[None]],
+    cause: str,
+    remedy: str,
+) -> None:
+    path = checkpoint.save(tmp_path, small_state(), MEANING)
+    checkpoint.load(path)  # what is imported late is imported now
+    with trouble(path), pytest.raises(Gpt1Error) as caught:
+        checkpoint.load(path)
+    assert not isinstance(caught.value, InputError)
+    assert caught.value.exit_status == 1
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert cause in message
+    assert remedy in message
+    assert message.endswith("It was left as it is; go on with --resume when it can be read.")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits")
+def test_a_directory_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, small_state(), MEANING)
+    with faults.no_more_open_files(), pytest.raises(Gpt1Error, match="Too many open files"):
+        checkpoint.checkpoints(tmp_path)
+    with faults.closed(tmp_path), pytest.raises(Gpt1Error, match="Permission denied"):
+        checkpoint.checkpoints(tmp_path)
+    assert checkpoint.checkpoints(tmp_path) == [path]
 
 
 def test_nothing_in_the_file_can_run(whole: bytes) -> None:

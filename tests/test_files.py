@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import faults
+import numpy as np
 import pytest
 
+from gpt1 import jl, weights
 from gpt1.errors import Gpt1Error, InputError, report_errors
-from gpt1.files import atomic_write, read_bytes, read_text
+from gpt1.files import atomic_write, read_bytes, read_errors, read_text
+from gpt1.model import ModelConfig
 
 
 class Crash(Exception):
@@ -120,32 +126,95 @@ def test_a_directory_in_the_place_of_the_file_is_one_clear_message(tmp_path: Pat
     assert names(tmp_path) == ["file"]
 
 
-FULL_DISK = """
-import resource, sys
-from gpt1.errors import report_errors
-from gpt1.files import atomic_write
+LONG = [np.zeros(10_000, np.float32)]
+MODEL = ModelConfig(n_vocab=20, n_ctx=8, n_embd=16, n_head=2, n_layer=1)
+PARAMS = [np.zeros(shape, np.float32) for shape in weights.parameter_shapes(MODEL).values()]
 
-def body():
-    with atomic_write(sys.argv[1], "wb") as file:
-        file.write(b"x" * 1_000_000)
-    return 0
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-sys.exit(report_errors("test", body))
-"""
+def by_write(path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(bytes(50_000))
+
+
+def by_text(path: Path) -> None:
+    with atomic_write(path, "w") as file:
+        file.writelines("line\n" for _ in range(10_000))
+
+
+def by_small_writes(path: Path) -> None:
+    """The bytes that fail are still in the buffer when the block ends."""
+    with atomic_write(path) as file:
+        file.write(bytes(3_500))
+
+
+def by_safetensors(path: Path) -> None:
+    weights.write_safetensors(path, PARAMS, MODEL)
+
+
+def by_shards(path: Path) -> None:
+    """NumPy would write past the file object, and not notice that the end is missing."""
+    params = dict(zip(weights.parameter_shapes(MODEL), PARAMS, strict=True))
+    weights.save_released(path.parent, params, n_vocab=20, n_head=2)
+
+
+WRITERS: list[tuple[Callable[[Path], None], str]] = [
+    (by_write, "file"),
+    (by_text, "file"),
+    (by_small_writes, "file"),
+    (lambda path: jl.write_jl(path, LONG), "file"),
+    (by_safetensors, "file"),
+    (by_shards, "params_0.npy"),
+]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
-def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("write", "name"), WRITERS)
+def test_a_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, write: Callable[[Path], None], name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    with faults.short_files(1_000), pytest.raises(Gpt1Error) as caught:
+        write(path)
+    assert str(caught.value).startswith(f"{path}: cannot be written: ")
+    assert caught.value.exit_status == 1
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "another file"),
+        OSError(5, "Input/output error"),  # of reading: the system gives no name then
+        OSError("libfoo.so: cannot open shared object file"),
+    ],
+)
+def test_a_failure_of_the_block_itself_is_not_blamed_on_the_file(
+    tmp_path: Path, error: OSError
+) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    command = [sys.executable, "-c", FULL_DISK, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"test: error: {path}: cannot be written: ")
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(OSError) as caught, atomic_write(path) as file:  # noqa: PT011, PT012
+        file.write(b"new")
+        raise error
+    assert caught.value is error
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+def test_a_failed_sync_is_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some disks refuse only then what was written."""
+
+    def fail(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Gpt1Error, match=r"file: cannot be written: Input/output error"):
+        by_write(tmp_path / "file")
+    assert names(tmp_path) == []
 
 
 KILLED = """
@@ -215,6 +284,28 @@ def test_what_cannot_be_read_is_an_input_error(tmp_path: Path, read: object, kin
     assert str(caught.value).startswith(f"{path}: the merges cannot be read: ")
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "reason", "remedy"),
+    [
+        (OSError(errno.ENOENT, "No such file"), InputError, "No such file", "name another file"),
+        (OSError(errno.EACCES, "Permission denied"), InputError, "Permission", "name another"),
+        (OSError(errno.EIO, "Input/output error"), Gpt1Error, "Input/output error", "disk"),
+        (OSError(errno.EMFILE, "Too many open files"), Gpt1Error, "Too many", "ulimit -n"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), Gpt1Error, "Cannot", "ulimit -v"),
+        (MemoryError("Unable to allocate"), Gpt1Error, "does not fit into memory", "ulimit -v"),
+    ],
+)
+def test_a_machine_in_trouble_is_told_from_a_wrong_file(
+    error: Exception, kind: type[Gpt1Error], reason: str, remedy: str
+) -> None:
+    with pytest.raises(Gpt1Error) as caught, read_errors("a.txt", "the merges"):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("a.txt: the merges cannot be read: ")
+    assert reason in str(caught.value)
+    assert remedy in str(caught.value).split("; ")[1]
+
+
 # ------------------------------------------------------------------------------- errors
 
 
@@ -230,10 +321,77 @@ def test_an_error_for_people_is_a_message_and_a_status(
     assert capsys.readouterr() == ("so far\n", "program: error: what, where, what to do\n")
 
 
-def test_other_errors_are_ours_and_stay_visible() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Crash(),
+        OSError("libfoo.so: cannot open shared object file"),
+        OSError(5, "Input/output error"),
+        FileNotFoundError(2, "No such file or directory", "a file"),
+        BrokenPipeError(32, "Broken pipe"),  # of a socket: standard output is not concerned
+    ],
+)
+def test_other_errors_are_ours_and_stay_visible(error: Exception) -> None:
     def body() -> int:
-        raise Crash
+        raise error
 
-    with pytest.raises(Crash):
+    with pytest.raises(type(error)) as caught:
         report_errors("program", body)
+    assert caught.value is error
     assert report_errors("program", lambda: 5) == 5
+
+
+def run_with_output(end: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``gpt1`` in a shell that puts ``end`` after it: where standard output goes."""
+    words = (sys.executable, "-m", "gpt1", *words)
+    command = f"{shlex.join(words)} {end}"
+    return subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (">/dev/full", "standard output cannot be written: No space left on device; free space"),
+        (">&-", "standard output is closed; send the output to a file"),
+    ],
+)
+@pytest.mark.parametrize("words", [["--version"], ["train", "--help"]])  # argparse prints the last
+def test_output_that_cannot_be_written_is_one_message(
+    end: str, message: str, words: list[str]
+) -> None:
+    done = run_with_output(end, *words)
+    assert done.returncode == 1
+    start, _, text = done.stderr.partition(": error: ")
+    assert start in ("gpt1", "gpt1.train")
+    assert text.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+FAILS_AFTER_OUTPUT = """
+import sys
+from gpt1.errors import InputError, report_errors
+
+def body():
+    print("so far")
+    raise InputError("what")
+
+sys.exit(report_errors("program", body))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_an_error_counts_more_than_output_that_cannot_be_written() -> None:
+    """Python must not try again to write the output when it ends: it would change the status."""
+    command = [sys.executable, "-c", FAILS_AFTER_OUTPUT]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
+    assert (done.returncode, done.stderr) == (2, "program: error: what\n")
+
+
+def test_the_output_is_the_callers_again_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout
+    report_errors("program", lambda: print("text") or 0)
+    assert sys.stdout is before
+    assert capsys.readouterr().out == "text\n"

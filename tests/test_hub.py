@@ -9,12 +9,14 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 import safetensors.torch
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from gpt1 import datasets, hub, prepare, train, weights
 from gpt1.batches import Batch, ChoiceArrays, SpecialTokens, pack
-from gpt1.errors import InputError
+from gpt1.errors import Gpt1Error, InputError
 from gpt1.hub import Pieces
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.pretrained import load_pretrained
@@ -910,3 +912,31 @@ def test_tokenizer_differences_on_rocstories(
     still = [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
     assert len(still) == 2
     assert not any(text.isascii() for text in still)  # letters that it changes or drops
+
+
+# ------------------------------------------------------------------------------- the machine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits and /proc")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_machine_in_trouble_is_not_blamed_on_the_arrays(directory: Path, pickled: bool) -> None:
+    path = directory / "model.safetensors"
+    if pickled:
+        tensors = tensors_of(directory)
+        path.unlink()
+        path = directory / "pytorch_model.bin"
+        torch.save(tensors, path)
+    hub._read_tensors(path)  # what is imported late is imported now
+    with faults.no_more_open_files(), pytest.raises(Gpt1Error) as caught:
+        hub._read_tensors(path)
+    assert type(caught.value) is Gpt1Error  # not the user's mistake
+    assert str(caught.value).startswith(f"{path}: the parameters cannot be read: Too many open")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits")
+def test_a_full_disk_is_one_message_and_leaves_the_old_model(directory: Path) -> None:
+    before = (directory / "model.safetensors").read_bytes()
+    with faults.short_files(1_000), pytest.raises(Gpt1Error) as caught:
+        write_directory(directory, random_pieces())
+    assert str(caught.value).startswith(f"{directory / 'model.safetensors'}: cannot be written: ")
+    assert (directory / "model.safetensors").read_bytes() == before

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 import torch
 
@@ -104,6 +108,25 @@ def test_a_resumed_run_without_a_log_begins_one(tmp_path: Path, content: bytes |
         path.write_bytes(content)
     assert JsonLines(path, keep=3).is_new
     assert path.read_bytes() == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits and /proc")
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [
+        (faults.closed, "Permission denied"),
+        (lambda path: faults.no_more_open_files(), "Too many open files"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_not_replaced(
+    tmp_path: Path, trouble: Callable[[Path], AbstractContextManager[None]], cause: str
+) -> None:
+    path = tmp_path / "log.jsonl"
+    written(path, 1, 2)
+    before = path.read_bytes()
+    with trouble(path), pytest.raises(Gpt1Error, match=rf"log\.jsonl: .* cannot be read: {cause}"):
+        JsonLines(path, keep=2)
+    assert path.read_bytes() == before
 
 
 def test_a_log_that_cannot_be_made_is_one_clear_message(tmp_path: Path) -> None:

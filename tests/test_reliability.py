@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import processes
 import pytest
@@ -308,7 +310,7 @@ def test_standard_output_on_a_full_disk(whole: dict[str, Any], run: Run) -> None
         pytest.skip("there is no /dev/full")
     done = run.do(changes=[partial(prints_to, "/dev/full")])
     assert done.status == 1
-    assert "standard output, or an open file, fails: No space left on device" in done.message()
+    assert "standard output cannot be written: No space left on device" in done.message()
     assert run.checkpoints() == [3]
     assert run.do("--resume").status == 0
     assert_same(run, whole)
@@ -329,6 +331,60 @@ def test_one_message_says_why_two_processes_end(run: Run, kind: str) -> None:
         assert second.message().startswith("error: another process of this run has ended")
     else:
         assert second.messages() == []
+
+
+def opens_no_more_files() -> None:
+    """From now on a process has as many open files as it may."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (faults.next_descriptor(), hard))
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    """All that a run has on the disk."""
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(run.directory.rglob("*"))
+        if path.is_file() and "printed" not in path.parts and not path.name.endswith(".lock")
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("gpt1.checkpoint:checkpoints", "save/rocstories"),
+        ("gpt1.checkpoint:load", "checkpoint-00000006.safetensors"),
+        ("gpt1.logs:_lines_until", "rocstories.jsonl"),
+    ],
+)
+def test_too_many_open_files_on_resuming_lose_nothing(
+    whole: dict[str, Any], run: Run, target: str, what: str
+) -> None:
+    """The newest state is neither renamed nor passed over, and no log begins anew."""
+    run.do(changes=[update(6, sends_itself(SIGTERM))])
+    before_it = contents(run)
+    done = run.do("--resume", changes=[before(target, opens_no_more_files)])
+    assert done.status == 1
+    file, _, cause = done.message().partition(": the ")
+    assert file.endswith(what)
+    assert "cannot be read: Too many open files" in cause
+    assert contents(run) == before_it
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
+
+
+def test_a_failing_disk_on_resuming_loses_nothing(whole: dict[str, Any], run: Run) -> None:
+    run.do(changes=[update(6, sends_itself(SIGTERM))])
+    newest = checkpoint.checkpoints(run.saved)[-1]
+    aside = newest.rename(run.directory / "aside")
+    newest.symlink_to(faults.FAILING_FILE)
+    first, second = run.do_pair("--resume")
+    assert (first.status, second.status) == (1, 1)
+    assert f"{newest}: the saved state cannot be read: Input/output error" in first.message()
+    assert second.messages() == []
+    assert newest.is_symlink()
+    aside.replace(newest)
+    assert run.do("--resume").status == 0
+    assert_same(run, whole)
 
 
 # ------------------------------------------------------------------------------- other processes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import io
 import json
@@ -15,6 +17,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import faults
 import joblib
 import joblib.numpy_pickle
 import numpy as np
@@ -25,7 +28,7 @@ from hypothesis import strategies as st
 from released import released_layout, write_released
 
 from gpt1 import jl, weights
-from gpt1.errors import InputError
+from gpt1.errors import Gpt1Error, InputError
 from gpt1.model import DoubleHeadsModel, ModelConfig
 
 CONFIG = ModelConfig(n_vocab=11, n_special=3, n_ctx=7, n_embd=8, n_head=2, n_layer=2)
@@ -881,3 +884,73 @@ def test_helper_writes_what_it_returns(tmp_path):
     assert flat.size == sum(math.prod(shape) for shape in TABLE)
     shards = [np.load(tmp_path / f"params_{i}.npy") for i in range(10)]
     assert np.concatenate(shards).tobytes() == flat.tobytes()
+
+
+# A machine in trouble
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits and /proc")
+
+
+@linux
+@pytest.mark.parametrize("suffix", [".jl", ".safetensors"])
+def test_a_machine_in_trouble_is_not_blamed_on_a_parameter_file(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write = {".jl": jl.write_jl, ".safetensors": lambda *a: weights.write_safetensors(*a, CONFIG)}
+    write[suffix](path, random_list())
+    weights.read_params(path)  # what is imported late is imported now
+    with faults.no_more_open_files(), pytest.raises(Gpt1Error) as caught:
+        weights.read_params(path)
+    assert type(caught.value) is Gpt1Error  # not the user's mistake
+    assert str(caught.value).startswith(f"{path}: the parameters cannot be read: Too many open")
+    with faults.closed(path):
+        assert "Permission denied; name another file" in refusal(weights.read_params, path)
+
+
+@linux
+@pytest.mark.parametrize("compress", [False, ("zlib", 1), ("gzip", 1), ("bz2", 1), ("xz", 1)])
+def test_a_disk_that_fails_in_the_middle_is_no_damage(tmp_path, monkeypatch, compress):
+    """Decompressors report damage by errors of the same kind."""
+    path = tmp_path / "a.jl"
+    joblib.dump([np.random.default_rng(0).standard_normal(200_000)], path, compress)
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell() >= 100_000:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(memoryview(buffer)[: 100_000 - self.tell()])
+
+    def opened(path, mode):
+        return io.BufferedReader(Failing(path, mode))
+
+    monkeypatch.setattr(jl, "open", opened, raising=False)
+    with pytest.raises(Gpt1Error, match=r"a\.jl: the parameters cannot be read: Input") as caught:
+        jl.read_jl(path)
+    assert type(caught.value) is Gpt1Error
+
+
+@linux
+def test_a_failing_disk_is_not_blamed_on_the_shards(tmp_path):
+    write_released(tmp_path, **SIZES)
+    (tmp_path / "params_3.npy").unlink()
+    (tmp_path / "params_3.npy").symlink_to(faults.FAILING_FILE)
+    with pytest.raises(
+        Gpt1Error, match=r"params_3\.npy: the weights cannot be read: Input"
+    ) as caught:
+        weights.load_released(tmp_path, special=SPECIAL, n_ctx=7)
+    assert type(caught.value) is Gpt1Error
+
+
+@linux
+def test_trouble_while_values_are_read_names_the_shard(tmp_path, monkeypatch):
+    write_released(tmp_path, **SIZES)
+    checked = weights._open_shards
+    with contextlib.ExitStack() as trouble:
+
+        def then_no_more_files(*args):
+            shards = checked(*args)
+            trouble.enter_context(faults.no_more_open_files())
+            return shards
+
+        monkeypatch.setattr(weights, "_open_shards", then_no_more_files)
+        with pytest.raises(Gpt1Error, match=r"params_0\.npy: the weights cannot be read: Too many"):
+            weights.load_released(tmp_path, special=SPECIAL, n_ctx=7)
