@@ -21,8 +21,8 @@ from gpt1 import calibration
 from gpt1.arguments import Parser, number
 from gpt1.errors import InputError, report_errors
 from gpt1.files import read_text
+from gpt1.submissions import HEADER, SUBMISSION, Record, read_record, record_path, sha256
 
-HEADER = "index\tprediction"
 SIGNIFICANCE = 0.05
 N_MISTAKES = 5
 
@@ -45,6 +45,14 @@ class LogLine:
     tr_acc: float
     va_acc: float
     time: float
+
+
+class RunLog(NamedTuple):
+    """A training log: the settings in its first line, and its evaluations, at least one."""
+
+    path: Path
+    settings: dict[str, Any]
+    evaluations: list[LogLine]
 
 
 class McNemar(NamedTuple):
@@ -81,7 +89,12 @@ def read_submission(path: str | Path) -> list[int]:
 
 
 def read_log(path: str | Path) -> list[LogLine]:
-    """The evaluations in a training log, in the order of the file, at least one.
+    """The evaluations in a training log, as :func:`read_run_log` reads them."""
+    return read_run_log(path).evaluations
+
+
+def read_run_log(path: str | Path) -> RunLog:
+    """A whole training log, in the order of the file.
 
     Raises:
         InputError: the file is missing, has no evaluation yet, or a line is not what training
@@ -99,7 +112,50 @@ def read_log(path: str | Path) -> list[LogLine]:
             f"{path}: only settings, no evaluation yet; wait for the end of the first epoch, "
             "or leave the log out."
         )
-    return [_log_line(path, line, row) for line, row in enumerate(rows, 2)]
+    evaluations = [_log_line(path, line, row) for line, row in enumerate(rows, 2)]
+    return RunLog(Path(path), settings, evaluations)
+
+
+def identify_run(
+    submission_path: str | Path, submission: Sequence[int], log: RunLog | None = None
+) -> str:
+    """Say which run made a submission, as far as the record beside it shows that.
+
+    Args:
+        submission_path: where the submission was read.
+        submission: its predictions.
+        log: the log that is to be of the same run.
+
+    Returns:
+        One line, which says ``Run unknown`` where nothing proves anything.
+
+    Raises:
+        InputError: the record proves that the log is of another run, or that it is not the whole
+            log of the run; or the record is malformed.
+    """
+    record, where = read_record(submission_path), record_path(submission_path)
+    if record is None:
+        return f"Run unknown: {submission_path} has no record of its run ({where})."
+    if record.sha256 != sha256(submission):
+        return f"Run unknown: {where} is the record of another submission than {submission_path}."
+    if log is None:
+        return f"Run: {_plain(record.desc)}"
+    if record.run_id is None:
+        return f"Run unknown: the log of the run {_plain(record.desc)} had no run_id, says {where}."
+    if log.settings.get("run_id") != record.run_id:
+        raise InputError(
+            f"{log.path}: not the log of the run that made {submission_path}; "
+            f"{_right_submission(log, record)}, or give that run's log with --log (run "
+            f"{_plain(record.desc)}, log {_plain(record.log)}, says {where})."
+        )
+    best = best_valid_accuracy(log.evaluations)
+    if best != record.valid_accuracy:
+        raise InputError(
+            f"{log.path}: its best validation accuracy is {best:.2f} %, but the parameters that "
+            f"made {submission_path} had {record.valid_accuracy:.2f} %, says {where}; the run was "
+            "taken up again from an earlier state: finish it with --resume."
+        )
+    return f"Run: {_plain(record.desc)}"
 
 
 def best_valid_accuracy(log: Sequence[LogLine]) -> float:
@@ -178,6 +234,7 @@ def report(
     labels: Sequence[int],
     log: Sequence[LogLine] | None = None,
     other: Sequence[int] | None = None,
+    run: str | None = None,
 ) -> str:
     """What a submission is worth, as text: the original's two lines, then the details.
 
@@ -186,6 +243,7 @@ def report(
         labels: the right answers, at least one.
         log: evaluations of the run; without them the line on validation is left out.
         other: predictions of a second submission to compare with.
+        run: a line on the run that made the submission; left out if None.
 
     Raises:
         ValueError: predictions and labels are not equally long.
@@ -196,7 +254,8 @@ def report(
     # The original's order of operations: the last digit shown must be its own.
     accuracy = _n_right(submission, labels) / len(labels) * 100
     parts.append(f"ROCStories Test Accuracy:  {accuracy:.2f}")
-    parts += ["", accuracy_line("Test", submission, labels), "", _table(submission, labels)]
+    parts += ["", *([] if run is None else [run])]
+    parts += [accuracy_line("Test", submission, labels), "", _table(submission, labels)]
     if other is not None:
         parts += ["", accuracy_line("Second submission", other, labels)]
         parts.append(_comparison(mcnemar_exact(submission, other, labels)))
@@ -235,8 +294,8 @@ def analyse_rocstories(
         n_mistakes: most confident mistakes to show.
 
     Raises:
-        InputError: a file is missing or malformed, a submission has not one line a story, or the
-            probabilities are those of another submission.
+        InputError: a file is missing or malformed, a submission has not one line per story, the
+            log is of another run, or the probabilities are those of another submission.
         Gpt1Error: the picture cannot be written.
     """
     from gpt1.datasets import TEST_CSV, read_cloze
@@ -244,7 +303,8 @@ def analyse_rocstories(
     test_csv = Path(data_dir) / TEST_CSV
     submission = read_submission(submission_path)
     other = None if other_path is None else read_submission(other_path)
-    log = None if log_path is None else read_log(log_path)
+    log = None if log_path is None else read_run_log(log_path)
+    run = identify_run(submission_path, submission, log)
     if not test_csv.exists():
         raise InputError(
             f"{test_csv}: no such file; name the test CSV's directory with --data_dir."
@@ -254,7 +314,7 @@ def analyse_rocstories(
     _check_length(submission_path, submission, test_csv, labels)
     if other_path is not None and other is not None:
         _check_length(other_path, other, test_csv, labels)
-    text = report(submission, labels, log, other)
+    text = report(submission, labels, log and log.evaluations, other, run)
     if probs_path is None:
         return text
     choices = calibration.read_probs(probs_path)
@@ -310,18 +370,18 @@ def _parser() -> Parser:
         "gpt1 analysis",
         "Say how good a ROCStories submission is, and how sure that is.",
         """\
-  # accuracy, its 95 % interval and the confusion table
+  # accuracy of the last run, its 95 % interval and the confusion table
   python scripts/analysis.py submission/ROCStories.tsv
 
   # with the best validation accuracy of the run
-  python scripts/analysis.py submission/ROCStories.tsv --log log/rocstories.jsonl
+  python scripts/analysis.py submission/rocstories/ROCStories.tsv --log log/rocstories.jsonl
 
   # is the second run really better? (exact McNemar test)
   python scripts/analysis.py first.tsv second.tsv --data_dir data/demo
 
   # how far its probabilities can be trusted, as numbers and as a picture
-  python scripts/analysis.py submission/ROCStories.tsv --probs submission/ROCStories.probs.tsv \\
-      --plot reliability.png --mistakes 10""",
+  python scripts/analysis.py submission/rocstories/ROCStories.tsv \\
+      --probs submission/rocstories/ROCStories.probs.tsv --plot reliability.png --mistakes 10""",
     )
     add = parser.add_argument
     add("submission", metavar="SUBMISSION", help="predictions that training wrote with --submit")
@@ -336,7 +396,11 @@ def _parser() -> Parser:
         metavar="DIR",
         help="where the ROCStories test CSV is (default: data/, or data/demo if data/ has none)",
     )
-    add("--log", metavar="FILE", help="training log of the run that made SUBMISSION")
+    add(
+        "--log",
+        metavar="FILE",
+        help="training log of the run that made SUBMISSION; that of another run is refused",
+    )
     add(
         "--probs",
         metavar="FILE",
@@ -413,6 +477,20 @@ def _log_line(path: str | Path, line: int, row: dict[str, Any]) -> LogLine:
             )
         values[name] = int(value) if _CHECKS.get(name) is _COUNT else value
     return LogLine(**values)
+
+
+def _plain(text: str) -> str:
+    """A text from a file as a message shows it: on one line, not too long."""
+    return f"{text if text.isprintable() else repr(text):.200}"
+
+
+def _right_submission(log: RunLog, record: Record) -> str:
+    """How to come by the submission of the run that a log is of."""
+    desc, directory = (str(log.settings.get(name)) for name in ("desc", "submission_dir"))
+    if desc == record.desc:
+        return f"another run of the name {_plain(desc)} began this log: finish it, with --submit"
+    own = _plain(str(Path(directory) / desc / SUBMISSION))
+    return f"name the submission of the run {_plain(desc)}, which writes it to {own}"
 
 
 def _check_length(

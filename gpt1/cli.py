@@ -34,7 +34,7 @@ examples:
   gpt1 train --dataset rocstories --submit
 
   # how good is it?
-  gpt1 analysis submission/ROCStories.tsv --log log/rocstories.jsonl
+  gpt1 analysis submission/rocstories/ROCStories.tsv --log log/rocstories.jsonl
 
   # the released weights, into model/
   gpt1 download"""

@@ -25,6 +25,10 @@ class JsonLines:
         path: the file; made anew unless ``keep`` says what to keep of it.
         keep: the number of updates that a resumed run goes on from: later lines go.
         mirror: is given each line, too: those that are kept and those that are written.
+
+    Attributes:
+        is_new: whether no line was kept.
+        first: the values of the first line, kept or written; empty before it is written.
     """
 
     def __init__(self, path: Path, keep: int | None = None, mirror: Mirror | None = None) -> None:
@@ -34,6 +38,7 @@ class JsonLines:
         with atomic_write(path, "w") as file:
             file.writelines(lines)
         self.is_new = not lines
+        self.first: Mapping[str, Any] = json.loads(lines[0]) if lines else {}
         self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
         if mirror:
             for line in lines:
@@ -47,6 +52,7 @@ class JsonLines:
             self._file.flush()
         except OSError as error:
             raise self._unwritten(error) from error
+        self.first = self.first or values
         if self._mirror:
             self._mirror(values)
 

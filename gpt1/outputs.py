@@ -11,8 +11,7 @@ from gpt1.errors import InputError
 from gpt1.files import check_writable, remove_leftovers
 from gpt1.locks import RunLock
 from gpt1.settings import Settings
-
-SUBMISSION = "ROCStories.tsv"
+from gpt1.submissions import SUBMISSION, record_path
 
 
 @dataclass(frozen=True)
@@ -43,26 +42,33 @@ class Outputs:
 
     @property
     def submission(self) -> Path:
-        """Predictions for the test stories."""
-        return Path(self.settings.submission_dir) / SUBMISSION
+        """The run's own predictions for the test stories."""
+        return Path(self.settings.submission_dir) / self.settings.name / SUBMISSION
 
     @property
     def probs(self) -> Path:
-        """The probabilities beside them."""
+        """The probabilities of the predictions."""
         return self.submission.with_suffix(".probs.tsv")
+
+    @property
+    def last_submission(self) -> Path:
+        """The original's path: a copy of the submission of the run that wrote one last."""
+        return Path(self.settings.submission_dir) / SUBMISSION
 
     def check(self) -> None:
         """See before any work whether the results can be written, and analysed.
 
         Raises:
-            InputError: ``--analysis`` will have nothing to report, ``--probs`` nothing to stand
-                beside, or TensorBoard is not installed.
+            InputError: ``--analysis`` will have nothing to report, ``--probs`` is given without
+                ``--submit``, the run has the name of a file in the place of its directory, or
+                TensorBoard is not installed.
             Gpt1Error: a directory cannot be written.
         """
         settings = self.settings
-        if settings.analysis and not settings.submit and not self.submission.exists():
+        if settings.analysis and not settings.submit:
             raise InputError(
-                f"--analysis: there is no {self.submission} to analyse; give --submit too"
+                "--analysis: needs the run's own predictions; give --submit too, or look at an "
+                "earlier run's with gpt1 analysis"
             )
         if settings.analysis and settings.n_iter == 0:
             raise InputError(
@@ -70,6 +76,12 @@ class Outputs:
             )
         if settings.probs and not settings.submit:
             raise InputError("--probs: they are of the predictions of --submit; give it too")
+        copies = (self.last_submission, record_path(self.last_submission))
+        if settings.name.casefold() in (path.name.casefold() for path in copies):
+            raise InputError(
+                f"--desc {settings.name}: {self.submission.parent} is the place of a file; give "
+                "another --desc"
+            )
         if settings.tensorboard is not None:
             if find_spec("tensorboard") is None:
                 raise InputError("--tensorboard: pip install 'gpt1[tensorboard]', or leave it out")
@@ -78,6 +90,7 @@ class Outputs:
         check_writable(self.directory)
         if settings.submit:
             check_writable(self.submission.parent)
+            check_writable(self.last_submission.parent)
 
     def claim(self, lock: RunLock) -> None:
         """Keep other runs of this name out, and remove what killed ones left half written.
@@ -89,5 +102,8 @@ class Outputs:
         lock.take(own, self.settings.name)
         remove_leftovers(self.directory, self.best_params.name)
         remove_leftovers(self.directory, "checkpoint-*.safetensors")
-        for path in (self.log, self.updates, self.submission, self.probs):
+        written = [self.log, self.updates, self.probs]
+        for path in (self.submission, self.last_submission):
+            written += [path, record_path(path)]
+        for path in written:
             remove_leftovers(path.parent, glob.escape(path.name))

@@ -95,7 +95,7 @@ class Settings:
     data_dir: str | None = _flag(None, "where the CSVs are [data/, or the demo if it has none]")
     submission_dir: str = _flag("submission/", "where the submission goes")
     submit: bool = _flag(False, "keep the best parameters and predict the test set with them")
-    analysis: bool = _flag(False, "print accuracies at the end")
+    analysis: bool = _flag(False, "with --submit: print accuracies at the end")
     seed: int = _flag(42, "seed of all random numbers", _seed)
     n_iter: int = _flag(3, "epochs; 0: no training", _at_least(0))
     n_batch: int = _flag(8, "stories a tower and step", _at_least(1))

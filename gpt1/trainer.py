@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from math import isfinite
@@ -19,12 +20,11 @@ from sklearn.utils import shuffle
 from tqdm import tqdm
 
 import gpt1
-from gpt1 import checkpoint, datasets, jl, weights
+from gpt1 import checkpoint, datasets, jl, submissions, weights
 from gpt1.batches import ChoiceArrays
 from gpt1.calibration import write_probs
 from gpt1.distributed import Process, tower_seed
 from gpt1.errors import Gpt1Error, InputError, Stopped
-from gpt1.files import atomic_write
 from gpt1.logs import JsonLines, UpdateLog
 from gpt1.model import DoubleHeadsModel
 from gpt1.opt import OpenAIAdam
@@ -277,7 +277,11 @@ class Trainer:
         )
 
     def submit(self) -> None:
-        """Predict the test set with the best parameters and write the submission."""
+        """Predict the test set with the best parameters and write the submission, twice.
+
+        The run keeps one; the other, in the original's place, is the next run's to replace.
+        Probabilities that an earlier run of this name left would not be of the new predictions.
+        """
         outputs = self.outputs
         if self.process.is_main:
             best = weights.read_params(outputs.best_params)
@@ -286,11 +290,22 @@ class Trainer:
         logits = self._predict(self.task.test)
         if not self.process.is_main:
             return
+        predictions = logits.argmax(-1).tolist()
+        run_id = self._evaluation_log.first.get("run_id")
+        record = submissions.Record(
+            desc=self.settings.name,
+            run_id=run_id if isinstance(run_id, str) else None,
+            log=str(outputs.log),
+            valid_accuracy=float(self.best_score),
+            sha256=submissions.sha256(predictions),
+        )
         if self.settings.probs:
             write_probs(outputs.probs, logits)
-        with atomic_write(outputs.submission, "w") as file:
-            file.write("index\tprediction\n")
-            file.writelines(f"{i}\t{choice}\n" for i, choice in enumerate(logits.argmax(-1)))
+        elif not submissions.is_of_run(outputs.submission, record.run_id):
+            with suppress(OSError):
+                outputs.probs.unlink()
+        for path in (outputs.submission, outputs.last_submission):
+            submissions.write(path, predictions, record)
 
     def _save_best_params(self) -> None:
         if self.process.is_main:
@@ -330,7 +345,10 @@ class Trainer:
                 self._board.close()
 
     def _logged_settings(self) -> dict[str, Any]:
-        """All settings, with what the files and the machine decided in the place of None."""
+        """All settings, with what the files and the machine decided in the place of None.
+
+        ``run_id`` is new for each run: the record of a submission names the log by it.
+        """
         sources = self.sources
         found = {
             "desc": self.settings.name,
@@ -341,7 +359,7 @@ class Trainer:
             "device": str(self.process.device),
         }
         versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
-        here = {"demo": sources.demo, "n_processes": self.process.world}
+        here = {"demo": sources.demo, "n_processes": self.process.world, "run_id": uuid.uuid4().hex}
         return self.settings.as_flags() | found | here | versions
 
     def _meaning(self) -> dict[str, Any]:

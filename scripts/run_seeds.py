@@ -3,10 +3,9 @@
     python scripts/run_seeds.py --seeds 10 --data_dir data --model_dir model
     python scripts/run_seeds.py --seeds 5 --desc scratch --n_transfer -1
 
-All other flags go to `gpt1.train` as they are. Each run has a name of its own (`DESC-seed3`), and
-its submission lies in a directory of that name. A run that is done is not done again, and one that
-was interrupted goes on: start the same command once more. On a machine with several GPUs as many
-runs go on at once, one on each.
+All other flags go to `gpt1.train` as they are. Each run has a name of its own (`DESC-seed3`). A run
+that is done is not done again, and one that was interrupted goes on: start the same command once
+more. On a machine with several GPUs as many runs go on at once, one on each.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 
 from gpt1 import datasets, settings
-from gpt1.analysis import read_submission, wilson_interval
+from gpt1.analysis import identify_run, read_run_log, read_submission, wilson_interval
 from gpt1.errors import Gpt1Error, InputError, report_errors
 from gpt1.outputs import Outputs
 from gpt1.settings import Settings, find_sources
@@ -49,6 +47,8 @@ class SeedRun:
     def is_done(self) -> bool:
         """Whether its submission is there, from a run with these flags.
 
+        A submission that is certainly of an earlier run of this name does not count.
+
         Raises:
             InputError: a run of this name was made with other flags.
         """
@@ -64,6 +64,12 @@ class SeedRun:
                 f"{outputs.log}: this run was made with another {', '.join(other)}; give another "
                 "--desc, or remove the old results"
             )
+        try:
+            identify_run(
+                outputs.submission, read_submission(outputs.submission), read_run_log(outputs.log)
+            )
+        except InputError:  # it was started again since, and has not come to its end
+            return False
         return True
 
     def run(self, gpu: int | None) -> None:
@@ -105,7 +111,6 @@ def seed_runs(args: argparse.Namespace, rest: Sequence[str]) -> list[SeedRun]:
     for seed in range(args.first, args.first + args.seeds):
         name = f"{base}-seed{seed}"
         own = ["--desc", name, "--seed", str(seed), "--submit", "--resume"]
-        own += ["--submission_dir", str(Path(given.submission_dir) / name)]
         runs.append(SeedRun(seed, [*rest, *own]))
     return runs
 

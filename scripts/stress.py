@@ -32,7 +32,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gpt1.arguments import Parser, number
-from gpt1.errors import Gpt1Error, report_errors
+from gpt1.errors import Gpt1Error, InputError, report_errors
 from gpt1.files import atomic_write
 
 END_WITHIN = 60.0  # seconds in which all processes of a run must be gone after one was killed
@@ -164,9 +164,21 @@ class Run:
                 state = load(path)[0]
                 tensors = {key: value.numpy().tobytes() for key, value in state.tensors.items()}
                 found[name] = tensors, state.best_score, state.evaluated
+            elif path.name.endswith(".run.json"):  # it has a run_id, which no other run has
+                found[name] = self._maker(path.with_name("ROCStories.tsv"))
             else:
                 found[name] = path.read_bytes()
         return found
+
+    def _maker(self, submission: Path) -> str:
+        """Which run made a submission, according to its record and the log."""
+        from gpt1.analysis import identify_run, read_run_log, read_submission
+
+        try:
+            log = read_run_log(self.directory / "log/rocstories.jsonl")
+            return identify_run(submission, read_submission(submission), log)
+        except InputError as error:
+            return str(error)
 
     def compare(self, expected: dict[str, Any]) -> None:
         """See that everything is as expected.

@@ -169,7 +169,7 @@ class Run:
 
     @property
     def submission(self) -> Path:
-        return self.directory / "submission" / "ROCStories.tsv"
+        return self.directory / "submission" / self.desc / "ROCStories.tsv"
 
     def flags(self, *words: str) -> list[str]:
         kinds = ("log", "save", "submission")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -28,12 +29,14 @@ CSV_HEADER = (
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 0, 1]
 FIRST = [0, 0, 0, 0, 1, 0, 0, 1, 0, 1]  # wrong on stories 5 and 6
 SECOND = [1, 1, 1, 1, 1, 1, 1, 0, 1, 1]  # wrong on 0 to 3, 7 and 8
-SETTINGS = {"desc": "x", "n_ctx": 512, "submit": True}
+SETTINGS = {"desc": "x", "n_ctx": 512, "submit": True, "run_id": "1"}
+RECORD = {"desc": "x", "run_id": "1", "log": "log/x.jsonl", "valid_accuracy": 62.5}
 
 REPORT = """\
 ROCStories Valid Accuracy: 62.50
 ROCStories Test Accuracy:  80.00
 
+Run: x
 Test: 8 of 10 right, 80.00 %; 95 % interval (Wilson) 49.02 to 94.33 %
 
                     predicted 0  predicted 1
@@ -67,6 +70,8 @@ def run_dir(tmp_path: Path) -> Path:
     rows = [f"id{n},A.,B.,C.,D.,Good.,Bad.,{label + 1}" for n, label in enumerate(LABELS)]
     (tmp_path / TEST_CSV).write_text("\n".join([CSV_HEADER, *rows, ""]))
     (tmp_path / "first.tsv").write_text(submission_text(FIRST))
+    digest = hashlib.sha256(submission_text(FIRST).encode()).hexdigest()
+    (tmp_path / "first.run.json").write_text(json.dumps({**RECORD, "sha256": digest}))
     (tmp_path / "second.tsv").write_text(submission_text(SECOND))
     (tmp_path / "log.jsonl").write_text(log_text(evaluation(60.0), evaluation(62.5)))
     return tmp_path
@@ -307,7 +312,7 @@ def test_report_is_exact(run_dir: Path) -> None:
 
 def test_report_without_log_and_second_submission(run_dir: Path) -> None:
     text = analysis.analyse_rocstories(run_dir, run_dir / "first.tsv")
-    assert text == "\n".join(REPORT.splitlines()[1:9])
+    assert text == "\n".join(REPORT.splitlines()[1:10])
 
 
 def test_report_names_the_significantly_better_one() -> None:

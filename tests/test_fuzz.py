@@ -37,7 +37,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from released import released_layout, write_released
 
-from gpt1 import analysis, checkpoint, datasets, jl, logs, text_utils, train, weights
+from gpt1 import analysis, checkpoint, datasets, jl, logs, submissions, text_utils, train, weights
 from gpt1.errors import InputError
 from gpt1.model import ModelConfig
 from gpt1.opt import OpenAIAdam
@@ -234,6 +234,9 @@ def log_line(n: int) -> dict[str, Any]:
 
 
 LOG = "\n".join(map(json.dumps, ({"seed": 42}, log_line(1), log_line(2)))).encode()
+RECORD = json.dumps(
+    {"desc": "a", "run_id": "1", "log": "log/a.jsonl", "valid_accuracy": 50.0, "sha256": "0" * 64}
+).encode()
 
 
 def list_of_arrays(path: Path) -> None:
@@ -283,6 +286,11 @@ READERS = {
     "submission": Reader(
         "a.tsv", lambda: b"index\tprediction\n0\t1\n1\t0\n2\t1\n", analysis.read_submission
     ),
+    "record": Reader(
+        "a.run.json",
+        lambda: RECORD,
+        lambda path: submissions.read_record(path.with_name("a.tsv")),
+    ),
     "log": Reader("a.jsonl", lambda: LOG, analysis.read_log),
     "log to go on with": Reader("a.jsonl", lambda: LOG, lambda path: logs._lines_until(path, 4)),
 }
@@ -306,7 +314,7 @@ def test_changed_bytes(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     read_or_refuse(lambda: READERS[kind].read(path), path)
 
 
-@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads"])
+@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads", "record"])
 @FUZZ
 @given(data=st.data())
 def test_other_json(kind: str, tmp_path: Path, data: st.DataObject) -> None:

@@ -349,7 +349,8 @@ class Case(NamedTuple):
 
 
 RESULTS = ("log", "save", "submission")
-BEST, SUBMISSION = "save/rocstories/best_params.jl", "submission/ROCStories.tsv"
+BEST = "save/rocstories/best_params.jl"
+SUBMISSION, RECORD = (f"submission/rocstories/ROCStories.{end}" for end in ("tsv", "run.json"))
 LOG = "log/rocstories.jsonl"
 CASES = {
     "validation": Case(f"data/{datasets.VALIDATION_CSV}"),
@@ -371,6 +372,7 @@ CASES = {
         is_text=False,
     ),
     "submission": Case(SUBMISSION, analysis.main, (SUBMISSION, "--data_dir", "data")),
+    "record": Case(RECORD, analysis.main, (SUBMISSION, "--data_dir", "data", "--log", LOG)),
     "log": Case(LOG, analysis.main, (SUBMISSION, "--data_dir", "data", "--log", LOG)),
 }
 
@@ -435,6 +437,7 @@ HARMLESS_THERE = {
     ("checkpoint", "missing"),  # a run starts anew, and says so
     ("heads", "missing"),  # the original's twelve
     ("log", "a gigantic line"),  # longer text in its settings
+    ("record", "missing"),  # the analysis says that the run is unknown
 }
 
 
@@ -557,7 +560,10 @@ def test_what_is_no_damage_is_read(
     assert "error" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("result", [LOG, "log/rocstories.updates.jsonl", BEST, SUBMISSION])
+@pytest.mark.parametrize(
+    "result",
+    [LOG, "log/rocstories.updates.jsonl", BEST, SUBMISSION, RECORD, "submission/ROCStories.tsv"],
+)
 def test_a_directory_in_a_results_place_is_one_message(
     result: str, task: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

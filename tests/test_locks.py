@@ -215,6 +215,9 @@ WRITTEN = {  # what is written, which time of it, and what its name then is
     "log": ("rocstories.jsonl", 1),
     "log of updates": ("rocstories.updates.jsonl", 1),
     "submission": ("ROCStories.tsv", 1),
+    "copy of the submission": ("ROCStories.tsv", 2),
+    "record": ("ROCStories.run.json", 1),
+    "copy of the record": ("ROCStories.run.json", 2),
     "probabilities": ("ROCStories.probs.tsv", 1),
 }
 
@@ -233,11 +236,11 @@ def test_what_a_kill_leaves_half_written_is_gone_after_the_next_run(
 
 
 def test_what_another_run_is_writing_stays(whole: dict[str, Any], run: Run, tmp_path: Path) -> None:
-    """The submission is one for all names, so that two runs may write it at a time."""
+    """The copy of the last submission is one for all names: two runs may write it at a time."""
     go = tmp_path / "go"
-    waits = before("gpt1.files:os.replace", waits_for(go), matching="ROCStories.tsv")
+    waits = before("gpt1.files:os.replace", waits_for(go), matching="ROCStories.tsv", call=2)
     first = run.start(changes=[waits])
-    processes.wait_until(go.with_name("go.waits").exists, "the first run's submission")
+    processes.wait_until(go.with_name("go.waits").exists, "the first run's copy")
     assert len(run.leftovers()) == 1
     assert Run(run.task, run.directory, desc="other").do("--n_iter", "1").status == 0
     assert len(run.leftovers()) == 1

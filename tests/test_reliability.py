@@ -228,7 +228,12 @@ WRITES = {  # when it is written, what the message names, and the newest checkpo
         "rocstories.updates.jsonl",
         8,
     ),
-    "submission": (partial(before, "gpt1.trainer:Trainer.submit"), "ROCStories.tsv", 12),
+    "record": (partial(before, "gpt1.trainer:Trainer.submit"), "ROCStories.run.json", 12),
+    "submission": (
+        partial(before, "gpt1.submissions:atomic_write", matching="ROCStories.tsv"),
+        "ROCStories.tsv",
+        12,
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import statistics
 import sys
@@ -62,6 +63,16 @@ def test_runs_once_and_reports(
     assert again == shown
     assert told == "seed 5: done already\nseed 6: done\n"
     assert first.stat().st_mtime_ns == stamp
+
+    # A submission of an earlier run of the name does not count: here the log is begun anew.
+    log = tmp_path / "log/rocstories-seed6.jsonl"
+    settings, *rest = log.read_text().splitlines()
+    settings = json.dumps({**json.loads(settings), "run_id": "another"})
+    log.write_text("\n".join([settings, *rest, ""]))
+    assert script.main(flags) == 0
+    assert capsys.readouterr() == (shown, "seed 5: done already\nseed 6: done\n")
+    assert script.main(flags) == 0
+    assert capsys.readouterr() == (shown, "seed 5: done already\nseed 6: done already\n")
     assert script.main([*flags, "--lr", "0.5"]) == 2
     assert "made with another lr" in capsys.readouterr().err
 

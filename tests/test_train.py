@@ -60,7 +60,7 @@ class Run:
 
     @property
     def submission(self) -> Path:
-        return self.directory / "submission" / "ROCStories.tsv"
+        return self.directory / "submission" / "rocstories" / "ROCStories.tsv"
 
     def flags(self, *words: str) -> list[str]:
         """The flags of a run in its own directories; later words win over earlier ones."""
@@ -170,7 +170,8 @@ def test_first_line_of_the_log_has_all_settings(whole: Done) -> None:
         "gpt1_version": gpt1.__version__,
         "torch_version": torch.__version__,
     }
-    assert settings.keys() == {*given, *decided, "time"}
+    assert settings.keys() == {*given, *decided, "run_id", "time"}
+    assert re.fullmatch("[0-9a-f]{32}", settings["run_id"])
     assert list(settings)[-1] == "time"
     for name, value in {**given, **decided}.items():
         assert settings[name] == value, name
@@ -234,7 +235,10 @@ def test_there_are_no_other_files(whole: Done) -> None:
         "save/rocstories/best_params.jl",
         "save/rocstories/checkpoint-00000008.safetensors",
         "save/rocstories/checkpoint-00000012.safetensors",
+        "submission/ROCStories.run.json",
         "submission/ROCStories.tsv",
+        "submission/rocstories/ROCStories.run.json",
+        "submission/rocstories/ROCStories.tsv",
     ]
 
 
@@ -245,7 +249,10 @@ def test_desc_names_the_files(run: Run) -> None:
         "log/mine.updates.jsonl",
         "save/mine/best_params.jl",
         "save/mine/checkpoint-00000004.safetensors",
+        "submission/ROCStories.run.json",
         "submission/ROCStories.tsv",
+        "submission/mine/ROCStories.run.json",
+        "submission/mine/ROCStories.tsv",
     ]
     assert lines(run.directory / "log/mine.jsonl")[0]["desc"] == "mine"
 
@@ -255,7 +262,7 @@ def test_without_submit_there_is_no_submission(
 ) -> None:
     assert run.main("--n_iter", "1") == 0
     assert not run.best.exists()
-    assert not run.submission.exists()
+    assert not (run.directory / "submission").exists()
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
@@ -456,7 +463,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     np.random.seed(99)
     assert again.main("--submit", "--lr", "1e-3") == 0
     assert other.main("--submit", "--lr", "1e-3", "--seed", "43") == 0
-    for path in ("save/rocstories/best_params.jl", "submission/ROCStories.tsv"):
+    for path in ("save/rocstories/best_params.jl", "submission/rocstories/ROCStories.tsv"):
         assert files_of(again.directory)[path] == files_of(whole.run.directory)[path]
     final, expected = again.tensors(), whole.run.tensors()
     assert all(torch.equal(final[name], expected[name]) for name in expected)
@@ -644,15 +651,26 @@ def test_a_directory_that_cannot_be_written(
     assert_refused(run, [f"--{kind}_dir", str(place)], 1, capsys, str(place))
 
 
+@pytest.mark.parametrize("earlier", [False, True])
 def test_analysis_without_anything_to_analyse_is_noticed_before_training(
-    run: Run, capsys: pytest.CaptureFixture[str]
+    run: Run, capsys: pytest.CaptureFixture[str], earlier: bool
 ) -> None:
+    """An earlier run's submission beside the log of this run would be a mix."""
+    before = stale(run) if earlier else {}
     assert run.main("--analysis", "--n_iter", "1") == 2
     stdout, stderr = capsys.readouterr()
-    assert stderr.count("gpt1.train: error: ") == 1
+    assert stderr.startswith("gpt1.train: error: --analysis: needs the run's own predictions")
+    assert stderr.count("\n") == 1
     assert "--submit" in stderr
     assert stdout == ""
-    assert not run.log.exists()
+    assert files_of(run.directory) == before
+
+
+@pytest.mark.parametrize("desc", ["ROCStories.tsv", "rocstories.run.json"])
+def test_a_name_that_stands_in_the_way_of_a_file(
+    run: Run, capsys: pytest.CaptureFixture[str], desc: str
+) -> None:
+    assert_refused(run, ["--desc", desc], 2, capsys, f"--desc {desc}", "another --desc")
 
 
 def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> None:
@@ -844,7 +862,7 @@ def test_places_may_change_on_resuming(uninterrupted: Run, tmp_path: Path) -> No
     words = ["--data_dir", str(moved / "data"), "--model_dir", str(moved / "model")]
     words += ["--submission_dir", str(tmp_path / "elsewhere"), "--save_every", "1", "--analysis"]
     assert run.main(*RESUMABLE, "--resume", *words) == 0
-    path = tmp_path / "elsewhere/ROCStories.tsv"
+    path = tmp_path / "elsewhere/rocstories/ROCStories.tsv"
     assert path.read_bytes() == uninterrupted.submission.read_bytes()
 
 
