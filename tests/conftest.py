@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import reference
 
 
 def _directory(variable: str, what: str) -> Path:
@@ -40,3 +41,13 @@ def golden_dir() -> Path:
 def references_dir() -> Path:
     """All values the running original produced, those that encode real text included."""
     return _directory("GPT1_REFERENCES", "the full reference values are")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How close the comparisons with golden values were: ``check_processors.py`` reads it."""
+    if reference.SHARES:
+        test, share = max(reference.SHARES.items(), key=lambda item: item[1])
+        terminalreporter.write_line(
+            f"golden values: {len(reference.SHARES)} tests, largest error {share:.2f} of its "
+            f"tolerance ({test})"
+        )

@@ -3,8 +3,9 @@
 The first part is slow and obvious on purpose: padded arrays X [B, C, T, 2] and M [B, C, T], every
 mask and softmax spelled out, any float type. Nothing of ``gpt1`` computes here. Each rule is a
 function or a constant of its own, so that a test can put a known deviation in the place of one and
-see what it does. The second part reads ``golden/steps.npz``, which the running original (OpenAI's
-finetune-transformer-lm at a69b5c4, on a CPU, dropout 0) produced.
+see what it does; deviations of the optimizer have names. The second part reads
+``golden/steps.npz``, which the running original (OpenAI's finetune-transformer-lm at a69b5c4, on a
+CPU, dropout 0) produced.
 
 Axes: B stories, C choices (2), T positions, D width, H heads, K head size, V rows of ``we``.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +204,89 @@ def random_model(config: ModelConfig, *, seed: int = 0, std: float = 0.3) -> Dou
     return model.eval()
 
 
+# -------------------------------------------------------------------------- the optimizer
+
+EPS32 = 2.0**-23  # the distance of float32 numbers at 1; a rounding costs half of it at most
+
+Array = np.ndarray
+Gradients = list[list[Array | None]]  # [update][parameter]
+
+
+def factor(schedule: str, x: float, warmup: float, ramp_scaled: bool = True) -> float:
+    """The three schedules, written anew."""
+    rising = x <= warmup
+    if schedule == "warmup_linear":
+        if rising and not ramp_scaled:
+            return x / warmup
+        return (x / warmup if rising else 1.0) * (1.0 - x)
+    if schedule == "warmup_cosine":
+        return x / warmup if rising else (1.0 + math.cos(math.pi * x)) / 2
+    return x / warmup if rising else 1.0
+
+
+def norm(grads: list[Array]) -> float:
+    return math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads))
+
+
+def transcribe(
+    start: list[Array], gradients: Gradients, settings: dict[str, Any], deviation: str = ""
+) -> list[Array]:
+    """Parameters after the updates, in float64; `deviation` puts one known mistake in."""
+    s = settings
+    params = [p.astype(np.float64) for p in start]
+    ms = [np.zeros_like(p) for p in params]
+    vs = [np.zeros_like(p) for p in params]
+    for t, update in enumerate(gradients, 1):
+        whole = norm([g for g in update if g is not None])
+        done = (t - 1 if deviation == "t from 0" else t) / s["t_total"]
+        scheduled = s["lr"] * factor(
+            s["schedule"], done, s["warmup"], ramp_scaled=deviation != "ramp without 1 - x"
+        )
+        first, root = 1 - s["b1"] ** t, math.sqrt(1 - s["b2"] ** t)
+        lr_t = scheduled * root / first
+        for i, g32 in enumerate(update):
+            if g32 is None:
+                continue
+            g = g32.astype(np.float64)
+            if s["max_grad_norm"] > 0:
+                limit = s["max_grad_norm"]
+                size = norm([g]) if deviation == "clipping parameter by parameter" else whole
+                g = g * (limit / max(size, limit))
+            ms[i] = s["b1"] * ms[i] + (1 - s["b1"]) * g
+            vs[i] = s["b2"] * vs[i] + (1 - s["b2"]) * g * g
+            decay = s["l2"] if params[i].ndim > 1 or s["vector_l2"] else 0.0
+            if deviation == "decay of biases":
+                decay = s["l2"]
+            step = lr_t * ms[i] / (np.sqrt(vs[i]) + s["e"])
+            if deviation == "e inside the bias correction":
+                step = scheduled * (ms[i] / first) / (np.sqrt(vs[i]) / root + s["e"])
+            decay_lr = scheduled if deviation == "decay without bias correction" else lr_t
+            decayed = params[i] - step if deviation == "decay of the updated" else params[i]
+            params[i] = params[i] - step - decay_lr * decay * decayed
+    return params
+
+
 # ---------------------------------------------------------------- what the original produced
+
+SHARES: dict[str, float] = {}
+"""The largest error that each test has found so far, as a share of its tolerance."""
+
+
+def assert_within(found: Any, expected: Any, tolerance: Any, name: str = "") -> None:
+    """Every element is within the tolerance, one for all or one each; ``name`` is what they are."""
+    found, expected = (torch.as_tensor(each).detach().double() for each in (found, expected))
+    assert found.shape == expected.shape, name
+    shares = (found - expected).abs() / tolerance
+    largest = shares.max().item() if shares.numel() else 0.0
+    test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0]
+    SHARES[test] = max(SHARES.get(test, 0.0), largest)
+    assert largest <= 1, f"{name}: the largest error is {largest:.3g} times its tolerance"
+
+
+def _without_one(kernel: Tensor) -> Tensor:
+    """[1, n_in, n_out] as [n_in, n_out]; what has fewer dimensions stays."""
+    return kernel.squeeze(0) if kernel.ndim == 3 else kernel
+
 
 CASES = ("base", "cosine", "constant", "vector_l2", "no_lm", "relu", "swish", "noclip")
 
@@ -234,9 +318,7 @@ class Case:
         """Parameters or gradients (``init``, ``grad0``, ``after1``, ``after6``) by our names."""
         names = json.loads(str(self._arrays["names"]))
         return {
-            our_name(name): torch.from_numpy(self._arrays[f"{kind}/{name}"]).squeeze(0)
-            if self._arrays[f"{kind}/{name}"].ndim == 3
-            else torch.from_numpy(self._arrays[f"{kind}/{name}"])
+            our_name(name): _without_one(torch.from_numpy(self._arrays[f"{kind}/{name}"]))
             for name in names
         }
 
@@ -249,6 +331,100 @@ class Case:
         n = self.cfg["n_batch"]
         whole = self.arrays(update)
         return [whole.take(slice(i * n, (i + 1) * n)) for i in range(self.cfg["n_gpu"])]
+
+    def optimizer(self) -> dict[str, Any]:
+        """The optimizer's settings by the names that ``OpenAIAdam`` has for them."""
+        theirs = {"schedule": "lr_schedule", "warmup": "lr_warmup", "t_total": "n_updates_total"}
+        same = ("lr", "b1", "b2", "e", "l2", "vector_l2", "max_grad_norm")
+        return {name: self.cfg[name] for name in same} | {
+            name: self.cfg[their] for name, their in theirs.items()
+        }
+
+    def _params(self) -> Params:
+        """The initial parameters in float64, for the transcription to differentiate."""
+        params = params_of(self.model().double())
+        return {name: p.requires_grad_() for name, p in params.items()}
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The gradient of the first update by the transcription in float64, by our names."""
+        params = self._params()
+        for tower in self.towers(0):
+            out = run(params, tower, self.config)
+            clf = clf_losses(out.logits, torch.from_numpy(tower.Y).long())
+            total = total_loss(clf, out.lm, self.cfg["lm_coef"])
+            (total / self.cfg["n_gpu"]).backward()
+        return {our_name(name): _without_one(p.grad) for name, p in params.items()}
+
+    def gradient_tolerance(self) -> dict[str, float]:
+        """How far float32 may take each gradient of the first update from the recorded one.
+
+        A gradient is a sum of two terms a sequence: that of its logit and that of its
+        language-model loss. Where the terms cancel, the sum is small but its rounding error is
+        not, so the error is measured by the sum of the absolute terms, the largest of a parameter.
+        Forward and back, a term passes through some fifty operations, and each rounds by half of
+        ``EPS32`` at most, up or down: about the root of fifty times that in all, 3.5 ``EPS32``.
+        The recorded gradient has such an error and ours has another, which makes 5; 8 are allowed.
+        """
+        params = self._params()
+        sums = {name: torch.zeros_like(p) for name, p in params.items()}
+        for term in self._terms(params):
+            grads = torch.autograd.grad(
+                term, list(params.values()), retain_graph=True, allow_unused=True
+            )
+            for name, grad in zip(params, grads, strict=True):
+                if grad is not None:
+                    sums[name] += grad.abs()
+        return {our_name(name): 8 * EPS32 * each.max().item() for name, each in sums.items()}
+
+    def _terms(self, params: Params) -> Iterator[Tensor]:
+        """Scalars whose gradients add up to that of the first update: two of each sequence."""
+        for tower in self.towers(0):
+            out = run(params, tower, self.config)
+            clf = clf_losses(out.logits, torch.from_numpy(tower.Y).long()).mean()
+            (slopes,) = torch.autograd.grad(clf, out.logits, retain_graph=True)
+            lm = self.cfg["lm_coef"] * out.lm / out.lm.numel()
+            yield from torch.cat([slopes * out.logits, lm]).flatten() / self.cfg["n_gpu"]
+
+    def after_one_update(self) -> dict[str, Tensor]:
+        """The recorded parameters after one update, as its rate in double precision makes them.
+
+        The original takes ``sqrt(1 - b2) / (1 - b1)`` in float32. There 0.999 is 1.3e-8 too large,
+        which makes every first step 6.7e-6 of itself too short; ours is taken in float64.
+        """
+
+        def correction(b1: float, b2: float) -> float:
+            return math.sqrt(1 - b2) / (1 - b1)
+
+        b1, b2 = self.cfg["b1"], self.cfg["b2"]
+        ratio = correction(b1, b2) / correction(float(np.float32(b1)), float(np.float32(b2)))
+        start = self.values("init")
+        return {
+            name: start[name].double() + ratio * (p.double() - start[name].double())
+            for name, p in self.values("after1").items()
+        }
+
+    def one_update_tolerance(self) -> dict[str, Tensor]:
+        """How far float32 may take each parameter from :meth:`after_one_update`.
+
+        Adam's first step is ``rate * g / (|g| + e / sqrt(1 - b2))`` with g the clipped gradient.
+        It rises with g, so that a gradient that is off by d makes a step between those of g - d
+        and of g + d. To that come a dozen roundings of the step in each program, at most half of
+        ``EPS32`` each and not all one way, and one or two of the parameter itself.
+        """
+        s, recorded, errors = self.optimizer(), self.values("grad0"), self.gradient_tolerance()
+        rate = s["lr"] * factor(s["schedule"], 1 / s["t_total"], s["warmup"])
+        limit = s["max_grad_norm"]
+        scale = limit / max(norm([g.numpy() for g in recorded.values()]), limit)
+
+        def step(g: Tensor) -> Tensor:
+            return rate * g / (g.abs() + s["e"] / math.sqrt(1 - s["b2"]))
+
+        tolerance = {}
+        for name, start in self.values("init").items():
+            g, d = scale * recorded[name].double(), scale * errors[name]
+            off = torch.maximum(step(g + d) - step(g), step(g) - step(g - d))
+            tolerance[name] = off + EPS32 * (8 * rate + 2 * start.abs())
+        return tolerance
 
     def model(self) -> DoubleHeadsModel:
         """Our model with the case's initial parameters."""

@@ -7,6 +7,7 @@ CSVs with dropout 0, from a small stand-in checkpoint in the released layout.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference import assert_within
 
 from gpt1 import jl, train, weights
+from gpt1.errors import Stopped
 from gpt1.model import ModelConfig
+from gpt1.trainer import Trainer
 
 SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3}
 FLAGS = [
@@ -46,15 +50,19 @@ def golden(references_dir: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def run(
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reference")
+
+
+@pytest.fixture(scope="module")
+def flags(
     rocstories_dir: Path,
     released_dir: Path,
     references_dir: Path,
     golden: dict[str, np.ndarray],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    """The command of the reference run, started from the same parameters."""
-    directory = tmp_path_factory.mktemp("reference")
+    directory: Path,
+) -> list[str]:
+    """The flags of the reference run, less its directories, started from the same parameters."""
     checkpoint = directory / "model"
     maker = [sys.executable, references_dir / "make_checkpoint.py", checkpoint]
     sizes = ["--n_embd", "48", "--n_layer", "3", "--seed", "1234", "--scale", "0.08"]
@@ -67,22 +75,54 @@ def run(
     drawn = {"clf/w": golden["clf_w"], "clf/b": golden["clf_b"]}
     names = weights.parameter_shapes(ModelConfig(n_ctx=n_ctx, **SIZES))
     jl.write_jl(start, [(released | drawn)[name] for name in names])
-
     places = ["--data_dir", rocstories_dir, "--model_dir", released_dir, "--init_params", start]
-    for kind in ("log", "save", "submission"):
-        places += [f"--{kind}_dir", directory / kind]
-    command = [sys.executable, "-m", "gpt1.train", *FLAGS, *places]
+    return [*FLAGS, *map(str, places)]
+
+
+def results(directory: Path) -> list[str]:
+    """The flags that put all results of a run into a directory."""
+    kinds = ("log", "save", "submission")
+    return [word for kind in kinds for word in (f"--{kind}_dir", str(directory / kind))]
+
+
+@pytest.fixture(scope="module")
+def run(flags: list[str], directory: Path) -> Run:
+    """The whole reference run."""
+    command = [sys.executable, "-m", "gpt1.train", *flags, *results(directory)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return Run(directory, done.stdout)
 
 
+@pytest.mark.golden
+def test_the_first_updates_are_the_originals(
+    flags: list[str],
+    golden: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Eight updates of the reference run, few enough to be made on many kinds of processor."""
+    update = Trainer._update
+
+    def update_or_stop(trainer: Trainer, rows: np.ndarray) -> None:
+        if trainer.n_updates == 8:
+            raise Stopped(signal.SIGTERM, "after eight updates")
+        update(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "_update", update_or_stop)
+    assert train.main([*flags, *results(tmp_path)]) == 128 + signal.SIGTERM
+    updates = Run(tmp_path, "").lines("log/rocstories.updates.jsonl")
+    costs = [line["clf_cost"] for line in updates]
+    assert len(costs) == 8
+    assert_within(costs, golden["train_costs"][:8], 1e-5, "classification costs")
+
+
 def test_every_classification_cost_is_the_originals(run: Run, golden: dict[str, np.ndarray]):
     updates = run.lines("log/rocstories.updates.jsonl")
     assert [line["n_updates"] for line in updates] == list(range(1, 139))
-    costs = np.array([line["clf_cost"] for line in updates])
-    np.testing.assert_allclose(costs, golden["train_costs"], rtol=0, atol=1e-4)
+    costs = [line["clf_cost"] for line in updates]
+    assert_within(costs, golden["train_costs"], 1e-4, "classification costs")
 
 
 def test_logged_figures_are_the_originals(run: Run, references_dir: Path):
@@ -103,7 +143,7 @@ def test_logged_figures_are_the_originals(run: Run, references_dir: Path):
         for figure, tolerance in (("cost", 1e-4), ("acc", 0.3)):
             for split in ("tr", "va"):
                 name = f"{split}_{figure}"
-                assert own[name] == pytest.approx(other[name], rel=0, abs=tolerance), name
+                assert_within(own[name], other[name], tolerance, name)
 
 
 def test_submission_is_the_originals(run: Run, references_dir: Path):
@@ -141,7 +181,7 @@ def test_last_parameters_are_the_originals(run: Run, golden: dict[str, np.ndarra
         theirs = value.reshape(ours.shape)
         if name.endswith("c_attn.b"):  # the keys' third is rounding noise: see docs/fidelity.md
             ours, theirs = (np.delete(each, np.s_[48:96]) for each in (ours, theirs))
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+        assert_within(ours, theirs, 1e-3, name)
         compared += 1
     assert compared >= 10
 

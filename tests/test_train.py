@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 import gpt1
-from gpt1 import checkpoint, datasets, jl, predict, prepare, train, trainer, weights
+from gpt1 import checkpoint, datasets, jl, predict, prepare, steps, train, trainer, weights
 from gpt1.batches import ChoiceArrays
-from gpt1.distributed import Process
+from gpt1.distributed import Process, tower_seed
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.predict import Score
 from gpt1.settings import DEMO_DEFAULTS, Settings, parse
@@ -336,6 +336,30 @@ def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(
         np.testing.assert_array_equal(arrays.X, right.X)
 
 
+def test_the_run_has_whole_epochs_only(run: Run) -> None:
+    """Three epochs of 32 stories in batches of 5 are 3 * 6 updates; 96 // 5 would be 19."""
+    trainer = trainer_of(run, "--n_gpu", "1", "--n_batch", "5")
+    assert trainer.n_updates_total == 18
+    assert trainer.optimizer.param_groups[0]["t_total"] == 18
+
+
+def test_all_parameters_are_trained_alike(run: Run) -> None:
+    """One group of the optimizer holds every parameter, the classifier's too."""
+    trainer = trainer_of(run)
+    (group,) = trainer.optimizer.param_groups
+    assert list(map(id, group["params"])) == list(map(id, trainer.model.parameters()))
+    assert len(group["params"]) == 1 + 12 * tiny.N_LAYER + 2
+
+
+def trainer_of(run: Run, *words: str) -> Trainer:
+    """The trainer of a run as it is before the first update."""
+    found: list[Trainer] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda trainer, stream: found.append(trainer))
+        assert run.main(*words) == 0
+    return found[0]
+
+
 def test_logged_figures_are_those_of_the_parameters(run: Run) -> None:
     """On the first stories in loaded order, as many as are validated on, and without dropout."""
     assert run.main("--n_iter", "1", "--lr", "1e-2") == 0
@@ -389,6 +413,31 @@ def test_best_parameters_are_kept_only_when_strictly_better(
     assert rows == [f"{i}\t{choice}" for i, choice in enumerate(predictions)]
     load_last(run, model)
     assert choices(model, data.test).argmax(-1).tolist() != predictions.tolist()
+
+
+def test_best_parameters_may_be_those_of_an_extra_evaluation(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracies 50, 75 and 60 after updates 1, 3 and 4: kept before training and after 1 and 3."""
+    recorder = Recorder(monkeypatch)
+    scores = [Score(0.5, accuracy) for accuracy in (0, 50, 0, 75, 0, 60)]
+    monkeypatch.setattr(trainer, "score", lambda logits, labels: scores.pop(0))
+    monkeypatch.setattr(trainer, "EXTRA_EVALUATIONS", (1, 3))
+    assert run.main("--n_iter", "1", "--submit") == 0
+    assert recorder.saved_after == [0, 1, 3]
+
+
+def test_ties_go_to_the_first_choice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        trainer, "predict_logits", lambda model, arrays, *rest, **_: np.zeros(arrays.X.shape[:2])
+    )
+    assert run.main("--n_iter", "1", "--submit") == 0
+    rows = run.submission.read_text().splitlines()[1:]
+    assert [row.split("\t")[1] for row in rows] == ["0"] * tiny.N_TEST
+    labels = loaded_task(run.task).valid.Y
+    assert labels is not None
+    assert run.evaluations()[0]["va_acc"] == pytest.approx((labels == 0).mean() * 100)
+    assert (labels == 1).any()
 
 
 def test_extra_evaluations_are_the_first_epochs_only(
@@ -455,6 +504,39 @@ def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatc
         assert len(set(costs[:4])) == n_different
 
 
+def test_every_update_draws_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeds of the masks change from update to update, not from tower to tower alone."""
+    seeds: list[list[int]] = []
+    gradients = trainer.tower_gradients
+
+    def record(*args: Any, **options: Any) -> Tensor:
+        seeds.append(list(options["seeds"]))
+        return gradients(*args, **options)
+
+    monkeypatch.setattr(trainer, "tower_gradients", record)
+    assert run.main("--n_iter", "2", "--seed", "7") == 0
+    expected = [[tower_seed(7, update, tower) for tower in range(4)] for update in range(1, 9)]
+    assert seeds == expected
+
+
+def test_choices_share_their_prefix_in_training_only_when_asked(
+    task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared prefix has one dropout mask for both choices; the original's choices have two."""
+    shared: list[bool] = []
+    pack = steps.pack
+
+    def record(arrays: ChoiceArrays, clf_token: int, *, share_prefix: bool) -> Any:
+        shared.append(share_prefix)
+        return pack(arrays, clf_token, share_prefix=share_prefix)
+
+    monkeypatch.setattr(steps, "pack", record)
+    for words, expected in (([], False), (["--share_prefix"], True)):
+        shared.clear()
+        assert Run(task, tmp_path / str(expected)).main("--n_iter", "1", *words) == 0
+        assert shared == [expected] * 4 * 4
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     whole: Done, task: tiny.Tiny, tmp_path: Path
 ) -> None:
@@ -497,11 +579,7 @@ def test_flags_of_model_and_optimizer_arrive(run: Run, afn: str, schedule: str) 
 
 def start_of(run: Run, *words: str) -> DoubleHeadsModel:
     """The model as training would begin with it."""
-    found: list[DoubleHeadsModel] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train", lambda trainer, stream: found.append(trainer.model))
-        assert run.main(*words) == 0
-    return found[0]
+    return trainer_of(run, *words).model
 
 
 def test_nothing_transferred_is_the_same_model_from_scratch(run: Run) -> None:

@@ -98,13 +98,28 @@ def assert_only_the_rule_is_right(
 # ------------------------------------------------------------------------------ the losses
 
 
+def summed(clf: Tensor, lm: Tensor, lm_coef: float) -> Tensor:
+    return clf.sum() + lm_coef * lm.sum()
+
+
+def token_mean(ce: Tensor, M: Tensor) -> Tensor:
+    mask = M[:, 1:]
+    return ((mask * ce).sum() / mask.sum()).expand(len(ce))
+
+
+def over_padding(ce: Tensor, M: Tensor) -> Tensor:
+    return ce.mean(-1)
+
+
+def tokens_only(we: Tensor) -> Tensor:
+    """The rows of the vocabulary of 50 and of the three special tokens."""
+    return we[:53]
+
+
+@pytest.mark.golden
 def test_loss_is_not_a_sum(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum over B stories and 2B sequences doubles the LM loss's weight: lm_coef 1.0 in effect."""
     B = base.arrays(0).n_stories
-
-    def summed(clf: Tensor, lm: Tensor, lm_coef: float) -> Tensor:
-        return clf.sum() + lm_coef * lm.sum()
-
     recorded = base.recorded()
     in_effect = summed(recorded.clf, recorded.lm, 0.5) / B
     assert distance(in_effect, recorded.clf.mean() + 1.0 * recorded.lm.mean()) < TOLERANCE
@@ -112,51 +127,45 @@ def test_loss_is_not_a_sum(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert distance(in_effect, recorded.total) > FAR * TOLERANCE
 
 
+@pytest.mark.golden
 def test_lm_coef_in_effect_is_the_flags(base: Case) -> None:
     """Gradients of the first step: neither a sum's nor those of a doubled lm_coef."""
-    recorded = base.values("grad0")
+    recorded, tolerance = base.values("grad0"), base.gradient_tolerance()
 
     def worst(lm_coef: float) -> float:
+        """The largest distance of a gradient, in units of its tolerance."""
         model = base.model()
         for tower in base.towers(0):
             batch = pack(tower, base.config.clf_token, share_prefix=False)
             (model.losses(batch, lm_coef).total / base.cfg["n_gpu"]).backward()
         named = dict(model.named_parameters())
-        return max(distance(named[n].grad, recorded[n]) for n in recorded if n != "clf.b")
+        return max(distance(named[n].grad, recorded[n]) / tolerance[n] for n in recorded)
 
     assert base.cfg["lm_coef"] == 0.5
-    assert worst(0.5) < 1e-6
-    assert worst(1.0) > FAR * 1e-6
+    assert worst(0.5) < 1
+    assert worst(1.0) > FAR
 
 
+@pytest.mark.golden
 def test_lm_loss_is_not_a_plain_mean_over_tokens(
     base: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every sequence counts the same, however long it is."""
-
-    def token_mean(ce: Tensor, M: Tensor) -> Tensor:
-        mask = M[:, 1:]
-        return ((mask * ce).sum() / mask.sum()).expand(len(ce))
-
     assert_only_the_rule_is_right(monkeypatch, base, "total", "lm_mean", token_mean)
 
 
+@pytest.mark.golden
 def test_lm_loss_does_not_count_padding(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def over_all(ce: Tensor, M: Tensor) -> Tensor:
-        return ce.mean(-1)
-
-    assert_only_the_rule_is_right(monkeypatch, base, "lm", "lm_mean", over_all)
+    assert_only_the_rule_is_right(monkeypatch, base, "lm", "lm_mean", over_padding)
 
 
+@pytest.mark.golden
 def test_position_rows_are_in_the_softmax(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    n_tokens = base.config.n_vocab + base.config.n_special
-
-    def tokens_only(we: Tensor) -> Tensor:
-        return we[:n_tokens]
-
+    assert base.config.n_vocab + base.config.n_special == 53
     assert_only_the_rule_is_right(monkeypatch, base, "lm", "output_rows", tokens_only)
 
 
+@pytest.mark.golden
 def test_without_lm_coef_no_lm_gradient_is_left(golden_dir: Path) -> None:
     """``lm_coef`` 0 leaves the LM loss out: the recorded gradient of unused rows is zero."""
     case = Case(golden_dir, "no_lm")
@@ -178,21 +187,72 @@ def test_without_lm_coef_no_lm_gradient_is_left(golden_dir: Path) -> None:
     assert (deviant.we.grad[unused] != 0).any(-1).all()
 
 
+# --------------------------------------------------------------------------- one whole update
+
+OF_THE_OPTIMIZER = (
+    "clipping parameter by parameter",
+    "decay without bias correction",
+    "decay of the updated",
+    "decay of biases",
+    "e inside the bias correction",
+    "ramp without 1 - x",
+    "t from 0",
+)
+OF_THE_LOSS: dict[str, tuple[str, object]] = {
+    "loss as a sum": ("total_loss", summed),
+    "lm_coef of 1": ("total_loss", lambda clf, lm, lm_coef: clf.mean() + lm.mean()),
+    "language-model loss as the mean over all tokens": ("lm_mean", token_mean),
+    "language-model loss over padding": ("lm_mean", over_padding),
+    "position rows left out of the softmax": ("output_rows", tokens_only),
+    "exact GELU": ("ACTIVATIONS", {"gelu": F.gelu}),
+    "gradients of one tower alone": ("towers", None),
+}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("deviation", ["none", *OF_THE_OPTIMIZER, *OF_THE_LOSS])
+def test_one_update_tells_deviations_apart(
+    base: Case, monkeypatch: pytest.MonkeyPatch, deviation: str
+) -> None:
+    """The tolerance of ``test_one_update_is_the_originals`` is a tenth of any of these at most."""
+    expected, tolerance = base.after_one_update(), base.one_update_tolerance()
+    of_optimizer = deviation if deviation in OF_THE_OPTIMIZER else ""
+    if deviation == "gradients of one tower alone":
+        first = base.towers(0)[0]
+        monkeypatch.setattr(base, "towers", lambda update: [first, first])
+    elif deviation in OF_THE_LOSS:
+        monkeypatch.setattr(reference, *OF_THE_LOSS[deviation])
+    start = [p.numpy() for p in base.values("init").values()]
+    gradient = [g.numpy() for g in base.gradient().values()]
+    after = reference.transcribe(start, [gradient], base.optimizer(), of_optimizer)
+    off = max(
+        ((torch.from_numpy(p) - expected[name]).abs() / tolerance[name]).max().item()
+        for name, p in zip(expected, after, strict=True)
+    )
+    if deviation == "none":
+        assert off < 1
+    else:
+        assert off > 10
+
+
 # --------------------------------------------------------------------------------- the layers
 
 
+@pytest.mark.golden
 def test_scores_are_scaled_by_the_head_size(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_only_the_rule_is_right(
         monkeypatch, base, "clf", "attention_scale", lambda head_size, width: width**-0.5
     )
 
 
+@pytest.mark.golden
 def test_scores_are_scaled_at_all(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_only_the_rule_is_right(
         monkeypatch, base, "clf", "attention_scale", lambda head_size, width: 1.0
     )
 
 
+@pytest.mark.golden
 def test_norms_come_after_the_sums(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def pre_norm(
         x: Tensor, params: reference.Params, name: str, n_head: int, afn: str, drop: reference.Drop
@@ -206,6 +266,7 @@ def test_norms_come_after_the_sums(base: Case, monkeypatch: pytest.MonkeyPatch) 
     assert_only_the_rule_is_right(monkeypatch, base, "clf", "block", pre_norm)
 
 
+@pytest.mark.golden
 def test_embeddings_are_not_scaled(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def scaled(we: Tensor, X: Tensor) -> Tensor:
         return we[X[..., 0]] * we.shape[1] ** 0.5 + we[X[..., 1]]
@@ -213,6 +274,7 @@ def test_embeddings_are_not_scaled(base: Case, monkeypatch: pytest.MonkeyPatch) 
     assert_only_the_rule_is_right(monkeypatch, base, "clf", "embed", scaled)
 
 
+@pytest.mark.golden
 def test_positions_are_added(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_only_the_rule_is_right(monkeypatch, base, "clf", "embed", lambda we, X: we[X[..., 0]])
 
@@ -242,6 +304,7 @@ def stories_of(config: ModelConfig) -> ChoiceArrays:
     return transform_roc(split, special, n_ctx=config.n_ctx, max_len=5)
 
 
+@pytest.mark.golden
 def test_gelu_is_not_the_exact_one(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, right, exact = with_activation(base.config, F.gelu, monkeypatch)
     assert distance(ours, right) < 1e-10
@@ -400,7 +463,14 @@ def test_classifier_bias_is_not_drawn() -> None:
         model = DoubleHeadsModel(ModelConfig(n_vocab=6, n_ctx=8, n_embd=12, n_head=3, n_layer=1))
         model.init_parameters(torch.Generator().manual_seed(seed))
         assert model.clf.b.item() == 0
-        assert 0.005 < model.clf.w.std() < 0.05
+
+
+def test_classifier_weights_have_the_spread_of_all_others() -> None:
+    """0.02, of which 768 draws tell 0.01 or 0.03 apart: their spread is right within 13 %."""
+    model = DoubleHeadsModel(ModelConfig(n_vocab=6, n_ctx=8, n_layer=0))
+    model.init_parameters(torch.Generator().manual_seed(0))
+    assert model.clf.w.numel() == 768
+    assert abs(model.clf.w.std().item() / 0.02 - 1) < 5 / (2 * 768) ** 0.5
 
 
 SIZES = ModelConfig(n_vocab=11, n_ctx=8, n_embd=12, n_head=3, n_layer=3)
@@ -477,6 +547,17 @@ def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
         assert arrays.M.sum(-1).tolist() == [[77, 68], [7, 8]]
     # Cut by the length of the data itself, 36 tokens of the long story would be left.
     assert batches.max_part_length(task.n_ctx) == 36
+
+
+@pytest.mark.parametrize("longest", [0, 1, 2], ids=["train", "valid", "test"])
+def test_the_longest_choice_of_any_split_decides_n_ctx(
+    checkpoint: Sources, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    splits = [Cloze(["1 2"], ["3"], ["4"], [0]) for _ in range(3)]
+    splits[longest] = Cloze(["1 2"], ["3"], ["4 0 1 2"], [0])
+    monkeypatch.setattr(prepare.datasets, "rocstories", lambda data_dir: splits)
+    monkeypatch.setattr(prepare, "TextEncoder", NumbersAsText)
+    assert prepare.load_task(Settings(), checkpoint, verbose=False).n_ctx == 2 + 4 + 3
 
 
 def test_reported_cost_is_of_unscaled_logits() -> None:

@@ -1,0 +1,67 @@
+"""Compare with the original's numbers as several kinds of processor would compute them.
+
+Libraries choose their kernels by the processor, and each kernel rounds in its own way. A variable
+of the environment makes them choose as on another processor; one variable is changed at a time.
+Every variant runs the tests marked ``golden``: those that compare floating-point numbers with
+numbers that the original produced. Ids, hashes and labels are whole numbers, the same everywhere.
+
+``DNNL_MAX_CPU_ISA`` is not among the variables: oneDNN computes nothing here in float32.
+
+    python scripts/check_processors.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = {
+    "this machine's own": {},
+    "no vector kernels of torch": {"ATEN_CPU_CAPABILITY": "default"},
+    "AVX2 kernels of torch": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "SSE2 kernels of MKL": {"MKL_CBWR": "COMPATIBLE"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
+}
+VARIABLES = {name for changes in VARIANTS.values() for name in changes}
+LINE = "{:<28} {:<36} {:<8} {}"
+
+
+def run(changes: dict[str, str]) -> tuple[bool, str]:
+    """Whether all golden tests passed with these variables set, and what pytest printed."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "golden", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment | changes,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode == 0, done.stdout
+
+
+def main() -> int:
+    """Print a line for each variant; 1 if any comparison failed in any of them."""
+    outputs = {}
+    print(LINE.format("variant", "variable", "result", "largest error, in its tolerance"))
+    for name, changes in VARIANTS.items():
+        passed, output = run(changes)
+        if not passed:
+            outputs[name] = output
+        share = re.search(r"golden values: .* largest error (\S+) of its tolerance", output)
+        variable = " ".join(f"{key}={value}" for key, value in changes.items())
+        result = "passed" if passed else "FAILED"
+        print(LINE.format(name, variable, result, share[1] if share else "unknown"), flush=True)
+    for name, output in outputs.items():
+        print(f"\n==== {name}\n{output}")
+    return 1 if outputs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

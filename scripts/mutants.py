@@ -1,0 +1,146 @@
+"""Put small random deviations into gpt1, one at a time, and see whether a test notices each.
+
+The library cosmic-ray makes the deviations: another number, operator or comparison, a loop that
+does not run. Each is tried in a copy of the repository, by the tests that concern its module.
+
+    pip install --target /tmp/mutants-library cosmic-ray
+    PYTHONPATH=/tmp/mutants-library python scripts/mutants.py --seed 2018 --each 6
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU_SECONDS = 300  # a deviation that makes the tests take longer than this is noticed, too
+TESTS = {  # of each module, the quickest first
+    "model": ("model", "traps", "dropout", "fast"),
+    "dropout": ("dropout", "model"),
+    "opt": ("opt", "model", "traps"),
+    "steps": ("traps", "train", "distributed"),
+    "predict": ("predict", "traps", "train"),
+    "batches": ("batches", "model", "traps"),
+    "datasets": ("datasets",),
+    "text_utils": ("text_utils",),
+    "weights": ("weights", "traps"),
+    "prepare": ("traps", "train", "weights"),
+    "trainer": ("train", "checkpoint", "stopping", "distributed"),
+    "distributed": ("distributed", "predict", "train"),
+}
+UNLIKELY = ("BitAnd", "BitOr", "BitXor", "Shift", "Is", "IsNot", "Invert", "UAdd", "Variable")
+
+
+def meaning(code: str) -> str | None:
+    """What a module computes: its tree without annotations and messages; None if it has none."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            node.annotation = None  # type: ignore[assignment]
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.JoinedStr):
+            node.values = []
+    return ast.dump(tree)
+
+
+def draw(module: str, n: int, seed: int) -> list[str]:
+    """The texts of a module with one deviation each, at n places of it."""
+    source = (ROOT / "gpt1" / f"{module}.py").read_text("utf-8")
+    operators = {
+        name: get_operator(name)()
+        for name in sorted(operator_names())
+        if not any(part in name.split("_")[-1] or part in name for part in UNLIKELY)
+    }
+    places = defaultdict(list)
+    nodes = list(ast_nodes(get_ast(source)))
+    for name, operator in operators.items():
+        positions = [at for node in nodes for at in operator.mutation_positions(node)]
+        for occurrence, at in enumerate(positions):
+            places[at].append((name, occurrence))
+    generator, drawn = random.Random(f"{seed} {module}"), []
+    for at in generator.sample(sorted(places), len(places)):
+        name, occurrence = generator.choice(places[at])
+        text = mutate_code(source, operators[name], occurrence)
+        if text and meaning(text) not in (None, meaning(source)):
+            drawn.append(text)
+        if len(drawn) == n:
+            break
+    return drawn
+
+
+def try_one(module: str, text: str, tests: tuple[str, ...] = ()) -> tuple[str, str, str]:
+    """The change as a line, ``killed`` or ``SURVIVED``, and the test that noticed it."""
+    path = ROOT / "gpt1" / f"{module}.py"
+    old, new = path.read_text("utf-8").splitlines(), text.splitlines()
+    changed = [
+        line for line in difflib.unified_diff(old, new, lineterm="", n=0) if line[:3] != "---"
+    ]
+    shown = f"{module}: " + "  ".join(line.strip() for line in changed[2:])
+    with tempfile.TemporaryDirectory(prefix="gpt1-mutant-") as directory:
+        copy = Path(directory) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "log"))
+        (copy / "gpt1" / path.name).write_text(text, "utf-8")
+        names = tests or tuple(f"tests/test_{name}.py" for name in TESTS[module])
+        process = multiprocessing.get_context("fork").Process(target=_test, args=(copy, names))
+        process.start()
+        process.join()
+        output = (Path(directory) / "output").read_text("utf-8", "replace")
+    noticed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    fate = "SURVIVED" if process.exitcode == 0 else "killed"
+    return shown, fate, noticed[0][:150] if noticed else f"status {process.exitcode}"
+
+
+def _test(copy: Path, names: tuple[str, ...]) -> None:
+    """In a process of its own, which has the slow libraries already: run these tests."""
+    import pytest
+
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    os.environ.update(PYTHONPATH=str(copy), OMP_NUM_THREADS="1")
+    output = os.open(copy.parent / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", *names]))
+
+
+def main() -> int:
+    """Print each deviation and its fate; 1 if one survived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", default=list(TESTS), help="modules [all]")
+    parser.add_argument("--seed", type=int, default=2018)
+    parser.add_argument("--each", type=int, default=6, help="deviations of each module [6]")
+    args = parser.parse_args()
+    import sklearn.utils  # noqa: F401  # slow libraries, which every process would import
+    import spacy.lang.en  # noqa: F401
+    import torch  # noqa: F401
+
+    survived = 0
+    for module in args.modules:
+        for text in draw(module, args.each, args.seed):
+            shown, fate, by = try_one(module, text)
+            survived += fate == "SURVIVED"
+            print(f"{fate:8} {shown}\n         {by}", flush=True)
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
