@@ -1,7 +1,10 @@
-"""How far bfloat16 moves a run: the same training in two precisions, side by side.
+"""How far rounding moves a run: the same training twice, with one thing different.
 
-    python scripts/compare_precision.py                          # the bundled demo
+What differs is the precision, or the number of threads, which changes the order of sums.
+
+    python scripts/compare_precision.py                          # the bundled demo, fp32 and bf16
     python scripts/compare_precision.py --data_dir data --model_dir model --precisions fp32 tf32
+    python scripts/compare_precision.py --threads 1 2            # one thread and two, in fp32
 
 All other flags go to `gpt1.train` as they are. Prints how far costs and accuracies lie apart, and
 how many predictions differ.
@@ -15,12 +18,20 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt1 import train
 from gpt1.analysis import read_submission
+
+
+class Variant(NamedTuple):
+    """One of the two runs: how it is called, its own flags, and its threads [torch's default]."""
+
+    name: str
+    flags: list[str]
+    threads: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -31,11 +42,24 @@ class Outcome(NamedTuple):
     predictions: list[int]
 
 
-def outcome(precision: str, flags: Sequence[str]) -> Outcome:
-    """Train in a precision and read what the run leaves."""
-    with tempfile.TemporaryDirectory() as place:
+@contextlib.contextmanager
+def on_threads(number: int | None) -> Iterator[None]:
+    """Let torch compute on so many threads within the block; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def outcome(variant: Variant, flags: Sequence[str]) -> Outcome:
+    """Train one variant and read what the run leaves."""
+    with tempfile.TemporaryDirectory() as place, on_threads(variant.threads):
         places = [f"--{kind}_dir={place}/{kind}" for kind in ("log", "save", "submission")]
-        command = ["--submit", "--precision", precision, "--desc", "run", *places, *flags]
+        command = ["--submit", "--desc", "run", *places, *variant.flags, *flags]
         with contextlib.redirect_stdout(io.StringIO()):
             status = train.main(command)
         if status:
@@ -65,9 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--precisions", nargs=2, default=["fp32", "bf16"], help="which two [fp32 bf16]"
     )
+    parser.add_argument(
+        "--threads", nargs=2, type=int, metavar="N", help="compare these numbers of threads instead"
+    )
     args, flags = parser.parse_known_args(argv)
-    one, two = (outcome(precision, flags) for precision in args.precisions)
-    print(f"{args.precisions[1]} against {args.precisions[0]}, {len(one.updates)} updates:")
+    if args.threads is None:
+        variants = [Variant(name, ["--precision", name]) for name in args.precisions]
+    elif min(args.threads) < 1:
+        parser.error("--threads: a run needs at least one thread")
+    else:
+        variants = [Variant(f"threads {n}", [], n) for n in args.threads]
+    one, two = (outcome(variant, flags) for variant in variants)
+    if not one.updates:
+        parser.error("--n_iter 0: without updates there is nothing to compare")
+    print(f"{variants[1].name} against {variants[0].name}, {len(one.updates)} updates:")
     costs = ["clf_cost", *(["lm_cost"] if one.updates[0]["lm_cost"] is not None else [])]
     for name in costs:
         print(distance(name, two.updates, one.updates))

@@ -252,6 +252,24 @@ def test_trap(deviation: str) -> None:
     assert distance(ours, transcribe(start, gradients, settings, deviation)) > 20 * tolerance
 
 
+def test_bias_correction_in_float32_is_off_by_a_hundred_thousandth() -> None:
+    """Ours is in double precision. The original's loses digits in ``1 - b2^t``."""
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = OpenAIAdam([p], lr=1.0, schedule="warmup_constant", warmup=0.0, t_total=1)
+    errors = []
+    for t in range(1, 201):
+        p.grad = torch.ones_like(p)  # so that m = 1 - b1^t and v = 1 - b2^t
+        before = p.item()
+        optimizer.step()
+        exact = math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        step = exact * (1 - 0.9**t) / (math.sqrt(1 - 0.999**t) + 1e-8)
+        assert before - p.item() == pytest.approx(step, rel=1e-11, abs=0)
+        one, *powers = (np.float32(float(np.float32(b)) ** t) for b in (1, 0.9, 0.999))
+        below_1 = [one - power for power in powers]  # in float32, as all that follows
+        errors.append(abs(float(np.sqrt(below_1[1]) / below_1[0]) / exact - 1))
+    assert 5e-6 < max(errors[:3]) == max(errors) < 2e-5
+
+
 # ---------------------------------------------------------------------------- clipping
 
 

@@ -172,6 +172,18 @@ def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
     assert_same(run, whole)
 
 
+def test_a_run_without_epochs_can_be_stopped_too(run: Run) -> None:
+    change = before("gpt1.trainer:Trainer._do_updates", sends_itself(SIGTERM))
+    done = run.do("--n_iter", "0", changes=[change])
+    assert done.status == 128 + SIGTERM
+    assert "stopped by SIGTERM: after update 0 of 0, all saved" in done.message()
+    resumed = run.do("--n_iter", "0", "--resume")
+    assert resumed.status == 0
+    assert "--resume: going on after update 0 of 0" in resumed.stderr
+    assert run.submission.exists()
+    assert run.best.exists()
+
+
 # ------------------------------------------------------------------------------- evaluations
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from gpt1 import text_utils
 from gpt1.errors import InputError
-from gpt1.text_utils import TextEncoder, text_standardize
+from gpt1.text_utils import EnglishWords, TextEncoder, text_standardize
 
 MERGES = ["t h", "th e</w>", "th e", "' s</w>", "n '", "n' t</w>", "i n", "in g</w>", "a a", "\\ n"]
 LETTERS = string.printable[:95].replace(" ", "") + "éàβ½ß…“”‘’\n"
@@ -160,6 +160,23 @@ def test_packaged_special_cases_are_the_reference_ones(golden_dir: Path) -> None
     reference = json.loads((golden_dir / "spacy_vintage.json").read_text("utf-8"))
     for key in ("only_in_2_0", "only_in_3_8"):
         assert json.loads(packaged)[key] == reference[key]
+
+
+def test_rules_of_2_0_change_special_cases_only(golden_dir: Path) -> None:
+    """Prefixes, suffixes, infixes and the pattern of web addresses are the installed spaCy's."""
+    import spacy
+
+    own, installed = EnglishWords("2.0"), spacy.blank("en").tokenizer
+    for name in ("prefix_search", "suffix_search", "infix_finditer", "url_match"):
+        ours, theirs = (getattr(each, name).__self__ for each in (own._tokenizer, installed))
+        assert ours.pattern == theirs.pattern, name
+    assert own._tokenizer.token_match is installed.token_match is None
+    vintage = json.loads((golden_dir / "spacy_vintage.json").read_text("utf-8"))
+    added, removed = vintage["only_in_2_0"], vintage["only_in_3_8"]
+    assert (len(added), len(removed)) == (15, 118)  # as docs/fidelity.md says
+    others = EnglishWords("installed")._cases
+    kept = {case: words for case, words in others.items() if case not in removed}
+    assert own._cases == kept | added
 
 
 # --- the traps ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -574,6 +575,85 @@ def test_flags_of_model_and_optimizer_arrive(run: Run, afn: str, schedule: str) 
     assert {name: seen[name] for name in [*expected, "afn"]} == {**expected, "afn": afn}
 
 
+# ------------------------------------------------------- values at the edge of what a flag takes
+
+
+def refused_flags() -> list[str]:
+    """The examples in the table of flags that the original accepts and this program refuses."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    table = page.split("### Accepted there, refused here\n")[1].split("\n#")[0]
+    cells = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `--")]
+    return [words for cell in cells for words in re.findall(r"`(--[^`]+)`", cell)]
+
+
+def test_the_table_of_refused_flags_is_found() -> None:
+    assert len(refused_flags()) >= 20
+
+
+@pytest.mark.parametrize("words", refused_flags())
+def test_what_the_page_calls_refused_is_refused(
+    run: Run, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(run.directory)
+    assert run.main(*shlex.split(words)) == 2
+    assert capsys.readouterr().err.count("gpt1.train: error: ") == 1
+    assert files_of(run.directory) == before
+
+
+def test_a_rate_of_0_changes_no_parameter(run: Run) -> None:
+    start = {f"model.{name}": p.detach() for name, p in start_of(run).named_parameters()}
+    assert run.main("--lr", "0") == 0
+    assert [row["lr"] for row in lines(run.updates)] == [0] * 12
+    assert all(row["grad_norm"] > 0 for row in lines(run.updates))
+    final = run.tensors()
+    assert all(torch.equal(final[name], value) for name, value in start.items())
+
+
+def test_a_ramp_over_the_whole_run_is_the_originals_formula(run: Run) -> None:
+    assert run.main("--lr", "1e-3", "--lr_warmup", "1") == 0
+    shares = [t / 12 for t in range(1, 13)]
+    expected = [pytest.approx(1e-3 * x * (1 - x), rel=1e-12, abs=0) for x in shares]
+    assert [row["lr"] for row in lines(run.updates)] == expected
+
+
+def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
+    found: list[Trainer] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda trainer, stream: found.append(trainer))
+        assert run.main("--n_ctx", "6") == 0
+    task, whole = found[0].task, loaded_task(run.task)
+    assert task.n_ctx == found[0].model.config.n_ctx == 5
+    rows, start, classify = whole.train.X[..., 0], whole.n_vocab, whole.n_vocab + 2
+    assert (task.train.X[..., [0, 2, 4], 0] == [start, start + 1, classify]).all()
+    assert (task.train.X[..., 1, 0] == rows[..., 1]).all()
+    delimiter = (rows == start + 1).argmax(-1)
+    first_of_ending = np.take_along_axis(rows, delimiter[..., None] + 1, axis=-1)[..., 0]
+    assert (task.train.X[..., 3, 0] == first_of_ending).all()
+    assert run.main("--n_ctx", "6", "--n_iter", "1", "--submit") == 0
+
+
+def test_without_epochs_the_first_parameters_are_kept_and_predict(whole: Done, run: Run) -> None:
+    """As in the original; from a run's best parameters the predictions are that run's."""
+    words = ["--n_iter", "0", "--submit"]
+    start = weights.to_list(start_of(run))
+    assert run.main(*words) == 0
+    assert [row["n_iter"] for row in lines(run.log)] == [0]
+    assert lines(run.updates) == []
+    assert all(map(np.array_equal, jl.read_jl(run.best), start))
+    assert not checkpoint.checkpoints(run.best.parent)
+    assert run.submission.read_text() != whole.run.submission.read_text()
+    assert run.main(*words, "--init_params", str(whole.run.best)) == 0
+    assert run.submission.read_text() == whole.run.submission.read_text()
+    assert run.main(*words, "--init_params", str(whole.run.best), "--resume") == 0
+
+
+def test_without_epochs_there_is_nothing_to_report(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--analysis", "--n_iter", "0"]
+    assert_refused(run, words, 2, capsys, "--analysis: --n_iter 0 makes no evaluation")
+
+
 # ------------------------------------------------------------------------------- where it starts
 
 
@@ -597,7 +677,7 @@ def test_nothing_transferred_may_have_other_sizes(run: Run) -> None:
 def test_init_params_go_on_from_a_run(whole: Done, run: Run) -> None:
     """Classifier and special rows included; the heads are named, for the list has none."""
     words = ["--init_params", str(whole.run.best), "--n_head", "4"]
-    start = weights.to_list(start_of(run, *words))
+    start = weights.to_list(start_of(run))
     assert all(map(np.array_equal, start, jl.read_jl(whole.run.best)))
     assert run.main(*words, "--n_iter", "1") == 0
     assert lines(run.log)[0]["init_params"] == str(whole.run.best)
