@@ -435,10 +435,6 @@ def test_ties_go_to_the_first_choice(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert run.main("--n_iter", "1", "--submit") == 0
     rows = run.submission.read_text().splitlines()[1:]
     assert [row.split("\t")[1] for row in rows] == ["0"] * tiny.N_TEST
-    labels = loaded_task(run.task).valid.Y
-    assert labels is not None
-    assert run.evaluations()[0]["va_acc"] == pytest.approx((labels == 0).mean() * 100)
-    assert (labels == 1).any()
 
 
 def test_extra_evaluations_are_the_first_epochs_only(

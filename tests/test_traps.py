@@ -549,6 +549,25 @@ def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
     assert batches.max_part_length(task.n_ctx) == 36
 
 
+def test_words_are_split_by_the_rules_of_the_flag(
+    checkpoint: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default by those of spaCy 2.0, which the released model's training text was split by."""
+    asked: list[object] = []
+
+    class Recorder(NumbersAsText):
+        def __init__(self, encoder_path: Path, bpe_path: Path, **options: object) -> None:
+            super().__init__(encoder_path, bpe_path)
+            asked.append(options["spacy_rules"])
+
+    split = Cloze(["1"], ["2"], ["3"], [0])
+    monkeypatch.setattr(prepare.datasets, "rocstories", lambda data_dir: (split, split, split))
+    monkeypatch.setattr(prepare, "TextEncoder", Recorder)
+    for settings in (Settings(), Settings(spacy_rules="installed")):
+        prepare.load_task(settings, checkpoint, verbose=False)
+    assert asked == ["2.0", "installed"]
+
+
 @pytest.mark.parametrize("longest", [0, 1, 2], ids=["train", "valid", "test"])
 def test_the_longest_choice_of_any_split_decides_n_ctx(
     checkpoint: Sources, monkeypatch: pytest.MonkeyPatch, longest: int
