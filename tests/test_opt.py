@@ -23,8 +23,7 @@ Array = np.ndarray
 Gradients = list[list[Array | None]]  # [update][parameter]
 
 EPS32 = float(np.finfo(np.float32).eps)
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 SETTINGS: dict[str, Any] = {
     "lr": 0.1,
@@ -648,7 +647,7 @@ def test_sparse_gradients_are_refused_and_nothing_has_changed() -> None:
     assert optimizer.param_groups[0]["t"] == 0
 
 
-@NO_GPU
+@pytest.mark.gpu
 def test_a_step_does_not_wait_for_the_gpu() -> None:
     start, gradients = random_case(16, 2)
     params = [torch.tensor(p, device="cuda") for p in start]

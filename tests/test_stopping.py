@@ -27,6 +27,7 @@ from processes import (
     sends_itself,
     update,
 )
+from waiting import DEADLINE, wait_until
 
 from gpt1.errors import Stopped, report_errors
 from gpt1.stopping import StopRequests
@@ -137,9 +138,9 @@ def test_a_real_command_is_stopped_while_it_imports(
     command = [sys.executable, "-m", "gpt1.train", *run.flags()]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     maps = Path(f"/proc/{started.pid}/maps")
-    processes.wait_until(lambda: library in maps.read_text(), f"{library} in {maps}")
+    wait_until(lambda: library in maps.read_text(), f"{library} in {maps}")
     started.send_signal(number)
-    _, stderr = started.communicate(timeout=processes.DEADLINE)
+    _, stderr = started.communicate(timeout=DEADLINE)
     assert started.returncode == 128 + number, stderr
     noted, message = stderr.strip().splitlines()
     assert noted == f"{number.name}: ending once all is saved; once more ends at once"
@@ -227,7 +228,8 @@ def test_a_second_signal_ends_at_once(
 
 def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
     """As from ``timeout``, which signals its child and then the child's group, and a terminal."""
-    done = run.do(changes=[update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
+    longer = partial(processes.set_constant, "gpt1.stopping", "ECHO", DEADLINE)
+    done = run.do(changes=[longer, update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
     assert done.status == 128 + SIGTERM
     assert SAVED.format(6) in done.message()
     assert run.checkpoints()[-1] == 6
@@ -235,9 +237,42 @@ def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
 
 def test_what_is_ignored_stays_ignored(run: Run) -> None:
     """A shell has programs in the background ignore Ctrl-C, which is not meant for them."""
-    ignores = partial(signal.signal, SIGINT, signal.SIG_IGN)
-    done = run.do(changes=[ignores, update(6, sends_itself(SIGINT))])
+    done = run.do(changes=[ignores_sigint, update(6, sends_itself(SIGINT))])
     assert (done.status, done.stderr) == (0, "")
+
+
+def ignores_sigint() -> None:
+    signal.signal(SIGINT, signal.SIG_IGN)
+
+
+def test_a_command_in_the_background_ignores_sigint_and_is_saved_by_sigterm(
+    task: tiny.Tiny, tmp_path: Path
+) -> None:
+    """Nothing is forked here: the program as a shell without job control starts it."""
+    run = Run(task, tmp_path / "run")
+    words = run.flags("--n_iter", str(10**6))  # it does not end by itself while we look at it
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "gpt1.train"]
+    started = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def n_updates() -> int:
+        assert started.poll() is None, started.communicate()
+        return run.updates.read_bytes().count(b"\n") if run.updates.exists() else 0
+
+    try:
+        wait_until(lambda: n_updates() > 0, "the first update")
+        started.send_signal(SIGINT)
+        later = n_updates() + 20  # a run that listened would end within one update
+        wait_until(lambda: n_updates() >= later, "updates after SIGINT")
+        started.send_signal(SIGTERM)
+        _, stderr = started.communicate(timeout=DEADLINE)
+    finally:
+        started.kill()
+        started.wait()
+    n = processes.lines(run.updates)[-1]["n_updates"]
+    assert started.returncode == 128 + SIGTERM, stderr
+    assert "SIGINT" not in stderr
+    assert f"stopped by SIGTERM: after update {n} of {4 * 10**6}, all saved" in stderr
+    assert run.checkpoints()[-1] == n
 
 
 # ------------------------------------------------------------------------------- two processes
