@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
 from waiting import DEADLINE, wait_until
 
@@ -392,6 +393,11 @@ def spawning_becomes_forking() -> None:
     """A change by which ``start_processes`` takes no seconds."""
     fork = multiprocessing.get_context("fork")
     distributed.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
+
+
+def slow_but(cases: Iterable[str], *kept: str) -> list[Any]:
+    """All cases of a test, to be given to ``parametrize``: those not ``kept`` are marked slow."""
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def copied(run: Run, directory: Path) -> Run:

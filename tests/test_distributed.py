@@ -286,7 +286,7 @@ def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path
     assert_same(two, one, 1e-6)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_torchrun_equals_one_process_with_dropout_too(
     task: tiny.Tiny, tmp_path: Path, world: int
 ) -> None:
@@ -325,6 +325,7 @@ def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
             process.wait()
 
 
+@pytest.mark.slow
 def test_resuming_on_several_machines_is_the_same_run_or_none(
     task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,17 @@ from typing import Any
 import processes
 import pytest
 import tiny
-from processes import SIGKILL, Run, Running, assert_same, before, sends_itself, update, waits_for
+from processes import (
+    SIGKILL,
+    Run,
+    Running,
+    assert_same,
+    before,
+    sends_itself,
+    slow_but,
+    update,
+    waits_for,
+)
 from waiting import DEADLINE, wait_until
 
 from gpt1.errors import Gpt1Error, InputError
@@ -230,7 +240,7 @@ WRITTEN = {  # what is written, which time of it, and what its name then is
 }
 
 
-@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("kind", slow_but(WRITTEN, "checkpoint"))
 def test_what_a_kill_leaves_half_written_is_gone_after_the_next_run(
     whole: dict[str, Any], run: Run, kind: str
 ) -> None:

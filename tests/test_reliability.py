@@ -245,6 +245,7 @@ def assert_one_message_and_the_same_bits(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITES)
 def test_a_limit_on_the_size_of_files(whole: dict[str, Any], run: Run, kind: str) -> None:
     change, _, _ = WRITES[kind]
@@ -266,6 +267,7 @@ def small_disk(task: tiny.Tiny, tmp_path: Path) -> Iterator[Run]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["checkpoint", "submission"])
 def test_a_full_disk(whole: dict[str, Any], small_disk: Run, kind: str) -> None:
     change, _, _ = WRITES[kind]
@@ -275,6 +277,7 @@ def test_a_full_disk(whole: dict[str, Any], small_disk: Run, kind: str) -> None:
     assert_one_message_and_the_same_bits(done, kind, "No space left on device", run, whole)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_beginning(whole: dict[str, Any], small_disk: Run) -> None:
     done = small_disk.do(changes=[processes.fills_disk(small_disk.directory)])
     assert done.status == 1
@@ -293,6 +296,7 @@ def becomes_read_only(directory: Path) -> None:
     subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
 
 
+@pytest.mark.slow
 def test_a_directory_that_becomes_read_only(whole: dict[str, Any], run: Run) -> None:
     change, _, _ = WRITES["checkpoint"]
     done = run.do(changes=[change(partial(becomes_read_only, run.saved))])
@@ -304,6 +308,7 @@ def test_a_directory_that_becomes_read_only(whole: dict[str, Any], run: Run) -> 
     assert_one_message_and_the_same_bits(done, "checkpoint", reason, run, whole)
 
 
+@pytest.mark.slow
 def test_standard_output_on_a_full_disk(whole: dict[str, Any], run: Run) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
@@ -319,6 +324,7 @@ def prints_to(path: str) -> None:
     os.dup2(os.open(path, os.O_WRONLY), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["checkpoint", "log"])
 def test_one_message_says_why_two_processes_end(run: Run, kind: str) -> None:
     change, name, _ = WRITES[kind]
@@ -335,6 +341,7 @@ def test_one_message_says_why_two_processes_end(run: Run, kind: str) -> None:
 # ------------------------------------------------------------------------------- other processes
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_dies(whole_pair: dict[str, Any], run: Run) -> None:
     dies = update(6, only_rank("1", sends_itself(SIGKILL)))
     first, second = run.do_pair(changes=[dies])
@@ -345,6 +352,7 @@ def test_one_of_two_processes_dies(whole_pair: dict[str, Any], run: Run) -> None
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_the_main_process_of_two_dies(whole_pair: dict[str, Any], run: Run) -> None:
     dies = before("gpt1.files:os.replace", sends_itself(SIGKILL), matching="checkpoint-00000006")
     first, second = run.do_pair(changes=[dies])
@@ -386,6 +394,7 @@ def _interrupt_group() -> None:
             os.killpg(os.getpgrp(), SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "status"),
     [(sends_parent(SIGTERM), 143), (sends_parent(SIGINT), 130), (_interrupt_group, 130)],
@@ -403,6 +412,7 @@ def test_a_signal_to_the_parent_is_handed_on(
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_a_parent_that_ignores_sigint_does_not_hand_it_on(
     whole_pair: dict[str, Any], run: Run
 ) -> None:
@@ -417,6 +427,7 @@ def _interrupt_parent() -> None:
     os.kill(os.getppid(), SIGINT)
 
 
+@pytest.mark.slow
 def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run) -> None:
     group = Group(run, update(6, only_rank("1", sends_itself(SIGKILL))))
     assert group.done.status == 1
@@ -426,6 +437,7 @@ def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run)
     group.assert_nobody_is_left()
 
 
+@pytest.mark.slow
 def test_a_started_process_that_hangs_is_ended(run: Run) -> None:
     """Stopped, it notices neither the other's death nor SIGTERM."""
     shorter = partial(processes.set_constant, "gpt1.distributed", "GRACE", 0.3)
@@ -445,6 +457,7 @@ def _die_when_another_hangs(pids: Path) -> None:
     os.kill(os.getpid(), SIGKILL)
 
 
+@pytest.mark.slow
 def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run: Run) -> None:
     group = Group(run, update(6, sends_parent(SIGKILL)))
     assert group.done.status == -SIGKILL
@@ -454,6 +467,7 @@ def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
     """It died before they could ask to be told."""
     group = Group(run, before("gpt1.distributed:end_with_parent", _kill_parent_and_wait))
@@ -520,6 +534,7 @@ def own_lines(done: Done) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("gpt1.train: ")]
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_goes_on_by_itself(
     whole_pair: dict[str, Any], run: Run
 ) -> None:
@@ -533,6 +548,7 @@ def test_torchrun_restarts_a_run_that_goes_on_by_itself(
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_the_state(whole_pair: dict[str, Any], run: Run) -> None:
     done = torchrun(run, late=SIGNAL_PARENT.format("SIGTERM"))
     assert done.status != 0
@@ -544,12 +560,14 @@ def test_sigterm_to_torchrun_saves_the_state(whole_pair: dict[str, Any], run: Ru
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_nobody_outlives_torchrun(run: Run) -> None:
     done = torchrun(run, late=SIGNAL_PARENT.format("SIGKILL"))
     assert done.status == -SIGKILL
     assert run.checkpoints()[-1] in (6, 7)
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_as_torchrun_dies_does_not_wait_for_it(run: Run) -> None:
     """It is too late then to be told of the death, and torch would wait half an hour."""
     early = """
@@ -667,6 +685,7 @@ def test_threads_that_share_an_encoder_get_what_one_gets(task: tiny.Tiny) -> Non
 # ------------------------------------------------------------------------------- scripts/stress.py
 
 
+@pytest.mark.slow
 def test_the_stress_test_in_short(task: tiny.Tiny, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/stress.py"), *task.flags, "--kills", "2"]
     command += ["--n_iter", "6", "--save_every", "2", "--faults", "none", "--seed", "1"]

@@ -25,6 +25,7 @@ from processes import (
     continuation,
     only_rank,
     sends_itself,
+    slow_but,
     update,
 )
 from waiting import DEADLINE, wait_until
@@ -110,7 +111,7 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", slow_but(MOMENTS, "in an epoch", "evaluation", "submission"))
 def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits(
     whole: dict[str, Any], run: Run, moment: str
 ) -> None:
@@ -158,6 +159,7 @@ def test_an_analysis_that_is_stopped_has_all_results_before_it(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
     whole: dict[str, Any], run: Run
 ) -> None:
@@ -188,6 +190,7 @@ def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
     assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any], run: Run) -> None:
     for words in ([], ["--resume"], ["--resume"]):
         call = 1 if words else 3
@@ -198,6 +201,7 @@ def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any],
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_after_its_line_is_logged_once(
     whole: dict[str, Any], run: Run
 ) -> None:
@@ -304,7 +308,7 @@ PAIR_MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
 }
 
 
-@pytest.mark.parametrize("moment", PAIR_MOMENTS)
+@pytest.mark.parametrize("moment", slow_but(PAIR_MOMENTS, "in an epoch", "evaluation"))
 def test_both_processes_stop_together(whole_pair: dict[str, Any], run: Run, moment: str) -> None:
     change, progress, newest = PAIR_MOMENTS[moment]
     first, second = run.do_pair(changes=[change(sends_itself(SIGTERM))])
@@ -316,6 +320,7 @@ def test_both_processes_stop_together(whole_pair: dict[str, Any], run: Run, mome
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_signal_to_one_process_stops_both(
     whole_pair: dict[str, Any], run: Run, rank: str

@@ -824,6 +824,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_a_killed_run_ends_with_the_same_bits(
     uninterrupted: Run, run: Run, capsys: pytest.CaptureFixture[str]
