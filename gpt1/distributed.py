@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -31,7 +32,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gpt1.errors import Gpt1Error, InputError
-from gpt1.stopping import SIGNALS, end_with_parent
+from gpt1.stopping import end_with_parent, handled_signals
 
 Result = TypeVar("Result")
 
@@ -287,15 +288,15 @@ def _unused_part(store: Store, rank: int, world: int) -> Store:
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
     """Run ``body(argv)`` in n processes of this machine, joined in a group; the exit status.
 
-    SIGTERM and SIGINT are handed on to them as SIGTERM. When one of them ends badly the others are
-    ended, too, within twice ``GRACE`` seconds, and its status is returned. When this process is
-    killed they end as by SIGTERM.
+    SIGTERM and SIGINT are handed on to them as SIGTERM, unless this process ignores them. When one
+    of them ends badly the others are ended, too, within twice ``GRACE`` seconds, and its status is
+    returned. When this process is killed they end as by SIGTERM.
 
     Raises:
         Gpt1Error: a signal that nobody sent from here ended one of them.
     """
     context = multiprocessing.get_context("spawn")
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_process_main, args=(rank, body, list(argv), n, port))
         for rank in range(n)
@@ -309,7 +310,7 @@ def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n
             if process.pid is not None:
                 process.terminate()
 
-    previous = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    previous = {number: signal.signal(number, hand_on) for number in handled_signals()}
     try:
         for process in processes:
             process.start()
@@ -373,10 +374,20 @@ def _process_main(
     sys.exit(body(argv))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Return a port of this machine on which no program listens.
+
+    It lies below the range from which systems give out ports by themselves, 32768 and more on
+    Linux: from there another program could be given the same port before this one uses it.
+
+    Raises:
+        Gpt1Error: none of the ports that were tried is free.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise Gpt1Error("no free port was found on this machine for the processes to meet at")
 
 
 def keep_freed_memory() -> None:

@@ -22,9 +22,9 @@ class StopRequests:
 
     The first request ends the block by :class:`gpt1.errors.Stopped` at once, wherever it is,
     except within :meth:`held`, where it is only noted. Another one, ``ECHO`` seconds later, ends
-    the process at once, as if nobody listened. A signal that is ignored (Ctrl-C, in what a shell
-    starts in the background) stays so. Outside the main thread, where Python delivers no signals,
-    it does nothing.
+    the process at once, as if nobody listened. A signal that the process was told to ignore stays
+    ignored (see :func:`handled_signals`). Outside the main thread, where Python delivers no
+    signals, it does nothing.
 
     Attributes:
         signal: the first request, or None.
@@ -40,9 +40,8 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._handle)
+            for number in handled_signals():
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -91,6 +90,15 @@ class StopRequests:
             text = f"\n{self.signal.name}: ending once all is saved; once more ends at once\n"
             with suppress(OSError):
                 os.write(2, text.encode())  # a print could be the one that is interrupted
+
+
+def handled_signals() -> tuple[signal.Signals, ...]:
+    """Return those of ``SIGNALS`` that are not ignored, which the program therefore handles.
+
+    A shell without job control, such as one that runs a script, has the commands that it starts
+    with ``&`` ignore SIGINT: a Ctrl-C at the terminal is meant for the foreground.
+    """
+    return tuple(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def end_with_parent() -> None:

@@ -1,12 +1,77 @@
-"""Where the tests find what cannot be in the repository, and why they skip without it."""
+"""What holds for all tests: their environment, their selection, and where the real data are."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import reference
+from hypothesis import HealthCheck, settings
+from leftovers import Leftovers
+
+ROOT = Path(__file__).parent.parent
+# One of the processes of pytest-xdist: it computes with one thread, unless told otherwise. This
+# has to stand before torch is imported, which looks only then.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How many examples a test with random input tries: plain pytest and `make test-all` take
+# "thorough", `make test` takes "quick". Either tries the same examples in each run, so that no run
+# fails by chance. With GPT1_FUZZ_EXAMPLES=N each run tries N new ones.
+N_EXAMPLES = os.environ.get("GPT1_FUZZ_EXAMPLES")
+settings.register_profile(
+    "thorough",
+    max_examples=max(int(N_EXAMPLES or 300), 1),
+    derandomize=N_EXAMPLES is None,
+    database=None,
+    deadline=None,  # slow is not wrong: the machine may be busy
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("quick", settings.get_profile("thorough"), max_examples=50)
+settings.load_profile("thorough")
+
+DATA_FIXTURES = {"rocstories_dir", "released_dir", "references_dir"}
+LONGEST = {"test_reference_run.py"}  # begun last, it would keep one process busy at the end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Look for what tests leave behind, in the process from which all others are started."""
+    if not IS_WORKER:
+        config.pluginmanager.register(Leftovers(ROOT))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the real data, and put those first that take longest."""
+    for item in items:
+        if DATA_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("data")
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_is_not_ignored() -> Iterator[None]:
+    """Give SIGINT its usual handling, here and in the processes that tests start.
+
+    If the parent of this process ignores SIGINT, so does this process: a shell script arranges
+    that for what it starts with ``&``. A test in which SIGINT is to be ignored arranges it itself.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _directory(variable: str, what: str) -> Path:
@@ -45,6 +110,8 @@ def references_dir() -> Path:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How close the comparisons with golden values were: ``check_processors.py`` reads it."""
+    import reference  # late: it imports torch
+
     if reference.SHARES:
         test, share = max(reference.SHARES.items(), key=lambda item: item[1])
         terminalreporter.write_line(

@@ -15,10 +15,9 @@ import resource
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +26,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
+from waiting import DEADLINE, wait_until
 
 from gpt1 import checkpoint, distributed, train
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
-DEADLINE = 60.0  # seconds after which a process is said to hang
 FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2"]
 FLAGS += ["--save_every", "3"]  # 4 updates an epoch, 12 in all: checkpoints 3 4 6 8 9 12
 PROGRAM = "gpt1.train"
@@ -192,7 +192,11 @@ class Run:
         self, *words: str, changes: Sequence[Change] = (), second: Sequence[Change] = ()
     ) -> list[Running]:
         """Start it in two processes that share the work; ``second`` changes the second alone."""
-        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        variables = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(distributed.free_port()),
+        }
         started = []
         for rank, more in (("0", []), ("1", second)):
             own = partial(set_variables, variables | {"RANK": rank, "LOCAL_RANK": rank})
@@ -228,12 +232,6 @@ class Run:
         return sorted(name for name in found if not name.endswith(".lock"))
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, without their times."""
     rows = [json.loads(line, parse_constant=_no_number) for line in path.read_text().splitlines()]
@@ -260,19 +258,15 @@ def continuation(done: Done) -> list[str]:
 
 def is_alive(pid: int) -> bool:
     """Whether there is such a process; one that has ended but that nobody asked for is not."""
+    return state(pid) not in ("Z", "")
+
+
+def state(pid: int | str) -> str:
+    """The letter by which Linux shows what a process is doing; "" if there is none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that is to happen soon."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"in vain waited for: {what}"
-        time.sleep(0.02)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 # ------------------------------------------------------------------------------- changes
@@ -324,13 +318,35 @@ def _send(numbers: Sequence[int], pause: float) -> None:
 
 
 def sends_parent(number: int) -> Change:
-    """A signal from the first process of several to the one that started them all."""
+    """A signal from the first process of several to the one that started them all.
+
+    The first process goes no further until a SIGTERM has come back: it would otherwise depend on
+    the machine how far it is by then.
+    """
     return partial(_send_parent, number)
 
 
 def _send_parent(number: int) -> None:
     if os.environ["RANK"] == "0":
-        os.kill(os.getppid(), number)
+        with sigterm_comes():
+            os.kill(os.getppid(), number)
+
+
+@contextmanager
+def sigterm_comes() -> Iterator[None]:
+    """At the end of the block wait for a SIGTERM, which is then handled as it always is."""
+    came: list[int] = []
+    before = signal.getsignal(SIGTERM)
+    assert callable(before)
+
+    def handle(number: int, frame: Any) -> None:
+        came.append(number)
+        before(number, frame)
+
+    signal.signal(SIGTERM, handle)
+    yield
+    wait_until(lambda: bool(came), "SIGTERM")
+    signal.signal(SIGTERM, before)
 
 
 def only_rank(rank: str, action: Change) -> Change:
@@ -377,6 +393,11 @@ def spawning_becomes_forking() -> None:
     """A change by which ``start_processes`` takes no seconds."""
     fork = multiprocessing.get_context("fork")
     distributed.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
+
+
+def slow_but(cases: Iterable[str], *kept: str) -> list[Any]:
+    """All cases of a test, to be given to ``parametrize``: those not ``kept`` are marked slow."""
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def copied(run: Run, directory: Path) -> Run:

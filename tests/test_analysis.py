@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt1 import analysis
@@ -273,7 +273,6 @@ ODD_LOG = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
 @given(data=edits(submission_text(FIRST)))
 def test_any_bytes_are_a_submission_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
@@ -288,7 +287,6 @@ def test_any_bytes_are_a_submission_or_an_input_error(
         assert lines == submission_text(outcome).rstrip("\n")
 
 
-@settings(max_examples=500, deadline=None)
 @given(data=edits(log_text(evaluation(50.0), evaluation(62.5))) | ODD_LOG)
 def test_any_bytes_are_a_log_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt1.batches import (
@@ -156,10 +156,8 @@ def rows_of(batch: Batch, arrays: ChoiceArrays, share_prefix: bool) -> list[list
 
 
 packings = given(any_arrays(), st.booleans())
-quick = settings(max_examples=150, deadline=None)
 
 
-@quick
 @packings
 def test_every_choice_is_its_rows_in_order(arrays: ChoiceArrays, share_prefix: bool) -> None:
     batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
@@ -172,7 +170,6 @@ def test_every_choice_is_its_rows_in_order(arrays: ChoiceArrays, share_prefix: b
     assert found == choices_of(arrays)
 
 
-@quick
 @packings
 def test_rows_stand_in_the_grid_block_by_block(arrays: ChoiceArrays, share_prefix: bool) -> None:
     batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
@@ -187,7 +184,6 @@ def test_rows_stand_in_the_grid_block_by_block(arrays: ChoiceArrays, share_prefi
         assert batch.slots[block].tolist() == list(range(s * T, s * T + len(block)))
 
 
-@quick
 @packings
 def test_attention_sees_the_choices_own_earlier_tokens(
     arrays: ChoiceArrays, share_prefix: bool
@@ -211,7 +207,6 @@ def test_attention_sees_the_choices_own_earlier_tokens(
     assert (found == expected).all()
 
 
-@quick
 @packings
 def test_choices_are_read_at_their_first_classify(arrays: ChoiceArrays, share_prefix: bool) -> None:
     batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
@@ -222,7 +217,6 @@ def test_choices_are_read_at_their_first_classify(arrays: ChoiceArrays, share_pr
     ]
 
 
-@quick
 @packings
 def test_every_token_after_the_first_is_a_target_once_a_choice(
     arrays: ChoiceArrays, share_prefix: bool
@@ -248,7 +242,6 @@ def test_every_token_after_the_first_is_a_target_once_a_choice(
             assert weights[counted].sum().item() == pytest.approx(1, abs=1e-6)
 
 
-@quick
 @packings
 def test_what_is_shared_is_computed_once(arrays: ChoiceArrays, share_prefix: bool) -> None:
     """Tokens and (row, target) pairs, counted from the lengths alone."""

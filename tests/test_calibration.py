@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -80,7 +80,6 @@ def test_file_is_exact(tmp_path: Path) -> None:
     assert calibration.table(SIX) == FILE
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     logits=npst.arrays(
         np.float32,
@@ -162,7 +161,6 @@ def probs_or_complaint(path: Path) -> Choices | str:
         return str(error)
 
 
-@settings(max_examples=500, deadline=None)
 @given(data=EDITS | st.binary(max_size=60))
 def test_any_bytes_are_probabilities_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt1.datasets import (
@@ -26,9 +26,7 @@ from gpt1.errors import InputError
 
 HEADER = ",".join(COLUMNS)
 ROW = "a-1,One.,Two.,Three.,Four.,Right end.,Wrong end.,1"
-FUZZ = settings(
-    max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=5 * settings.default.max_examples)  # an example takes little time
 
 
 def rows(count: int) -> list[list[str]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from waiting import DEADLINE
 
 from gpt1 import checkpoint, distributed, train
 from gpt1.distributed import Process, choose_device, joined, processes_to_start, tower_seed
@@ -196,10 +197,10 @@ def exchange(argv: Sequence[str]) -> int:
 
 
 def fail(argv: Sequence[str]) -> int:
-    """The second process ends with a status; the first would go on for very long."""
+    """The second process ends with a status; the first would go on for ever."""
     if os.environ["RANK"] == "1":
         return 3
-    time.sleep(1000)
+    signal.pause()
     return 0
 
 
@@ -217,7 +218,8 @@ def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
     assert not set(TORCHRUN_VARIABLES) & set(os.environ)
 
 
-def test_the_status_of_a_process_that_fails_is_returned() -> None:
+def test_the_status_of_a_process_that_fails_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "GRACE", 0.1)  # the other one would not end by itself
     assert distributed.start_processes(fail, [], 2) == 3
 
 
@@ -284,7 +286,7 @@ def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path
     assert_same(two, one, 1e-6)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_torchrun_equals_one_process_with_dropout_too(
     task: tiny.Tiny, tmp_path: Path, world: int
 ) -> None:
@@ -303,7 +305,7 @@ def test_torchrun_equals_one_process_with_dropout_too(
 
 def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
     """Two processes that see one another, but not the other's files; their exit statuses."""
-    port = str(distributed._free_port())
+    port = str(distributed.free_port())
     processes = []
     for rank in ("0", "1"):
         machine = directory / rank
@@ -316,12 +318,14 @@ def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         processes.append(subprocess.Popen(command, cwd=machine, env=environment, **quiet))  # type: ignore[call-overload]
     try:
-        return [process.wait(timeout=120) for process in processes]
+        return [process.wait(timeout=DEADLINE) for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
+@pytest.mark.slow
 def test_resuming_on_several_machines_is_the_same_run_or_none(
     task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

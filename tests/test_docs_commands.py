@@ -88,11 +88,13 @@ def _chdir(path: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_every_command_runs(page: Path, place: Path) -> None:
     run_page(page)
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_leave_what_it_says(place: Path) -> None:
     for name in re.findall(r"`((?:log|save|submission)/[\w./]+)`", PAGES[0].read_text()):
         assert (place / name).exists(), name

@@ -1,9 +1,9 @@
 """Whatever a file holds, its reader reads it or refuses it in one message; nothing else happens.
 
 Files are damaged in two ways: bytes of a good one are changed, or one is put together from good
-and hostile parts, so that the damage gets past lengths and checksums. The ordinary run tries some
-hundred inputs a reader, the same each time. The long one tries new ones each time, as many as
-asked for:
+and hostile parts, so that the damage gets past lengths and checksums. How many inputs each reader
+is given is set in ``tests/conftest.py``; they are the same in each run. The long run tries new
+ones each time, as many as asked for:
 
     GPT1_FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzz.py
 """
@@ -16,7 +16,6 @@ import functools
 import io
 import json
 import math
-import os
 import pickle
 import re
 import shutil
@@ -33,7 +32,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import released_layout, write_released
 
@@ -43,17 +42,8 @@ from gpt1.model import ModelConfig
 from gpt1.opt import OpenAIAdam
 from gpt1.settings import Settings, parse
 
-LONG = os.environ.get("GPT1_FUZZ_EXAMPLES")
-EXAMPLES = int(LONG or 300)
-FUZZ, FUZZ_RUNS = (
-    settings(
-        max_examples=max(n, 1),
-        deadline=None,
-        database=None,
-        derandomize=LONG is None,
-        suppress_health_check=list(HealthCheck),
-    )
-    for n in (EXAMPLES, EXAMPLES // 10)  # a whole run takes a tenth of a second
+FUZZ_RUNS = settings(  # a whole run takes a tenth of a second
+    max_examples=max(settings.default.max_examples // 10, 1)
 )
 LONGEST_MESSAGE = 600  # characters besides the path: a message is read, not searched
 
@@ -306,7 +296,6 @@ def test_a_whole_file_is_read(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", READERS)
-@FUZZ
 @given(data=st.data())
 def test_changed_bytes(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / READERS[kind].name
@@ -315,7 +304,6 @@ def test_changed_bytes(kind: str, tmp_path: Path, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads", "record"])
-@FUZZ
 @given(data=st.data())
 def test_other_json(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / READERS[kind].name
@@ -324,7 +312,6 @@ def test_other_json(kind: str, tmp_path: Path, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", ["log", "log to go on with"])
-@FUZZ
 @given(line=st.integers(0, 2), data=st.data())
 def test_other_json_lines(kind: str, tmp_path: Path, line: int, data: st.DataObject) -> None:
     path = tmp_path / READERS[kind].name
@@ -339,7 +326,6 @@ CELL = st.text(max_size=4) | st.sampled_from(
 )
 
 
-@FUZZ
 @given(
     rows=st.lists(st.lists(CELL, min_size=6, max_size=9), max_size=4),
     header=st.sampled_from([datasets.COLUMNS, datasets.COLUMNS[1:], datasets.COLUMNS[::-1]]),
@@ -385,7 +371,6 @@ def whole_shard() -> bytes:
         return (Path(directory) / "params_5.npy").read_bytes()
 
 
-@FUZZ
 @given(data=st.data())
 def test_changed_bytes_of_a_shard(shards: Path, data: st.DataObject) -> None:
     read_shards_with(shards, data.draw(damaged(whole_shard())))
@@ -405,7 +390,6 @@ AXES = [
 ]
 
 
-@FUZZ
 @given(
     dtype=st.just("'<f4'") | st.sampled_from(DTYPES),
     axes=st.just("({n},)") | st.sampled_from(AXES),
@@ -434,7 +418,6 @@ def test_other_headers_of_a_shard(
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "checkpoint"])
-@FUZZ
 @given(data=st.data(), surplus=st.sampled_from([0, 0, 0, 0, 1, -1, 2**31, 2**62]))
 def test_other_headers_of_safetensors(
     kind: str, tmp_path: Path, data: st.DataObject, surplus: int
@@ -473,7 +456,6 @@ OPERATIONS = [
 ]
 
 
-@FUZZ
 @given(operations=st.lists(st.sampled_from(OPERATIONS), max_size=25), protocol=st.integers(0, 6))
 def test_other_operations_of_a_jl(tmp_path: Path, operations: list[bytes], protocol: int) -> None:
     path = tmp_path / "a.jl"
@@ -572,7 +554,6 @@ other_name = st.sampled_from(
 )
 
 
-@FUZZ
 @given(
     header=st.just("") | edited_json(json.loads(header_and_tensors()[0])), tensors=other_tensors()
 )
@@ -660,7 +641,6 @@ TEXTS = [
 WORDS = st.sampled_from(FLAGS) | st.sampled_from(TEXTS) | st.text(max_size=6)
 
 
-@FUZZ
 @given(words=st.lists(WORDS | st.tuples(st.sampled_from(FLAGS), WORDS).map("=".join), max_size=9))
 def test_any_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if {"-h", "--help"} & set(words):

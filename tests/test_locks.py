@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import processes
 import pytest
 import tiny
-from processes import SIGKILL, Run, Running, assert_same, before, sends_itself, update, waits_for
+from processes import (
+    SIGKILL,
+    Run,
+    Running,
+    assert_same,
+    before,
+    sends_itself,
+    slow_but,
+    update,
+    waits_for,
+)
+from waiting import DEADLINE, wait_until
 
 from gpt1.errors import Gpt1Error, InputError
 from gpt1.locks import RunLock
@@ -50,7 +63,7 @@ def run(task: tiny.Tiny, tmp_path: Path) -> Run:
 def paused(run: Run, go: Path) -> Running:
     """A run under way that waits in its second update until there is the file ``go``."""
     first = run.start(changes=[update(2, waits_for(go))])
-    processes.wait_until(go.with_name(go.name + ".waits").exists, "the first run's second update")
+    wait_until(go.with_name(go.name + ".waits").exists, "the first run's second update")
     return first
 
 
@@ -110,21 +123,29 @@ def test_a_killed_run_blocks_nobody(whole: dict[str, Any], run: Run, tmp_path: P
     assert_same(run, whole)
 
 
-def starts_a_child_that_stays() -> None:
-    subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def starts_a_child_that_stays(note: Path) -> None:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(["sleep", str(DEADLINE)], **quiet)
+    note.write_text(str(child.pid))
 
 
-def test_what_a_killed_run_has_started_blocks_nobody(run: Run) -> None:
-    changes = [update(2, starts_a_child_that_stays), update(3, sends_itself(SIGKILL))]
-    assert run.do(changes=changes).status == -SIGKILL
-    assert run.do("--resume").status == 0
+def test_what_a_killed_run_has_started_blocks_nobody(run: Run, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    starts = update(2, partial(starts_a_child_that_stays, note))
+    assert run.do(changes=[starts, update(3, sends_itself(SIGKILL))]).status == -SIGKILL
+    child = int(note.read_text())
+    try:
+        assert run.do("--resume").status == 0
+        assert processes.is_alive(child)
+    finally:
+        os.kill(child, SIGKILL)
 
 
 def test_only_the_main_process_of_several_takes_the_lock(run: Run, tmp_path: Path) -> None:
     go = tmp_path / "go"
     waits = before("gpt1.trainer:Trainer.train", waits_for(go))
     started = run.start_pair(changes=[waits])
-    processes.wait_until(go.with_name("go.waits").exists, "the pair's training")
+    wait_until(go.with_name("go.waits").exists, "the pair's training")
     refused = run.do_pair()
     go.touch()
     assert [done.status for done in refused] == [2, 2]
@@ -222,7 +243,7 @@ WRITTEN = {  # what is written, which time of it, and what its name then is
 }
 
 
-@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("kind", slow_but(WRITTEN, "checkpoint"))
 def test_what_a_kill_leaves_half_written_is_gone_after_the_next_run(
     whole: dict[str, Any], run: Run, kind: str
 ) -> None:
@@ -240,7 +261,7 @@ def test_what_another_run_is_writing_stays(whole: dict[str, Any], run: Run, tmp_
     go = tmp_path / "go"
     waits = before("gpt1.files:os.replace", waits_for(go), matching="ROCStories.tsv", call=2)
     first = run.start(changes=[waits])
-    processes.wait_until(go.with_name("go.waits").exists, "the first run's copy")
+    wait_until(go.with_name("go.waits").exists, "the first run's copy")
     assert len(run.leftovers()) == 1
     assert Run(run.task, run.directory, desc="other").do("--n_iter", "1").status == 0
     assert len(run.leftovers()) == 1

@@ -19,8 +19,7 @@ from reference import EPS32, Array, Case, Gradients, assert_within, factor, norm
 
 from gpt1.opt import SCHEDULES, OpenAIAdam, warmup_constant, warmup_cosine, warmup_linear
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 SETTINGS: dict[str, Any] = {
     "lr": 0.1,
@@ -578,7 +577,7 @@ def test_sparse_gradients_are_refused_and_nothing_has_changed() -> None:
     assert optimizer.param_groups[0]["t"] == 0
 
 
-@NO_GPU
+@pytest.mark.gpu
 def test_a_step_does_not_wait_for_the_gpu() -> None:
     start, gradients = random_case(16, 2)
     params = [torch.tensor(p, device="cuda") for p in start]

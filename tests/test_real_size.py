@@ -16,6 +16,7 @@ from released import write_released
 N_VOCAB = 40478
 
 
+@pytest.mark.slow
 def test_real_size_loads_trains_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     task = tiny.write_tiny(tmp_path)
     pad_vocabulary(task.model_dir / "encoder_bpe_40000.json")

@@ -39,6 +39,7 @@ from processes import (
 )
 from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import Store
+from waiting import DEADLINE, wait_until
 
 from gpt1 import checkpoint, datasets, distributed, jl, prepare, train
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, max_part_length, transform_roc
@@ -251,6 +252,7 @@ def assert_one_message_and_the_same_bits(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITES)
 def test_a_limit_on_the_size_of_files(whole: dict[str, Any], run: Run, kind: str) -> None:
     change, _, _ = WRITES[kind]
@@ -272,6 +274,7 @@ def small_disk(task: tiny.Tiny, tmp_path: Path) -> Iterator[Run]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["checkpoint", "submission"])
 def test_a_full_disk(whole: dict[str, Any], small_disk: Run, kind: str) -> None:
     change, _, _ = WRITES[kind]
@@ -281,6 +284,7 @@ def test_a_full_disk(whole: dict[str, Any], small_disk: Run, kind: str) -> None:
     assert_one_message_and_the_same_bits(done, kind, "No space left on device", run, whole)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_beginning(whole: dict[str, Any], small_disk: Run) -> None:
     done = small_disk.do(changes=[processes.fills_disk(small_disk.directory)])
     assert done.status == 1
@@ -299,6 +303,7 @@ def becomes_read_only(directory: Path) -> None:
     subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
 
 
+@pytest.mark.slow
 def test_a_directory_that_becomes_read_only(whole: dict[str, Any], run: Run) -> None:
     change, _, _ = WRITES["checkpoint"]
     done = run.do(changes=[change(partial(becomes_read_only, run.saved))])
@@ -310,6 +315,7 @@ def test_a_directory_that_becomes_read_only(whole: dict[str, Any], run: Run) -> 
     assert_one_message_and_the_same_bits(done, "checkpoint", reason, run, whole)
 
 
+@pytest.mark.slow
 def test_standard_output_on_a_full_disk(whole: dict[str, Any], run: Run) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
@@ -325,6 +331,7 @@ def prints_to(path: str) -> None:
     os.dup2(os.open(path, os.O_WRONLY), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["checkpoint", "log"])
 def test_one_message_says_why_two_processes_end(run: Run, kind: str) -> None:
     change, name, _ = WRITES[kind]
@@ -395,6 +402,7 @@ def test_a_failing_disk_on_resuming_loses_nothing(whole: dict[str, Any], run: Ru
 # ------------------------------------------------------------------------------- other processes
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_dies(whole_pair: dict[str, Any], run: Run) -> None:
     dies = update(6, only_rank("1", sends_itself(SIGKILL)))
     first, second = run.do_pair(changes=[dies])
@@ -405,6 +413,7 @@ def test_one_of_two_processes_dies(whole_pair: dict[str, Any], run: Run) -> None
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_the_main_process_of_two_dies(whole_pair: dict[str, Any], run: Run) -> None:
     dies = before("gpt1.files:os.replace", sends_itself(SIGKILL), matching="checkpoint-00000006")
     first, second = run.do_pair(changes=[dies])
@@ -425,7 +434,7 @@ class Group:
     def assert_nobody_is_left(self) -> None:
         pids = [int(path.name) for path in (self.run.directory / "pids").iterdir()]
         assert len(pids) == 2
-        processes.wait_until(lambda: not any(map(processes.is_alive, pids)), "the workers' end")
+        wait_until(lambda: not any(map(processes.is_alive, pids)), "the workers' end")
 
 
 def _start_processes(flags: list[str], directory: Path) -> int:
@@ -442,9 +451,11 @@ def _note_and_train(pids: Path, argv: list[str]) -> int:
 def _interrupt_group() -> None:
     """What a terminal does on Ctrl-C."""
     if os.environ["RANK"] == "0":
-        os.killpg(os.getpgrp(), SIGINT)
+        with processes.sigterm_comes():
+            os.killpg(os.getpgrp(), SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "status"),
     [(sends_parent(SIGTERM), 143), (sends_parent(SIGINT), 130), (_interrupt_group, 130)],
@@ -462,6 +473,22 @@ def test_a_signal_to_the_parent_is_handed_on(
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
+def test_a_parent_that_ignores_sigint_does_not_hand_it_on(
+    whole_pair: dict[str, Any], run: Run
+) -> None:
+    ignores = partial(signal.signal, SIGINT, signal.SIG_IGN)
+    interrupts = update(6, only_rank("0", _interrupt_parent))
+    group = Group(run, ignores, interrupts)
+    assert (group.done.status, group.done.stderr) == (0, "")
+    assert_same(run, whole_pair)
+
+
+def _interrupt_parent() -> None:
+    os.kill(os.getppid(), SIGINT)
+
+
+@pytest.mark.slow
 def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run) -> None:
     group = Group(run, update(6, only_rank("1", sends_itself(SIGKILL))))
     assert group.done.status == 1
@@ -471,17 +498,27 @@ def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run)
     group.assert_nobody_is_left()
 
 
+@pytest.mark.slow
 def test_a_started_process_that_hangs_is_ended(run: Run) -> None:
     """Stopped, it notices neither the other's death nor SIGTERM."""
     shorter = partial(processes.set_constant, "gpt1.distributed", "GRACE", 0.3)
     hangs = update(6, only_rank("0", sends_itself(signal.SIGSTOP)))
-    dies = update(6, only_rank("1", sends_itself(SIGKILL)))
+    dies = update(6, only_rank("1", partial(_die_when_another_hangs, run.directory / "pids")))
     group = Group(run, shorter, hangs, dies)
     assert group.done.status == 1
     assert "one of the 2 processes was ended by SIGKILL" in group.done.message()
     group.assert_nobody_is_left()
 
 
+def _die_when_another_hangs(pids: Path) -> None:
+    wait_until(
+        lambda: any(processes.state(path.name) == "T" for path in pids.iterdir()),
+        "the other process's stop",
+    )
+    os.kill(os.getpid(), SIGKILL)
+
+
+@pytest.mark.slow
 def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run: Run) -> None:
     group = Group(run, update(6, sends_parent(SIGKILL)))
     assert group.done.status == -SIGKILL
@@ -491,6 +528,7 @@ def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
     """It died before they could ask to be told."""
     group = Group(run, before("gpt1.distributed:end_with_parent", _kill_parent_and_wait))
@@ -502,18 +540,19 @@ def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
 def _kill_parent_and_wait() -> None:
     parent = os.getppid()
     os.kill(parent, SIGKILL)
-    processes.wait_until(lambda: os.getppid() != parent, "the parent's death")
+    wait_until(lambda: os.getppid() != parent, "the parent's death")
 
 
 # ------------------------------------------------------------------------------- torchrun
 
 WORKER = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
-pids = Path(sys.argv[1])
+pids, parent = Path(sys.argv[1]), os.getppid()
 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 (pids / str(os.getpid())).touch()
 {early}
+import processes
 from gpt1 import train, trainer
 original, calls = trainer.tower_gradients, iter(range(1, 1000))
 def changed(*args, **kwargs):
@@ -524,7 +563,7 @@ trainer.tower_gradients = changed
 sys.exit(train.main(sys.argv[2:]))
 """
 KILL_RANK_1 = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
-SIGNAL_PARENT = 'os.environ["RANK"] == "0" and os.kill(os.getppid(), signal.{})'
+SIGNAL_PARENT = "processes.sends_parent(signal.{})()"
 
 
 def torchrun(run: Run, *, early: str = "", late: str = "pass", restarts: int = 0) -> Done:
@@ -540,11 +579,14 @@ def torchrun(run: Run, *, early: str = "", late: str = "pass", restarts: int = 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node=2", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     command += [str(run.directory / "worker.py"), str(pids), *run.flags()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=DEADLINE
+    )
     started = [int(path.name) for path in pids.iterdir()]
     assert len(started) == 2 * (1 + restarts)
-    processes.wait_until(lambda: not any(map(processes.is_alive, started)), "the workers' end")
+    wait_until(lambda: not any(map(processes.is_alive, started)), "the workers' end")
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -553,11 +595,12 @@ def own_lines(done: Done) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("gpt1.train: ")]
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_goes_on_by_itself(
     whole_pair: dict[str, Any], run: Run
 ) -> None:
     # The second time the main process is late: the other one must not find the first one's address.
-    early = 'attempt and os.environ["RANK"] == "0" and __import__("time").sleep(1)'
+    early = 'attempt and os.environ["RANK"] == "0" and time.sleep(1)'
     done = torchrun(run, early=early, late=KILL_RANK_1, restarts=1)
     assert done.status == 0, done.stderr
     (line,) = own_lines(done)
@@ -566,6 +609,7 @@ def test_torchrun_restarts_a_run_that_goes_on_by_itself(
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_the_state(whole_pair: dict[str, Any], run: Run) -> None:
     done = torchrun(run, late=SIGNAL_PARENT.format("SIGTERM"))
     assert done.status != 0
@@ -577,22 +621,23 @@ def test_sigterm_to_torchrun_saves_the_state(whole_pair: dict[str, Any], run: Ru
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 def test_nobody_outlives_torchrun(run: Run) -> None:
     done = torchrun(run, late=SIGNAL_PARENT.format("SIGKILL"))
     assert done.status == -SIGKILL
     assert run.checkpoints()[-1] in (6, 7)
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_as_torchrun_dies_does_not_wait_for_it(run: Run) -> None:
     """It is too late then to be told of the death, and torch would wait half an hour."""
     early = """
 if os.environ["RANK"] == "0":
-    parent = os.getppid()
+    while os.getppid() == parent and len(list(pids.iterdir())) < 2:  # both know their parent
+        time.sleep(0.01)
     os.kill(parent, signal.SIGKILL)
-    while os.getppid() == parent: pass
-else:
-    parent = os.getppid()
-    while os.getppid() == parent: pass
+while os.getppid() == parent:
+    time.sleep(0.01)
 """
     done = torchrun(run, early=early)
     assert done.status == -SIGKILL
@@ -701,6 +746,7 @@ def test_threads_that_share_an_encoder_get_what_one_gets(task: tiny.Tiny) -> Non
 # ------------------------------------------------------------------------------- scripts/stress.py
 
 
+@pytest.mark.slow
 def test_the_stress_test_in_short(task: tiny.Tiny, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/stress.py"), *task.flags, "--kills", "2"]
     command += ["--n_iter", "6", "--save_every", "2", "--faults", "none", "--seed", "1"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt1 import score, train
@@ -257,7 +257,6 @@ def test_bad_file(
     assert captured.err.count("\n") == 1
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     cut=st.tuples(st.integers(0, len(SIMPLE)), st.integers(0, 9), st.binary(max_size=6)),
     junk=st.none() | st.binary(max_size=60),

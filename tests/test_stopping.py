@@ -25,8 +25,10 @@ from processes import (
     continuation,
     only_rank,
     sends_itself,
+    slow_but,
     update,
 )
+from waiting import DEADLINE, wait_until
 
 from gpt1.errors import Stopped, report_errors
 from gpt1.stopping import StopRequests
@@ -109,7 +111,7 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", slow_but(MOMENTS, "in an epoch", "evaluation", "submission"))
 def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits(
     whole: dict[str, Any], run: Run, moment: str
 ) -> None:
@@ -137,9 +139,9 @@ def test_a_real_command_is_stopped_while_it_imports(
     command = [sys.executable, "-m", "gpt1.train", *run.flags()]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     maps = Path(f"/proc/{started.pid}/maps")
-    processes.wait_until(lambda: library in maps.read_text(), f"{library} in {maps}")
+    wait_until(lambda: library in maps.read_text(), f"{library} in {maps}")
     started.send_signal(number)
-    _, stderr = started.communicate(timeout=processes.DEADLINE)
+    _, stderr = started.communicate(timeout=DEADLINE)
     assert started.returncode == 128 + number, stderr
     noted, message = stderr.strip().splitlines()
     assert noted == f"{number.name}: ending once all is saved; once more ends at once"
@@ -157,6 +159,7 @@ def test_an_analysis_that_is_stopped_has_all_results_before_it(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
     whole: dict[str, Any], run: Run
 ) -> None:
@@ -199,6 +202,7 @@ def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
     assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any], run: Run) -> None:
     for words in ([], ["--resume"], ["--resume"]):
         call = 1 if words else 3
@@ -209,6 +213,7 @@ def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any],
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_after_its_line_is_logged_once(
     whole: dict[str, Any], run: Run
 ) -> None:
@@ -239,7 +244,8 @@ def test_a_second_signal_ends_at_once(
 
 def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
     """As from ``timeout``, which signals its child and then the child's group, and a terminal."""
-    done = run.do(changes=[update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
+    longer = partial(processes.set_constant, "gpt1.stopping", "ECHO", DEADLINE)
+    done = run.do(changes=[longer, update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
     assert done.status == 128 + SIGTERM
     assert SAVED.format(6) in done.message()
     assert run.checkpoints()[-1] == 6
@@ -247,9 +253,42 @@ def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
 
 def test_what_is_ignored_stays_ignored(run: Run) -> None:
     """A shell has programs in the background ignore Ctrl-C, which is not meant for them."""
-    ignores = partial(signal.signal, SIGINT, signal.SIG_IGN)
-    done = run.do(changes=[ignores, update(6, sends_itself(SIGINT))])
+    done = run.do(changes=[ignores_sigint, update(6, sends_itself(SIGINT))])
     assert (done.status, done.stderr) == (0, "")
+
+
+def ignores_sigint() -> None:
+    signal.signal(SIGINT, signal.SIG_IGN)
+
+
+def test_a_command_in_the_background_ignores_sigint_and_is_saved_by_sigterm(
+    task: tiny.Tiny, tmp_path: Path
+) -> None:
+    """Nothing is forked here: the program as a shell without job control starts it."""
+    run = Run(task, tmp_path / "run")
+    words = run.flags("--n_iter", str(10**6))  # it does not end by itself while we look at it
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "gpt1.train"]
+    started = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def n_updates() -> int:
+        assert started.poll() is None, started.communicate()
+        return run.updates.read_bytes().count(b"\n") if run.updates.exists() else 0
+
+    try:
+        wait_until(lambda: n_updates() > 0, "the first update")
+        started.send_signal(SIGINT)
+        later = n_updates() + 20  # a run that listened would end within one update
+        wait_until(lambda: n_updates() >= later, "updates after SIGINT")
+        started.send_signal(SIGTERM)
+        _, stderr = started.communicate(timeout=DEADLINE)
+    finally:
+        started.kill()
+        started.wait()
+    n = processes.lines(run.updates)[-1]["n_updates"]
+    assert started.returncode == 128 + SIGTERM, stderr
+    assert "SIGINT" not in stderr
+    assert f"stopped by SIGTERM: after update {n} of {4 * 10**6}, all saved" in stderr
+    assert run.checkpoints()[-1] == n
 
 
 # ------------------------------------------------------------------------------- two processes
@@ -281,7 +320,7 @@ PAIR_MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
 }
 
 
-@pytest.mark.parametrize("moment", PAIR_MOMENTS)
+@pytest.mark.parametrize("moment", slow_but(PAIR_MOMENTS, "in an epoch", "evaluation"))
 def test_both_processes_stop_together(whole_pair: dict[str, Any], run: Run, moment: str) -> None:
     change, progress, newest = PAIR_MOMENTS[moment]
     first, second = run.do_pair(changes=[change(sends_itself(SIGTERM))])
@@ -293,6 +332,7 @@ def test_both_processes_stop_together(whole_pair: dict[str, Any], run: Run, mome
     assert_same(run, whole_pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_signal_to_one_process_stops_both(
     whole_pair: dict[str, Any], run: Run, rank: str

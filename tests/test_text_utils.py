@@ -25,7 +25,7 @@ from gpt1.text_utils import EnglishWords, TextEncoder, text_standardize
 
 MERGES = ["t h", "th e</w>", "th e", "' s</w>", "n '", "n' t</w>", "i n", "in g</w>", "a a", "\\ n"]
 LETTERS = string.printable[:95].replace(" ", "") + "éàβ½ß…“”‘’\n"
-FUZZ = settings(max_examples=1500, deadline=None, derandomize=True)
+FUZZ = settings(max_examples=5 * settings.default.max_examples)  # an example takes little time
 
 
 def small_vocabulary() -> dict[str, int]:

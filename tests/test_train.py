@@ -976,6 +976,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_a_killed_run_ends_with_the_same_bits(
     uninterrupted: Run, run: Run, capsys: pytest.CaptureFixture[str]
@@ -1155,7 +1156,7 @@ def test_real_data_without_weights_are_no_demo(
 
 
 def test_the_bundled_demo_is_found_and_loads(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not (ROOT / "model/demo/params_shapes.json").exists():
         pytest.skip("model/demo is not made yet: see scripts/")
@@ -1166,6 +1167,7 @@ def test_the_bundled_demo_is_found_and_loads(
     monkeypatch.chdir(ROOT)
     seen: list[ModelConfig] = []
     monkeypatch.setattr(Trainer, "train", lambda t, stream: seen.append(t.model.config))
-    assert train.main(["--device", "cpu"]) == 0
+    places = [f"--{kind}_dir={tmp_path / kind}" for kind in ("log", "save", "submission")]
+    assert train.main(["--device", "cpu", *places]) == 0
     assert "bundled demo" in capsys.readouterr().err
     assert seen[0].n_vocab > 100

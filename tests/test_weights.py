@@ -23,7 +23,7 @@ import joblib.numpy_pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from released import released_layout, write_released
 
@@ -558,13 +558,9 @@ def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
 
 
 CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4)
-FUZZ = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 @pytest.mark.parametrize("compress", [0, "zlib", "gzip", "bz2", "xz", "lzma"])
-@FUZZ
 @given(changes=CHANGES)
 def test_damaged_jl_gives_arrays_or_one_message(tmp_path, compress, changes):
     buffer = io.BytesIO()
@@ -575,7 +571,6 @@ def test_damaged_jl_gives_arrays_or_one_message(tmp_path, compress, changes):
     assert all(type(array) is np.ndarray for array in arrays or [])
 
 
-@FUZZ
 @given(operations=st.binary(max_size=60))
 def test_random_operations_give_one_message(tmp_path, operations):
     path = tmp_path / "a.jl"
@@ -790,7 +785,6 @@ def checkpoint(tmp_path) -> tuple[Path, bytes]:
     return tmp_path, (tmp_path / "params_5.npy").read_bytes()
 
 
-@FUZZ
 @given(changes=CHANGES)
 def test_damaged_shard_gives_finite_arrays_or_one_message(checkpoint, changes):
     directory, data = checkpoint
@@ -835,7 +829,6 @@ def test_a_table_that_is_not_json_is_refused(tmp_path, content):
     assert "params_shapes.json" in refusal(weights.read_shapes, tmp_path)
 
 
-@FUZZ
 @given(changes=CHANGES)
 def test_damaged_table_gives_sizes_or_one_message(tmp_path, changes):
     path = tmp_path / "params_shapes.json"
