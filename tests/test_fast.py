@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.settings import Settings, parse
 from gpt1.train import main
 
+ROOT = Path(__file__).parent.parent
 CONFIG = ModelConfig(n_vocab=50, n_ctx=24, n_embd=32, n_head=4, n_layer=2)
 DROPOUTS = ["--embd_pdrop", "--attn_pdrop", "--resid_pdrop", "--clf_pdrop"]
 NO_DROPOUT = [word for flag in DROPOUTS for word in (flag, "0")]
@@ -107,3 +110,52 @@ def test_shared_prefixes_train_to_the_same_parameters_without_dropout(tmp_path: 
         found.append(read_jl(tmp_path / "save/rocstories/best_params.jl"))
     for plain, shared in zip(*(each[:-1] for each in found), strict=True):  # clf/b is noise
         np.testing.assert_allclose(plain, shared, rtol=0, atol=1e-5)
+
+
+def test_two_runs_are_compared_by_precision_and_by_number_of_threads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The figures of docs/performance.md and docs/reliability.md come from this script."""
+    script = runpy.run_path(str(ROOT / "scripts" / "compare_precision.py"))
+    task = tiny.write_tiny(tmp_path)
+    flags = [*task.flags, "--device", "cpu", "--n_gpu", "1", "--n_iter", "1", "--lr", "1e-2"]
+    assert script["main"]([*flags, "--threads", "1", "1"]) == 0
+    same = capsys.readouterr().out
+    assert same.startswith("threads 1 against threads 1, 4 updates:\n")
+    assert re.findall(r"mean (\S+), at most (\S+)", same) == [("0.00e+00", "0.00e+00")] * 6
+    assert "predictions that differ: 0 of 24" in same
+    assert script["main"](flags) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("bf16 against fp32, 4 updates:\n")
+    assert float(re.findall(r"at most (\S+)", printed)[0]) > 1e-5
+
+
+def test_a_compared_run_has_its_number_of_threads(monkeypatch: pytest.MonkeyPatch):
+    script = runpy.run_path(str(ROOT / "scripts" / "compare_precision.py"))
+    before, found = torch.get_num_threads(), []
+
+    def stop(flags: list[str]) -> int:
+        found.append(torch.get_num_threads())
+        return 7
+
+    monkeypatch.setattr(script["train"], "main", stop)
+    for number in (before + 1, before + 2):
+        with pytest.raises(SystemExit, match="7"):
+            script["main"](["--threads", str(number), "1"])
+        assert torch.get_num_threads() == before
+    assert found == [before + 1, before + 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--threads", "1", "0"], "at least one thread"), (["--n_iter", "0"], "nothing to compare")],
+)
+def test_what_cannot_be_compared_is_said(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    script = runpy.run_path(str(ROOT / "scripts" / "compare_precision.py"))
+    task = tiny.write_tiny(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        script["main"]([*task.flags, "--device", "cpu", "--n_gpu", "1", *words])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
