@@ -125,7 +125,7 @@ def _test(copy: Path, names: tuple[str, ...]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     os.chdir(copy)
     sys.path.insert(0, str(copy))
-    os.environ.update(PYTHONPATH=str(copy), OMP_NUM_THREADS="1")
+    os.environ["PYTHONPATH"] = str(copy)
     output = os.open(copy.parent / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -139,6 +139,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=2018)
     parser.add_argument("--each", type=int, default=6, help="deviations of each module [6]")
     args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
     import sklearn.utils  # noqa: F401  # slow libraries, which every process would import
     import spacy.lang.en  # noqa: F401
     import torch  # noqa: F401

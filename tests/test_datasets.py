@@ -135,6 +135,12 @@ def test_line_numbers_count_lines_not_rows(csv_path: Path) -> None:
         read_cloze(csv_path)
 
 
+def test_a_row_of_several_lines_is_named_by_its_first_and_last(csv_path: Path) -> None:
+    put(csv_path, f'{HEADER}\n{ROW}\n"b,c,d\n{ROW}\n{ROW}\n')
+    with pytest.raises(InputError, match="lines 3 to 5: a quoted cell begins here"):
+        read_cloze(csv_path)
+
+
 def test_missing_file_and_directory_are_input_errors(csv_path: Path, tmp_path: Path) -> None:
     for path in (csv_path, tmp_path):
         with pytest.raises(InputError, match="cannot be read") as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -67,3 +69,17 @@ def test_matrix_in_bfloat16_has_its_gradient_in_float32():
     dropped.float().sum().backward()
     assert w.grad is not None
     assert w.grad.dtype == torch.float32
+
+
+class Elsewhere(str):
+    """Names the CPU to torch, but is not recognised as one."""
+
+    type = "elsewhere"
+
+
+def test_mask_on_other_devices_than_a_cpu_has_the_rate_and_the_value():
+    torch.manual_seed(0)
+    like = SimpleNamespace(dtype=torch.float64, device=Elsewhere("cpu"))
+    mask = keep_mask((100, 100), 0.25, like)
+    assert ((mask == 0) | (mask == 1 / 0.75)).all()
+    assert abs((mask != 0).double().mean() - 0.75) < 5 * (0.25 * 0.75 / 10_000) ** 0.5

@@ -283,6 +283,8 @@ def test_safetensors_of_another_size_is_not_written(tmp_path):
     path = tmp_path / "a.safetensors"
     assert "array we" in refusal(weights.write_safetensors, path, [SPECIAL] * 27, CONFIG)
     assert "3 arrays" in refusal(weights.write_safetensors, path, [SPECIAL] * 3, CONFIG)
+    one_more = [*random_list(), SPECIAL]
+    assert f"{len(one_more)} arrays" in refusal(weights.write_safetensors, path, one_more, CONFIG)
     assert not path.exists()
 
 
