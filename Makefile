@@ -1,18 +1,25 @@
 # The two commands of the README, and what CI runs. Nothing is needed but Python 3.10 or newer.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run tests side by side, each with one thread: "auto" is one for each core.
+WORKERS ?= auto
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # Each stamp names what was installed: it goes stale when what is asked for changes.
 RUN = $(VENV)/.installed-run
 ALL = $(VENV)/.installed-all
 
-.PHONY: train test lint clean
+.PHONY: train test test-all lint clean
 
 train: $(RUN)  ## fine-tune on what is there: data/ and model/, else the bundled demo
 	$(VENV)/bin/python -m gpt1.train --dataset rocstories --submit
 
-test: $(ALL)  ## all tests; those that need the real data say why they skip
-	$(VENV)/bin/python -m pytest
+# Tests that need the real data say why they skip.
+test: $(ALL)  ## the tests that are not marked slow, with fewer examples of random input
+	$(PYTEST) -m "not slow" --hypothesis-profile quick
+
+test-all: $(ALL)  ## all tests
+	$(PYTEST)
 
 lint: $(ALL)  ## style and types
 	$(VENV)/bin/ruff format --check .

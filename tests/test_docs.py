@@ -21,7 +21,7 @@ OTHER_CAPITALS = {"SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_NNODES", "STAND_I
 OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
     *("--nproc_per_node", "--nnodes", "--node_rank", "--rdzv-backend", "--rdzv-endpoint"),
     *("--rdzv-id", "--standalone", "--max-restarts", "--help", "--version", "--logdir", "--depth"),
-    *("--check", "--durations", "--monitor-interval"),
+    *("--check", "--durations", "--monitor-interval", "--signals-to-handle"),
     # of Slurm
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--signal", "--requeue"),
     "--open-mode",

@@ -1,15 +1,19 @@
-"""The tests themselves: they leave nothing behind, and run where SIGINT is ignored."""
+"""The tests themselves: what `make test` contains, and that they leave nothing behind."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
+
+from gpt1 import cli
 
 ROOT = Path(__file__).parent.parent
 CONFTEST = f"""
@@ -35,6 +39,40 @@ def test_leaves_a_child():
     with open("pid", "w") as file:
         file.write(str(subprocess.Popen(["sleep", "600"]).pid))
 """
+# For each command a test that runs it to a good end.
+COMMAND_TESTS = {
+    "train": ("test_train", "test_a_whole_run_ends_well_and_is_silent_on_stderr"),
+    "analysis": ("test_analysis", "test_script_from_another_directory"),
+    "score": ("test_score", "test_test_set_gets_the_choices_of_the_submission"),
+    "generate": ("test_generate", "test_one_prompt"),
+    "download": ("test_download", "test_result_on_stdout_and_silence_on_stderr"),
+    "convert": ("test_convert", "test_the_demo_is_converted_and_loads"),
+    "plot": ("test_plot", "test_curves"),
+}
+
+
+def is_slow(module_name: str, test_name: str) -> bool:
+    """Whether `make test` leaves a test out, in all of its cases."""
+    module = importlib.import_module(module_name)
+    marks: list[Any] = getattr(getattr(module, test_name), "pytestmark", [])
+    return any(mark.name == "slow" for mark in marks)
+
+
+def test_every_comparison_and_every_trap_is_in_make_test() -> None:
+    """The page on fidelity names them all."""
+    page = (ROOT / "docs/fidelity.md").read_text()
+    named = sorted(set(re.findall(r"\b(test_\w+)\.py::(test_\w+)", page)))
+    assert len(named) > 100
+    assert [name for name in named if is_slow(*name)] == []
+
+
+def test_one_test_of_every_command_is_in_make_test() -> None:
+    assert COMMAND_TESTS.keys() == cli.COMMANDS.keys()
+    assert [name for name in COMMAND_TESTS.values() if is_slow(*name)] == []
+
+
+def test_what_make_test_leaves_out_is_seen_here() -> None:
+    assert is_slow("test_real_size", "test_real_size_loads_trains_and_predicts")
 
 
 def run_pytest(directory: Path, source: str, *words: str) -> subprocess.CompletedProcess[str]:
