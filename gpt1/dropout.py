@@ -49,13 +49,13 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class _DroppedMatrix(torch.autograd.Function):
-    """A whole matrix under one mask, in another type; the mask is kept as one byte an element."""
+    """A whole matrix under one mask, which is kept as one byte an element."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-        ctx.value, ctx.dtype = 1 / (1 - p), w.dtype
+    def forward(ctx: Any, w: Tensor, p: float) -> Tensor:
+        ctx.value = 1 / (1 - p)
         kept = torch.empty(w.shape, dtype=torch.bool)
-        dropped = torch.empty(w.shape, dtype=dtype)
+        dropped = torch.empty_like(w)
         for rows in _row_slices(w):
             kept[rows] = mask = _kept(w[rows].shape, p)
             dropped[rows] = mask.to(w.dtype).mul_(ctx.value).mul_(w[rows])
@@ -63,13 +63,13 @@ class _DroppedMatrix(torch.autograd.Function):
         return dropped
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        dw = torch.empty(kept.shape, dtype=ctx.dtype)
+        dw = torch.empty_like(gradients[0])
         for rows in _row_slices(kept):
-            scale = kept[rows].to(ctx.dtype).mul_(ctx.value)
+            scale = kept[rows].to(dw.dtype).mul_(ctx.value)
             torch.mul(scale, gradients[0][rows], out=dw[rows])
-        return dw, None, None
+        return dw, None
 
 
 def _row_slices(matrix: Tensor) -> list[slice]:
@@ -80,18 +80,11 @@ def _row_slices(matrix: Tensor) -> list[slice]:
     return [slice(begin, begin + _ROWS) for begin in range(0, len(matrix), _ROWS)]
 
 
-def dropped_matrix(w: Tensor, p: float, training: bool, dtype: torch.dtype) -> Tensor:
-    """A parameter under dropout in the type that matrix products take.
-
-    Args:
-        w: [n, m], float32 or float64.
-        p: rate in [0, 1).
-        training: without it, only the type changes.
-        dtype: of the result.
-    """
+def dropped_matrix(w: Tensor, p: float, training: bool) -> Tensor:
+    """A whole parameter, [n, m], under dropout with rate ``p``; without ``training`` itself."""
     if not training or p == 0:
-        return w.to(dtype)
+        return w
     if w.device.type != "cpu":
-        return torch.nn.functional.dropout(w, p).to(dtype)
-    dropped: Tensor = _DroppedMatrix.apply(w, p, dtype)  # type: ignore[no-untyped-call]
+        return torch.nn.functional.dropout(w, p)
+    dropped: Tensor = _DroppedMatrix.apply(w, p)  # type: ignore[no-untyped-call]
     return dropped

@@ -306,23 +306,28 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, w: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """h [R, D], w [V, D] of one type, targets [R], weights [R] to (scalar, [R]).
+        """h [R, D], w [V, D], targets [R], weights [R] to (scalar, [R]).
 
-        Everything but the three matrix products is done in the type of ``weights``.
+        The three matrix products are taken in the type of ``h``, everything else in the type of
+        ``weights``. The gradient of ``w`` is summed over the chunks at least in float32: the error
+        of a sum in bfloat16 would grow with the number of chunks.
         """
         R = h.shape[0]
+        matrix = w.to(h.dtype)  # w itself if it has that type
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ce = torch.empty_like(weights)
         dh = torch.empty_like(h) if with_gradient else None
-        dw = torch.zeros_like(w) if with_gradient else None
+        dw = torch.zeros_like(w, dtype=_at_least_float32(w)) if with_gradient else None
         # One buffer for all chunks: fresh memory of this size costs as much as filling it.
         n_chunks = max(1, math.ceil(R / _WeightedCrossEntropy.ROWS))
         size = math.ceil(R / n_chunks)  # even ones: a short last product would be a slow one
         buffer = h.new_empty(size, w.shape[0])
+        is_mixed = dw is not None and dw.dtype != h.dtype
+        product = torch.empty_like(matrix) if is_mixed else None
         for begin in range(0, R, size or 1):
             rows = slice(begin, min(begin + size, R))
             target = targets[rows, None]
-            logits = torch.mm(h[rows], w.T, out=buffer[: rows.stop - begin])
+            logits = torch.mm(h[rows], matrix.T, out=buffer[: rows.stop - begin])
             z = logits.to(weights.dtype)  # the buffer itself unless that is bfloat16
             z_target = z.gather(1, target)
             highest = z.amax(-1, keepdim=True)
@@ -332,9 +337,13 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             if dh is not None and dw is not None:
                 weight = weights[rows, None]
                 d = p.mul_(weight / total).scatter_add_(1, target, -weight).to(h.dtype)
-                torch.mm(d, w, out=dh[rows])
-                dw.addmm_(d.T, h[rows])
+                torch.mm(d, matrix, out=dh[rows])
+                if product is None:
+                    dw.addmm_(d.T, h[rows])
+                else:
+                    dw += torch.mm(d.T, h[rows], out=product)
         ctx.save_for_backward(dh, dw)
+        ctx.w_dtype = w.dtype
         ctx.mark_non_differentiable(ce)
         return (ce * weights).sum(), ce
 
@@ -342,7 +351,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The gradients that the forward pass took, times that of the sum."""
         dh, dw = ctx.saved_tensors
-        return dh * grads[0], dw * grads[0], None, None
+        return dh * grads[0], (dw * grads[0]).to(ctx.w_dtype), None, None
 
 
 class DoubleHeadsModel(nn.Module):
@@ -420,8 +429,7 @@ class DoubleHeadsModel(nn.Module):
 
     def _dropped_we(self) -> Tensor:
         """``we`` under this step's one mask, which input and output share."""
-        dtype = _matmul_dtype(self.we)
-        return dropped_matrix(self.we, self.config.embd_pdrop, self.training, dtype)
+        return dropped_matrix(self.we, self.config.embd_pdrop, self.training)
 
     def _embed(self, we: Tensor, batch: Batch) -> Tensor:
         rows = torch.stack([batch.tokens, batch.positions])  # one look-up has one gradient of we
@@ -444,7 +452,7 @@ class DoubleHeadsModel(nn.Module):
         dtype = _matmul_dtype(h)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h[batch.lm_rows].to(dtype),
-            we.to(dtype),
+            we,
             batch.lm_targets,
             weights.to(_at_least_float32(h)),
         )

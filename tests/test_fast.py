@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(share_prefix: bool):
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
+
+
+def test_bfloat16_counts_a_token_that_occurs_often():
+    """Its row's gradient is a sum over the occurrences; 256 + 1 is 256 in bfloat16."""
+    model = DoubleHeadsModel(replace(CONFIG, n_layer=0)).eval()
+    model.init_parameters(torch.Generator().manual_seed(1))
+    batch = pack(stories(200), CONFIG.clf_token, share_prefix=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.hidden_states(batch).sum().backward()
+    ids, counts = torch.cat([batch.tokens, batch.positions]).unique(return_counts=True)
+    assert counts.max() == 400  # the first token of each choice
+    assert model.we.grad is not None
+    assert torch.equal(model.we.grad[ids], counts[:, None].float().expand(-1, CONFIG.n_embd))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

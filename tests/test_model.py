@@ -623,6 +623,49 @@ def test_cross_entropy_of_far_apart_logits_is_finite() -> None:
     assert h.grad.tolist() == [[1, -1]]
 
 
+def cross_entropy_gradient(
+    h: torch.Tensor, w: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The gradient of ``w``, float32, of the mean cost, with products in ``dtype``."""
+    w = w.clone().requires_grad_()
+    weights = torch.full((len(h),), 1 / len(h))
+    total, _ = gpt1_model._WeightedCrossEntropy.apply(h.to(dtype), w, targets, weights)
+    (gradient,) = torch.autograd.grad(total, w)
+    assert gradient.dtype == torch.float32
+    return gradient
+
+
+def test_a_gradient_in_bfloat16_is_as_good_at_64_chunks_as_at_one() -> None:
+    """The same rows 64 times have the same mean cost, and gradient.
+
+    bfloat16 has 8 significant bits: rounding changes a value by a share of at most u = 2**-8.
+    The logits z are rounded, which changes a probability p by a share of at most 2 u max|z| to
+    first order; p times its weight is rounded, and so is the product with the rows of h. None of
+    these errors depends on the number of chunks. A sum in bfloat16 would be rounded once more for
+    each chunk, by a share of the whole sum so far.
+    """
+    D, V, chunks = 16, 40, 64
+    rows = gpt1_model._WeightedCrossEntropy.ROWS
+    generator = torch.Generator().manual_seed(0)
+    h = torch.rand(rows, D, generator=generator).bfloat16().float()
+    w = (torch.randn(V, D, generator=generator) / 10).bfloat16().float()
+    targets = torch.randint(0, V, (rows,), generator=generator)
+
+    many = h.repeat(chunks, 1), w, targets.repeat(chunks)
+    found = cross_entropy_gradient(*many, torch.bfloat16)
+    exact = cross_entropy_gradient(*many, torch.float32)
+
+    u, z = 2.0**-8, h @ w.T
+    p = z.softmax(-1)
+    d = (p - F.one_hot(targets, V)) / rows
+    bound = ((2 * u * z.abs().max() * p / rows + u * d.abs()).T @ h) + u * exact.abs()
+    # Both are sums of 512 and then 64 terms in float32, and the bound is of first order in u.
+    slack = 1.05
+    assert ((found - exact).abs() <= slack * bound).all()
+    # Nothing is lost between the chunks: 64 equal sums of 8 significant bits are exact in float32.
+    assert torch.equal(found, cross_entropy_gradient(h, w, targets, torch.bfloat16))
+
+
 # ------------------------------------------------------------------------- parts, one by one
 
 
