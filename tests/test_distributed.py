@@ -22,7 +22,7 @@ from waiting import DEADLINE
 
 from gpt1 import checkpoint, distributed, train
 from gpt1.distributed import Process, choose_device, joined, processes_to_start, tower_seed
-from gpt1.errors import InputError
+from gpt1.errors import Gpt1Error, InputError
 
 CPU = torch.device("cpu")
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -64,6 +64,39 @@ def test_alone_there_is_nothing_to_exchange() -> None:
     alone.broadcast([tensor])
     assert tensor.tolist() == [1, 1]
     assert alone.gather(array) is array
+
+
+@pytest.mark.parametrize(
+    ("rank", "messages", "raised", "told"),
+    [
+        (0, (None, "there"), "there", True),
+        (1, (None, "there"), "there", False),
+        (0, ("here", "there"), "here", False),
+        (1, ("both", "both"), "both", True),
+    ],
+)
+def test_an_error_in_any_process_is_raised_in_all_and_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    messages: tuple[str | None, ...],
+    raised: str,
+    told: bool,
+) -> None:
+    """``messages`` are those of both processes' errors, ``told`` whether another one prints it."""
+    errors = [message and Gpt1Error(message) for message in messages]
+
+    def body() -> None:
+        if errors[rank]:
+            raise errors[rank]
+
+    def gather(found: list[Any], own: Gpt1Error | None) -> None:
+        assert own is errors[rank]
+        found[:] = errors
+
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    with pytest.raises(Gpt1Error, match=raised) as caught:
+        Process(rank, 2, CPU).together(body)
+    assert caught.value.told == told
 
 
 # ------------------------------------------------------------------------------- seeds
