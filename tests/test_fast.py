@@ -64,6 +64,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(share_prefix: bool):
         assert parameter.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_compute_the_same():
     model = fresh_model().eval()
