@@ -81,6 +81,7 @@ def test_bfloat16_counts_a_token_that_occurs_often():
     assert torch.equal(model.we.grad[ids], counts[:, None].float().expand(-1, CONFIG.n_embd))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_compute_the_same():
     model = fresh_model().eval()

@@ -30,6 +30,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_runs_once_and_reports(
     script: ModuleType,
     tmp_path: Path,
