@@ -141,6 +141,7 @@ def _prepare(
     Raises:
         InputError: a file is not what it should be, or does not fit the flags.
     """
+    from gpt1.capacity import check_memory
     from gpt1.prepare import build_model, load_task, model_config
 
     task = load_task(settings, sources, verbose=process.is_main)
@@ -150,6 +151,7 @@ def _prepare(
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
     config = model_config(settings, sources, task)
+    check_memory(config, process.device, settings.init_params or f"{sources.model_dir}/")
     return task, build_model(settings, sources, config, stream).to(process.device)
 
 
