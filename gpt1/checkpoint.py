@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class RunState:
         n_updates: updates done, which gives the epoch, the place in it, and all seeds.
         best_score: best validation accuracy so far, in percent.
         evaluated: whether the evaluation that was due after these updates, if any, is done.
+        environment: what the bits of the numbers depend on besides the settings, as
+            :meth:`gpt1.distributed.Process.environment` gives it; empty if that is not known.
         tensors: the model's and the optimizer's tensors by name.
         optimizer: the rest of the optimizer's state: plain data.
         source: where it was read from, for messages.
@@ -52,6 +54,7 @@ class RunState:
     n_updates: int
     best_score: float
     evaluated: bool = True
+    environment: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor]
     optimizer: list[dict[str, Any]]
     source: str = "the state of this run"
@@ -64,6 +67,7 @@ def capture(
     best_score: float,
     *,
     evaluated: bool = True,
+    environment: Mapping[str, Any] | None = None,
 ) -> RunState:
     """The state of a run now; its tensors are the live ones, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -75,6 +79,7 @@ def capture(
         n_updates=n_updates,
         best_score=best_score,
         evaluated=evaluated,
+        environment=dict(environment or {}),
         tensors=tensors,
         optimizer=state["param_groups"],
     )
@@ -141,6 +146,7 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
             "n_updates": state.n_updates,
             "best_score": state.best_score,
             "evaluated": state.evaluated,
+            "environment": state.environment,
             "optimizer": state.optimizer,
             "meaning": dict(meaning),
         }
@@ -221,6 +227,7 @@ _HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_updates": (lambda x: type(x) is int and 0 <= x < 10**8, "a number of updates"),
     "best_score": (lambda x: type(x) in (int, float) and 0 <= x <= 100, "a percentage"),
     "evaluated": (lambda x: isinstance(x, bool), "true or false"),
+    "environment": (lambda x: isinstance(x, dict), "an object"),
     "optimizer": (lambda x: isinstance(x, list), "a list of parameter groups"),
     "meaning": (lambda x: isinstance(x, dict), "an object of settings"),
 }
@@ -234,6 +241,7 @@ def _header_values(path: Path, header: str) -> dict[str, Any]:
         raise DamagedError(f"{path}: its state is not JSON: {error!s:.200}; {_REMEDY}") from error
     if not isinstance(values, dict):
         raise DamagedError(f"{path}: its state is not a JSON object; {_REMEDY}")
+    values.setdefault("environment", {})  # earlier versions did not write it
     for name, (is_right, expected) in _HEADER.items():
         if not is_right(values.get(name)):
             raise DamagedError(f"{path}: its {name} is not {expected}; {_REMEDY}")

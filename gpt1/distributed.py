@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import platform
 import random
+import re
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,6 +147,29 @@ class Process:
             return bool(torch.cpu._is_avx512_bf16_supported())
         return False
 
+    def environment(self) -> dict[str, str | int]:
+        """What the bits of a run depend on besides its settings, by names that a message can use.
+
+        Sums are split among threads and processes, and each kind of processor or GPU, and each
+        version of a library, may add up in another order.
+        """
+        is_cuda = self.device.type == "cuda"
+        found = {
+            "the device": torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
+            "the number of processes": self.world,
+            "torch's version": str(torch.__version__),
+            "NumPy's version": np.__version__,
+        }
+        if self.device.type == "cpu":
+            with_bf16 = " with bfloat16" if self.has_bf16() else ""
+            instructions = torch.backends.cpu.get_cpu_capability() + with_bf16
+            found |= {
+                "the processor": _processor_name(),
+                "the processor's instruction set": instructions,
+                "the number of threads": torch.get_num_threads(),
+            }
+        return found
+
     def arithmetic(self, precision: str) -> AbstractContextManager[Any]:
         """Where matrix products run in bfloat16 if ``precision`` asks for it.
 
@@ -166,6 +192,15 @@ class Process:
                 "use fp32 or bf16"
             )
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def _processor_name() -> str:
+    """The processor's name as Linux gives it, or its architecture."""
+    with suppress(OSError):
+        name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if name:
+            return name[1]
+    return platform.machine()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from gpt1.settings import Settings, Sources, join_problems
 from gpt1.text_utils import TextEncoder
 
 N_SPECIAL = 3
-FLOAT_BYTES = 4
 SPECIAL_STD = 0.02  # of the rows that the original draws for its special tokens
 
 
@@ -109,8 +107,6 @@ def resolve(settings: Settings, sources: Sources, task: Task) -> tuple[Settings,
     problems += more_problems
     if n_transfer != -1:
         problems += _activation_problem(settings, sources)
-    _, source = known.get("n_embd", (None, "the defaults"))
-    problems += _memory_problem(task.n_vocab, sizes["n_embd"], sizes["n_layer"], source)
     if problems:
         raise InputError(join_problems(problems))
     config = ModelConfig(
@@ -219,25 +215,6 @@ def _activation_problem(settings: Settings, sources: Sources) -> list[str]:
         return []
     source = sources.model_dir / hub.CONFIG
     return [f"--afn {settings.afn}: {source} has {afn}; give --afn {afn}"]
-
-
-def _memory_problem(n_vocab: int, n_embd: int, n_layer: int, source: str) -> list[str]:
-    """A problem if this machine cannot hold the parameters of a model: nothing else stops it.
-
-    Args:
-        n_vocab, n_embd, n_layer: sizes of the model.
-        source: where sizes come from that are not given.
-    """
-    if not hasattr(os, "sysconf"):  # Windows
-        return []
-    n_parameters = n_vocab * n_embd + 12 * n_layer * n_embd**2  # the rest is small beside these
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if FLOAT_BYTES * n_parameters <= memory:
-        return []
-    return [
-        f"--n_embd {n_embd} --n_layer {n_layer} (if not given, from {source}): a model of "
-        f"{n_parameters:.1e} parameters does not fit into this machine's memory; give smaller ones"
-    ]
 
 
 def _checkpoint_sizes(

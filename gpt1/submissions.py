@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpt1.errors import InputError
+from gpt1.errors import Gpt1Error, InputError
 from gpt1.files import atomic_write, read_text
 
 SUBMISSION = "ROCStories.tsv"  # the original's name for it
@@ -118,6 +118,6 @@ def is_of_run(submission: str | Path, run_id: str | None) -> bool:
     """Whether a readable record beside a submission names the run of this ``run_id``."""
     try:
         record = read_record(submission)
-    except InputError:
+    except Gpt1Error:
         return False
     return record is not None and run_id is not None and record.run_id == run_id

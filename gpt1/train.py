@@ -141,6 +141,7 @@ def _prepare(
     Raises:
         InputError: a file is not what it should be, or does not fit the flags.
     """
+    from gpt1.capacity import check_memory
     from gpt1.prepare import build_model, load_task, notes, resolve
 
     task = load_task(settings, sources, verbose=process.is_main)
@@ -152,6 +153,7 @@ def _prepare(
     used, config = resolve(settings, sources, task)
     for note in notes(settings, used, sources) if process.is_main else []:
         print(f"gpt1.train: {note}", file=sys.stderr)
+    check_memory(config, process.device, settings.init_params or f"{sources.model_dir}/")
     return task, used, build_model(used, sources, config, stream).to(process.device)
 
 

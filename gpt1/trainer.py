@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from sklearn.utils import shuffle
 from tqdm import tqdm
 
 import gpt1
-from gpt1 import checkpoint, datasets, jl, submissions, weights
+from gpt1 import capacity, checkpoint, datasets, jl, submissions, weights
 from gpt1.batches import ChoiceArrays
 from gpt1.calibration import write_probs
 from gpt1.distributed import Process, tower_seed
@@ -98,6 +99,7 @@ class Trainer:
             stream: the run's NumPy stream, after the special tokens were drawn from it.
         """
         resumed = self._resume() if self.settings.resume else False
+        self.process.from_main(partial(self._check_disks, resumed))
         if not resumed and self.process.is_main:
             checkpoint.clear(self.outputs.directory)
         self._open_logs(resumed)
@@ -125,10 +127,28 @@ class Trainer:
             self._obey()
             if not self.evaluated:
                 self._evaluate()
-            every = self.settings.save_every
-            if epoch_ends or (every and update % every == 0):
+            if self._is_saved(update):
                 self._save_checkpoint()
         self._obey()  # what came after the last update
+
+    def _is_saved(self, update: int) -> bool:
+        """Whether a checkpoint is written after an update."""
+        every = self.settings.save_every
+        return update % self.updates_an_epoch == 0 or bool(every and update % every == 0)
+
+    def _check_disks(self, resumed: bool) -> None:
+        """See before anything is written that there is room for what the run will write."""
+        left = range(self.n_updates + 1, self.n_updates_total + 1)
+        saved = islice(filter(self._is_saved, left), checkpoint.KEPT + 1)  # more are never kept
+        needs = capacity.disk_needs(
+            self.outputs,
+            n_parameters=capacity.n_parameters(self.model.config),
+            n_checkpoints=len(list(saved)),
+            n_updates=len(left),
+            n_test=self.task.test.n_stories,
+            resumed=resumed,
+        )
+        capacity.check_disks(needs)
 
     def _obey(self) -> None:
         """If any process was asked to end: save, and raise :class:`Stopped` in all of them."""
@@ -382,6 +402,7 @@ class Trainer:
             self.n_updates,
             self.best_score,
             evaluated=self.evaluated,
+            environment=self.process.environment(),
         )
         checkpoint.save(self.outputs.directory, state, self._meaning())
 
@@ -405,6 +426,7 @@ class Trainer:
             self.n_updates, self.best_score = state.n_updates, state.best_score
             self.evaluated = state.evaluated
             self._say(f"--resume: going on after update {self.n_updates} of {self.n_updates_total}")
+            self._warn_of_changes(state.environment)
             return True
         if files:
             none_left = InputError(
@@ -429,6 +451,19 @@ class Trainer:
                         for name in changed
                     ]
                 )
+            )
+
+    def _warn_of_changes(self, before: dict[str, Any]) -> None:
+        """Say what differs between here and where a checkpoint was written, if that is known."""
+        changes = [
+            f"{name} was {before[name]!s:.100} and is now {value}"
+            for name, value in self.process.environment().items()
+            if before.get(name, value) != value
+        ]
+        if changes:
+            self._say(
+                "--resume: warning: the run may end with other numbers than without the "
+                f"interruption, since {', '.join(changes)}"
             )
 
     def _say(self, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,36 @@ def test_an_error_in_any_process_is_raised_in_all_and_told_once(
     with pytest.raises(Gpt1Error, match=raised) as caught:
         Process(rank, 2, CPU).together(body)
     assert caught.value.told == told
+
+
+def test_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    found = Process(1, 3, CPU).environment()
+    processor = found.pop("the processor")
+    assert found == {
+        "the device": "cpu",
+        "the number of processes": 3,
+        "torch's version": str(torch.__version__),
+        "NumPy's version": np.__version__,
+        "the processor's instruction set": "AVX9 with bfloat16",
+        "the number of threads": 7,
+    }
+    assert json.loads(json.dumps(found)) == found  # as a checkpoint keeps it
+    assert isinstance(processor, str)
+    assert processor
+    if Path("/proc/cpuinfo").exists() and "model name" in Path("/proc/cpuinfo").read_text():
+        assert f": {processor}\n" in Path("/proc/cpuinfo").read_text()
+    monkeypatch.setattr(Path, "read_text", lambda path: "processor: 0\nFeatures: fp\n")
+    assert Process(1, 3, CPU).environment()["the processor"] == platform.machine()
+
+
+def test_what_the_bits_depend_on_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    found = Process(0, 1, torch.device("cuda", 1)).environment()
+    assert found["the device"] == "GPU of cuda:1"
+    assert not any("thread" in name or "processor" in name for name in found)
 
 
 # ------------------------------------------------------------------------------- seeds

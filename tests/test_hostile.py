@@ -608,5 +608,5 @@ def test_a_table_of_impossible_sizes_is_named(
     Path("model/params_shapes.json").write_text(json.dumps(table))
     assert train.main([*FLAGS, "--n_transfer", "-1"]) == 2
     stderr = capsys.readouterr().err
-    assert "params_shapes.json" in stderr
+    assert f"--n_embd {2**20} --n_layer {tiny.N_LAYER} (where not given, from model/)" in stderr
     assert "memory" in stderr

@@ -287,8 +287,9 @@ def test_a_full_disk(whole: dict[str, Any], small_disk: Run, kind: str) -> None:
 @pytest.mark.slow
 def test_a_disk_that_is_full_from_the_beginning(whole: dict[str, Any], small_disk: Run) -> None:
     done = small_disk.do(changes=[processes.fills_disk(small_disk.directory)])
-    assert done.status == 1
-    assert "No space left on device" in done.message()
+    assert done.status == 2
+    assert "another directory with --save_dir" in done.message()
+    assert "and 0.0 kB are free" in done.message()
     (small_disk.directory / "filler").unlink()
     assert small_disk.do().status == 0
     assert_same(small_disk, whole)
@@ -676,6 +677,18 @@ def test_the_number_of_layers_may_be_left_out_or_given(
     refused = run.do("--resume", "--n_transfer", "1")
     assert refused.status == 2
     assert "--resume: n_transfer was 2 in " in refused.message()
+
+
+def test_another_number_of_processes_is_said_once(finished: Run, tmp_path: Path) -> None:
+    run = processes.copied(finished, tmp_path / "run")
+    checkpoint.checkpoints(run.saved)[-1].unlink()
+    first, second = run.do_pair("--resume")
+    assert (first.status, second.status) == (0, 0)
+    said = [line for line in first.stderr.splitlines() if "warning" in line]
+    assert [line.partition(", since ")[2] for line in said] == [
+        "the number of processes was 1 and is now 2"
+    ]
+    assert second.stderr == ""
 
 
 def test_flags_that_change_the_run_are_listed_together_and_once(

@@ -1055,6 +1055,64 @@ def test_other_data_are_noticed_on_resuming(
     assert "data was" in capsys.readouterr().err
 
 
+def resumed_in_epoch_3(uninterrupted: Run, directory: Path) -> Run:
+    """A copy of the run without its newest checkpoint."""
+    run = copied(uninterrupted, directory)
+    checkpoint.checkpoints(run.best.parent)[-1].unlink()
+    return run
+
+
+WARNING = (
+    "--resume: warning: the run may end with other numbers than without the interruption, since "
+)
+
+
+def test_nothing_is_said_where_nothing_has_changed(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = resumed_in_epoch_3(uninterrupted, tmp_path / "run")
+    assert run.main(*RESUMABLE, "--resume") == 0
+    assert capsys.readouterr().err == "--resume: going on after update 9 of 12\n"
+
+
+def test_another_number_of_threads_is_said_on_resuming(
+    uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = resumed_in_epoch_3(uninterrupted, tmp_path / "run")
+    torch.set_num_threads(2)
+    assert run.main(*RESUMABLE, "--resume") == 0
+    _, warning = capsys.readouterr().err.splitlines()
+    assert warning == f"{WARNING}the number of threads was 1 and is now 2"
+    assert run.main(*RESUMABLE, "--resume") == 0  # the new number is in the new checkpoint
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_all_that_has_changed_is_said_on_resuming(
+    uninterrupted: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = resumed_in_epoch_3(uninterrupted, tmp_path / "run")
+    before = Process(0, 1, torch.device("cpu")).environment()
+    assert list(before) == [
+        "the device",
+        "the number of processes",
+        "torch's version",
+        "NumPy's version",
+        "the processor",
+        "the processor's instruction set",
+        "the number of threads",
+    ]
+    # A GPU's environment says nothing of the processor; what one side alone knows is left out.
+    after = {name: f"another {i}" for i, name in enumerate(before) if "instruction" not in name}
+    monkeypatch.setattr(Process, "environment", lambda process: {**after, "the weather": "fine"})
+    assert run.main(*RESUMABLE, "--resume") == 0
+    _, warning = capsys.readouterr().err.splitlines()
+    changes = [f"{name} was {before[name]} and is now {value}" for name, value in after.items()]
+    assert warning == WARNING + ", ".join(changes)
+
+
 def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\x55")
 
