@@ -1,4 +1,4 @@
-"""The two logs of a run: the original's lines, and one line an update."""
+"""The two logs of a run: the original's lines, and one line per update, with the run's events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from gpt1.errors import Gpt1Error
 from gpt1.files import atomic_write, unreadable
 
 Mirror = Callable[[Mapping[str, Any]], None]
-Check = Callable[[int, Sequence[float]], None]
+Check = Callable[[int, Sequence[float]], str | None]
+
+DIVERGING = "diverging"  # the event of a run whose costs are far above those of a guess
 
 
 class JsonLines:
@@ -29,6 +31,7 @@ class JsonLines:
     Attributes:
         is_new: whether no line was kept.
         first: the values of the first line, kept or written; empty before it is written.
+        events: the kinds of events in the lines that are kept or written: the values of ``event``.
     """
 
     def __init__(self, path: Path, keep: int | None = None, mirror: Mirror | None = None) -> None:
@@ -39,10 +42,10 @@ class JsonLines:
             file.writelines(lines)
         self.is_new = not lines
         self.first: Mapping[str, Any] = json.loads(lines[0]) if lines else {}
+        self.events: set[str] = set()
         self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
-        if mirror:
-            for line in lines:
-                mirror(json.loads(line))
+        for line in lines:
+            self._note(json.loads(line))
 
     def write(self, **values: Any) -> None:
         """Append a line, at once."""
@@ -53,6 +56,12 @@ class JsonLines:
         except OSError as error:
             raise self._unwritten(error) from error
         self.first = self.first or values
+        self._note(values)
+
+    def _note(self, values: Mapping[str, Any]) -> None:
+        """Take notice of a line that is in the file."""
+        if isinstance(values.get("event"), str):
+            self.events.add(values["event"])
         if self._mirror:
             self._mirror(values)
 
@@ -107,16 +116,25 @@ class UpdateLog:
         log: where the lines go.
         delay: updates that may wait; 0 writes each at once.
         with_lm: whether there is a language-model loss; without it ``lm_cost`` is null.
-        check: is given each update's number and numbers before they are written.
+        check: is given each update's number and numbers before they are written. What it returns
+            is a warning that the run diverges.
+        warn: shows a warning. The log's first one is shown, and is an event in the log.
     """
 
     def __init__(
-        self, log: JsonLines, *, delay: int, with_lm: bool, check: Check | None = None
+        self,
+        log: JsonLines,
+        *,
+        delay: int,
+        with_lm: bool,
+        check: Check = lambda n_updates, numbers: None,
+        warn: Callable[[str], None] = lambda warning: None,
     ) -> None:
         self._log = log
         self._delay = delay
         self._with_lm = with_lm
         self._check = check
+        self._warn = warn
         self._waiting: list[tuple[int, float, float, Tensor]] = []
 
     def write(self, n_updates: int, lr: float, numbers: Tensor) -> None:
@@ -132,8 +150,7 @@ class UpdateLog:
         waiting, self._waiting = self._waiting, []
         rows = torch.stack([numbers for *_, numbers in waiting]).tolist()
         for (n_updates, when, lr, _), (clf, lm, norm) in zip(waiting, rows, strict=True):
-            if self._check:
-                self._check(n_updates, (clf, lm, norm))
+            warning = self._check(n_updates, (clf, lm, norm))
             self._log.write(
                 n_updates=n_updates,
                 clf_cost=clf,
@@ -142,6 +159,9 @@ class UpdateLog:
                 grad_norm=norm,
                 time=when,
             )
+            if warning and DIVERGING not in self._log.events:
+                self._log.write(n_updates=n_updates, event=DIVERGING, message=warning, time=when)
+                self._warn(warning)
 
     def close(self) -> None:
         """Write what waits and close the log."""

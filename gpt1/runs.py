@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +98,8 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 def read_updates(path: str | Path) -> list[UpdateLine]:
     """The updates in a log of them, in order; none if the file is empty.
 
+    Lines of events, which say ``event``, are left out.
+
     Raises:
         InputError: the file is missing, or a line is not what training writes; names the line
             and the field.
@@ -106,7 +108,10 @@ def read_updates(path: str | Path) -> list[UpdateLine]:
     lines: list[UpdateLine] = []
     for number, row in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         where = f"{path}, line {number}"
-        line = _update_line(where, row)
+        values = _object(where, row)
+        if "event" in values:
+            continue
+        line = _update_line(where, values)
         if lines and line.n_updates <= lines[-1].n_updates:
             raise InputError(
                 f"{where}: expected an update after number {lines[-1].n_updates}, found number "
@@ -137,8 +142,8 @@ _CHECKS: dict[str, _Check] = {
 }
 
 
-def _update_line(where: str, text: str) -> UpdateLine:
-    """One line with every field checked; fields of other names are left alone."""
+def _object(where: str, text: str) -> dict[str, Any]:
+    """A line of a log as a JSON object."""
     try:  # all numbers as floats: no integer is then too long to read
         row = json.loads(text, parse_int=float)
     except (ValueError, RecursionError):
@@ -148,6 +153,11 @@ def _update_line(where: str, text: str) -> UpdateLine:
             f"{where}: expected one JSON object, found {_shown(text)}; if a crash cut the line "
             "off, delete it."
         )
+    return row
+
+
+def _update_line(where: str, row: Mapping[str, Any]) -> UpdateLine:
+    """One line with every field checked; fields of other names are left alone."""
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(UpdateLine)):
         is_right, expected = _CHECKS.get(name, _NUMBER)

@@ -58,8 +58,9 @@ class TensorBoard:
         self._write("evaluation", n_updates, values)
 
     def update_line(self, line: Mapping[str, Any]) -> None:
-        """Write a line of the log of updates."""
-        self.update(line["n_updates"], line)
+        """Write a line of the log of updates; that of an event has no figures."""
+        if "event" not in line:
+            self.update(line["n_updates"], line)
 
     def evaluation_line(self, line: Mapping[str, Any]) -> None:
         """Write a line of the log of evaluations; its first, the settings, has no figures."""

@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from math import isfinite
+from math import isfinite, log
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +48,44 @@ FREE_ON_RESUME = {
     *("save_every", "fast", "probs", "tensorboard", "deterministic"),
 }
 GPU_LOG_DELAY = 50  # updates whose numbers may wait on a GPU before they are logged
+
+# A run is said to diverge when the mean cost of an update exceeds so many times the cost of a
+# uniform guess, the logarithm of the number of outcomes. A language model begins at about that cost
+# with fresh weights, and far below with trained ones. At three times, the right token has on
+# average (the geometric mean) the probability V**-3: only weights that were destroyed are so sure
+# of wrong tokens. There are few classes, so that one example costs several times ln 2 where a sound
+# model is confidently wrong, and a batch may be small: at ten times, two classes give the right one
+# a probability of 2**-10 on average.
+CLF_LIMIT, LM_LIMIT = 10, 3
+
+
+def divergence_warning(
+    update: int, clf_cost: float, lm_cost: float, *, n_classes: int, n_rows: int
+) -> str | None:
+    """A warning if the mean costs of an update show that the run diverges, or None.
+
+    Args:
+        update: its number.
+        clf_cost: classification cost, in nats per example.
+        lm_cost: language-model cost, in nats per token; 0 without that loss.
+        n_classes: classes, or choices.
+        n_rows: rows of ``we``, over which the softmax of the language model runs.
+    """
+    limits = (
+        ("classification", clf_cost, CLF_LIMIT, n_classes),
+        ("language-model", lm_cost, LM_LIMIT, n_rows),
+    )
+    found = [
+        f"the {name} cost is {cost:.4g}, above {factor} times ln {n} = {factor * log(n):.4g}"
+        for name, cost, factor, n in limits
+        if cost > factor * log(n)
+    ]
+    if not found:
+        return None
+    return (
+        f"update {update}: {', and '.join(found)}. The run has probably diverged, and then its "
+        "results are of no use: train anew with a lower --lr."
+    )
 
 
 class Trainer:
@@ -215,6 +253,16 @@ class Trainer:
             self.process.from_main(self._write_checkpoint)
         raise self._diverged(update, " and ".join(bad))
 
+    def _check_numbers(self, update: int, numbers: Sequence[float]) -> str | None:
+        """See whether an update's numbers are finite, and warn if its costs are far too high.
+
+        Raises:
+            Gpt1Error: as :meth:`_check_finite`.
+        """
+        self._check_finite(update, numbers)
+        n_classes, n_rows = self.task.train.X.shape[1], self.model.config.n_rows
+        return divergence_warning(update, *numbers[:2], n_classes=n_classes, n_rows=n_rows)
+
     def _diverged(self, update: int, what: str) -> Gpt1Error:
         """The error that names an update, its stories, and the state that is left.
 
@@ -351,7 +399,8 @@ class Trainer:
             JsonLines(self.outputs.updates, keep, mirrors[1]),
             delay=0 if self.process.device.type == "cpu" else GPU_LOG_DELAY,
             with_lm=self.settings.lm_coef != 0,
-            check=self._check_finite,
+            check=self._check_numbers,
+            warn=lambda warning: self._say(f"warning: {warning}"),
         )
 
     def _close_logs(self) -> None:
@@ -468,4 +517,4 @@ class Trainer:
 
     def _say(self, message: str) -> None:
         if self.process.is_main:
-            print(message, file=sys.stderr)
+            tqdm.write(message, file=sys.stderr)  # above the progress bar, if there is one

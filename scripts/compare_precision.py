@@ -19,11 +19,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt1 import train
 from gpt1.analysis import read_submission
+from gpt1.runs import read_updates
 
 
 class Variant(NamedTuple):
@@ -65,12 +67,11 @@ def outcome(variant: Variant, flags: Sequence[str]) -> Outcome:
         if status:
             raise SystemExit(status)
 
-        def lines(name: str) -> list[dict[str, Any]]:
-            text = (Path(place) / "log" / name).read_text()
-            return [json.loads(line) for line in text.splitlines()]
-
+        log = Path(place) / "log" / "run.jsonl"
+        evaluations = [json.loads(line) for line in log.read_text().splitlines()[1:]]
+        updates = [asdict(line) for line in read_updates(log.with_name("run.updates.jsonl"))]
         submission = read_submission(Path(place) / "submission" / "ROCStories.tsv")
-        return Outcome(lines("run.jsonl")[1:], lines("run.updates.jsonl"), submission)
+        return Outcome(evaluations, updates, submission)
 
 
 def distance(name: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> str:

@@ -197,3 +197,55 @@ def test_keys_and_their_order(tmp_path: Path, with_lm: bool) -> None:
     (row,) = lines(tmp_path / "log.jsonl")
     assert list(row) == KEYS
     assert row["lm_cost"] == (1.5 if with_lm else None)
+
+
+def warned_from(n: int) -> Callable[[int, Any], str | None]:
+    """A check that warns of update n and all later ones."""
+    return lambda number, numbers: f"update {number}" if number >= n else None
+
+
+def event(n: int) -> dict[str, Any]:
+    return {"n_updates": n, "event": "diverging", "message": f"update {n}"}
+
+
+@pytest.mark.parametrize("delay", [0, 3, 50])
+def test_a_warning_is_shown_once_and_is_an_event_after_its_update(
+    tmp_path: Path, delay: int
+) -> None:
+    path, shown = tmp_path / "log.jsonl", []
+    check = warned_from(3)
+    log = UpdateLog(JsonLines(path), delay=delay, with_lm=True, check=check, warn=shown.append)
+    for n in range(1, 8):
+        log.write(n, n / 8, numbers(n))
+    log.close()
+    assert shown == ["update 3"]
+    expected = [line(1), line(2), line(3), event(3), *map(line, range(4, 8))]
+    assert without_time(path) == expected
+
+
+@pytest.mark.parametrize(("keep", "again"), [(2, [3]), (3, []), (5, [])])
+def test_a_resumed_run_warns_again_only_if_the_event_was_cut(
+    tmp_path: Path, keep: int, again: list[int]
+) -> None:
+    path, shown = tmp_path / "log.jsonl", []
+    rows = [line(1), line(2), line(3), event(3), line(4), line(5)]
+    path.write_text("".join(json.dumps({**row, "time": 1.0}) + "\n" for row in rows))
+    log = UpdateLog(
+        JsonLines(path, keep=keep),
+        delay=0,
+        with_lm=True,
+        check=warned_from(3),
+        warn=shown.append,
+    )
+    for n in range(keep + 1, 7):
+        log.write(n, n / 8, numbers(n))
+    log.close()
+    assert shown == [f"update {n}" for n in again]
+    assert without_time(path) == [*rows, line(6)]
+
+
+@pytest.mark.parametrize("kind", [None, 3, ["diverging"], {"diverging": 1}])
+def test_an_event_that_was_damaged_by_hand_is_none_of_ours(tmp_path: Path, kind: object) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"n_updates": 1, "event": kind}) + "\n")
+    assert JsonLines(path, keep=1).events == set()

@@ -117,6 +117,16 @@ def test_what_training_logs_is_read_back(tmp_path: Path, with_lm: bool) -> None:
     assert second.n_updates == 2
 
 
+def test_events_are_no_updates(tmp_path: Path) -> None:
+    path = tmp_path / "run.updates.jsonl"
+    log = UpdateLog(JsonLines(path), delay=0, with_lm=True, check=lambda *numbers: "too high")
+    for n in (1, 2):
+        log.write(n, 0.25, torch.tensor([0.5, 1.5, 2.5]))
+    log.close()
+    assert '"event": "diverging"' in path.read_text()
+    assert [line.n_updates for line in read_updates(path)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -673,6 +683,8 @@ def test_the_mirror_of_resumed_logs_shows_what_they_hold(tmp_path: Path) -> None
             log.write(desc="a", lr=0.5)
         for n in updates:
             update_log.write(**update(n, lm_cost=None))
+            if n == 3:  # the resumed log keeps it, and has no figures to show of it
+                update_log.write(n_updates=n, event="diverging", message="too high")
         for n in evaluations:
             log.write(**evaluation(n, 50.0 + n))
         board.close()

@@ -43,8 +43,11 @@ from waiting import DEADLINE, wait_until
 
 from gpt1 import checkpoint, datasets, distributed, jl, prepare, train
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, max_part_length, transform_roc
+from gpt1.logs import JsonLines, UpdateLog
+from gpt1.runs import read_updates
 from gpt1.settings import Settings
 from gpt1.text_utils import TextEncoder
+from gpt1.trainer import divergence_warning
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
 
@@ -203,6 +206,99 @@ def test_parameters_that_overflow_are_not_kept(run: Run) -> None:
     assert done.message().startswith("error: update 1: its step has made a parameter infinite")
     assert run.checkpoints() == []
     assert_only_numbers(run)
+
+
+# ------------------------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize(
+    ("costs", "parts"),
+    [
+        ((0.693, 10.6), None),  # a guess
+        ((6.93, 31.8), None),  # just below both limits
+        ((0.0, 0.0), None),  # without a language-model loss
+        ((6.94, 10.6), ["classification cost is 6.94, above 10 times ln 2 = 6.931."]),
+        ((0.693, 31.9), ["language-model cost is 31.9, above 3 times ln 40558 = 31.83."]),
+        ((1717350.0, 4e6), ["is 1.717e+06, above 10 times", ", and the language-model cost is 4e"]),
+    ],
+)
+def test_costs_far_above_a_guess_are_a_warning(
+    costs: tuple[float, float], parts: list[str] | None
+) -> None:
+    warning = divergence_warning(7, *costs, n_classes=2, n_rows=40558)
+    if parts is None:
+        assert warning is None
+        return
+    assert warning is not None
+    assert warning.startswith("update 7: the ")
+    assert "lower --lr" in warning
+    assert all(part in warning for part in parts)
+
+
+def test_more_classes_may_cost_more() -> None:
+    assert divergence_warning(1, 15.0, 0.0, n_classes=5, n_rows=9) is None
+    warning = divergence_warning(1, 17.0, 0.0, n_classes=5, n_rows=9)
+    assert warning is not None
+    assert "10 times ln 5 = 16.09" in warning
+
+
+def events(run: Run) -> list[dict[str, Any]]:
+    return [row for row in processes.lines(run.updates) if "event" in row]
+
+
+def delays_numbers() -> None:
+    """Look at numbers as late as on a GPU."""
+    from gpt1 import trainer
+
+    def late(log: JsonLines, *, delay: int, **others: Any) -> UpdateLog:
+        return UpdateLog(log, delay=trainer.GPU_LOG_DELAY, **others)
+
+    trainer.UpdateLog = late
+
+
+@pytest.mark.parametrize("changes", [[], [delays_numbers]], ids=["at once", "as on a GPU"])
+def test_a_run_that_diverges_to_finite_numbers_warns_once(run: Run, changes: list[Change]) -> None:
+    done = run.do("--lr", "1000", changes=changes)
+    assert done.status == 0
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: update 2: the classification cost is ")
+    assert "3 times ln " in warning
+    rows = processes.lines(run.updates)
+    (event,) = events(run)
+    assert event == {"n_updates": 2, "event": "diverging", "message": warning[len("warning: ") :]}
+    assert rows.index(event) == 2  # after the two updates, before all others
+    assert [line.n_updates for line in read_updates(run.updates)] == list(range(1, 13))
+
+
+def test_a_resumed_run_does_not_warn_of_its_divergence_again(
+    task: tiny.Tiny, run: Run, tmp_path: Path
+) -> None:
+    undisturbed = Run(task, tmp_path / "undisturbed")
+    assert undisturbed.do("--lr", "1000").status == 0
+    first = run.do("--lr", "1000", changes=[update(6, sends_itself(SIGTERM))])
+    assert first.status == 143
+    assert first.stderr.count("warning: ") == 1
+    second = run.do("--lr", "1000", "--resume")
+    assert second.status == 0
+    assert "warning: " not in second.stderr
+    assert_same(run, undisturbed.results())
+
+
+def test_one_of_two_processes_warns_of_a_divergence(run: Run) -> None:
+    first, second = run.do_pair("--lr", "1000")
+    assert (first.status, second.status) == (0, 0)
+    assert first.stderr.count("warning: ") == 1
+    assert second.stderr == ""
+    assert len(events(run)) == 1
+
+
+def test_fresh_weights_are_no_divergence(run: Run) -> None:
+    done = run.do("--n_transfer", "-1", "--n_iter", "1")
+    assert (done.status, done.stderr) == (0, "")
+    first = read_updates(run.updates)[0]
+    assert first.lm_cost is not None
+    # Logits of fresh weights differ by a few tenths, which moves a guess's cost by less than one.
+    assert first.lm_cost < np.log(len(jl.read_jl(run.best)[0])) + 1
 
 
 def test_one_of_two_processes_tells_of_a_divergence(
