@@ -1,34 +1,41 @@
 """Time of generation beside transformers, which computes all tokens anew for each new one.
 
-    python scripts/benchmark_generate.py                                   # one to two minutes
-    python scripts/benchmark_generate.py --new_tokens 400 --rounds 1       # some minutes
+    python -m benchmarks.generation                                   # one to two minutes
+    python -m benchmarks.generation --new_tokens 400 --rounds 1       # some minutes
 
-Both have the same random weights of the paper's size, greedy, and take turns in one process with
-as many threads as torch takes; what is compared are medians. Then several prompts at a time are
-compared with one. Needs the extra `bench`.
+Both have the same random weights of the paper's size, write greedily, and take turns in one process
+with as many threads as torch takes. Several prompts at a time are compared with one, too. Needs the
+extra ``bench``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
-from gpt1.arguments import Parser, number
+from benchmarks.harness import (
+    in_turns,
+    machine,
+    parser,
+    positive,
+    require_transformers,
+    timed,
+    write_json,
+)
+from benchmarks.peer import copy_weights, peer_config
 from gpt1.decoding import DTYPES, Decoder
-from gpt1.distributed import choose_device, keep_freed_memory
+from gpt1.distributed import keep_freed_memory
 from gpt1.errors import InputError, report_errors
-from gpt1.files import atomic_write
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.search import one_by_one
 
+Tokens = list[list[int]]
 STD = 0.1  # of the embedding rows; with the usual 0.02 most tokens are all but equally likely
 
 
@@ -44,34 +51,20 @@ def random_model(config: ModelConfig, device: torch.device) -> DoubleHeadsModel:
 
 def peer_of(model: DoubleHeadsModel, precision: str) -> Any:
     """transformers' model with the same weights, in the same type."""
-    try:
-        from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
-    except ImportError as error:
-        raise InputError(
-            "transformers is missing: pip install 'gpt1[bench]', or leave it out by --no_peer"
-        ) from error
-    config, own = model.config, dict(model.named_parameters())
-    sizes = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
-    peer = OpenAIGPTLMHeadModel(
-        OpenAIGPTConfig(vocab_size=config.n_vocab, n_positions=config.n_ctx, **sizes)
-    )
-    body = peer.transformer
-    with torch.no_grad():
-        body.tokens_embed.weight.copy_(own["we"][: config.n_vocab])
-        body.positions_embed.weight.copy_(own["we"][config.n_vocab + config.n_special :])
-        for name, parameter in body.h.named_parameters():
-            name = name.replace("ln_1.weight", "ln_1.g").replace("ln_2.weight", "ln_2.g")
-            parameter.copy_(own[f"h.{name.removesuffix('eight').removesuffix('ias')}"])
+    config = model.config
+    theirs = peer_config(config, n_tokens=config.n_vocab, n_positions=config.n_ctx)
+    peer = require_transformers().OpenAIGPTLMHeadModel(theirs)
+    copy_weights(peer.transformer, model)
     peer.tie_weights()
-    return peer.to(own["we"].device, DTYPES[precision]).eval()
+    return peer.to(model.we.device, DTYPES[precision]).eval()
 
 
-def generate_ours(decoder: Decoder, prompts: list[list[int]], n_new: int) -> list[list[int]]:
+def generate_ours(decoder: Decoder, prompts: Tokens, n_new: int) -> Tokens:
     """The new tokens of each prompt."""
     return torch.stack(list(one_by_one(decoder, prompts, n_new)), 1).tolist()
 
 
-def generate_theirs(peer: Any, prompts: list[list[int]], n_new: int) -> list[list[int]]:
+def generate_theirs(peer: Any, prompts: Tokens, n_new: int) -> Tokens:
     """The same by transformers; prompts of one length."""
     ids = torch.tensor(prompts, device=peer.device)
     whole = peer.generate(
@@ -82,28 +75,8 @@ def generate_theirs(peer: Any, prompts: list[list[int]], n_new: int) -> list[lis
         eos_token_id=None,
         pad_token_id=0,
     )
-    return whole[:, ids.shape[1] :].tolist()
-
-
-def timed(body: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    """Seconds taken, and the tokens, which are on the CPU: nothing is still running."""
-    begin = time.perf_counter()
-    tokens = body()
-    return time.perf_counter() - begin, tokens
-
-
-def in_turns(
-    ways: dict[str, Callable[[], list[list[int]]]], rounds: int
-) -> dict[str, tuple[float, list[list[int]]]]:
-    """Median seconds of each way and its tokens."""
-    found: dict[str, list[tuple[float, list[list[int]]]]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            found[name].append(timed(way))
-    return {
-        name: (statistics.median(seconds for seconds, _ in results), results[0][1])
-        for name, results in found.items()
-    }
+    tokens: Tokens = whole[:, ids.shape[1] :].tolist()
+    return tokens
 
 
 def n_equal(ours: list[int], theirs: list[int]) -> int:
@@ -113,15 +86,15 @@ def n_equal(ours: list[int], theirs: list[int]) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All measurements, each printed as it comes."""
+    """Make all measurements, each printed as it comes."""
     sizes = {name: getattr(args, name) for name in ("n_vocab", "n_embd", "n_layer", "n_head")}
     config = ModelConfig(n_ctx=args.n_ctx, **sizes)
-    model = random_model(config, choose_device(args.device))
+    model = random_model(config, args.device)
     generator = torch.Generator().manual_seed(1)
     shape = (args.batch, args.prompt)
-    prompts = torch.randint(0, config.n_vocab, shape, generator=generator).tolist()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} million parameters, "
-          f"prompts of {args.prompt} tokens, {torch.get_num_threads()} threads")  # fmt: skip
+    prompts: Tokens = torch.randint(0, config.n_vocab, shape, generator=generator).tolist()
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{parameters:.0f} million parameters, prompts of {args.prompt} tokens")
     found = []
     for precision in args.precision:
         begin = time.perf_counter()
@@ -129,46 +102,40 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"{precision}: decoder made in {time.perf_counter() - begin:.2f} s")
         peer = None if args.no_peer else peer_of(model, precision)
         for n_new in args.new_tokens:
-            found.append(compare(args, precision, decoder, peer, prompts, n_new))
+            figures = compare(decoder, peer, prompts, n_new, args.rounds)
+            found.append({"precision": precision, **figures})
             print(line(found[-1]), flush=True)
     return found
 
 
 def compare(
-    args: argparse.Namespace,
-    precision: str,
-    decoder: Decoder,
-    peer: Any,
-    prompts: list[list[int]],
-    n_new: int,
+    decoder: Decoder, peer: Any, prompts: Tokens, n_new: int, rounds: int
 ) -> dict[str, Any]:
     """Ours for one prompt and for all, theirs for one."""
-    ways = {
-        "one": lambda: generate_ours(decoder, prompts[:1], n_new),
-        "batch": lambda: generate_ours(decoder, prompts, n_new),
+    one = prompts[:1]
+    bodies: dict[str, Callable[[], Tokens]] = {
+        "one": partial(generate_ours, decoder, one, n_new),
+        "batch": partial(generate_ours, decoder, prompts, n_new),
     }
     if peer is not None:
-        ways["peer"] = lambda: generate_theirs(peer, prompts[:1], n_new)
-        generate_theirs(peer, prompts[:1], 4)  # warm up
-    for rows in (prompts[:1], prompts):
-        generate_ours(decoder, rows, 4)
-    results = in_turns(ways, args.rounds)
-    one, batch = results["one"][0], results["batch"][0]
+        bodies["peer"] = partial(generate_theirs, peer, one, n_new)
+    tokens = {name: body() for name, body in bodies.items()}  # warms up, too
+    # The tokens are on the CPU when they are returned: nothing is still running.
+    ways = {name: partial(timed, body) for name, body in bodies.items()}
+    seconds = in_turns(ways, rounds, warm_up=0)
     entry = {
-        "precision": precision,
         "new_tokens": n_new,
-        "seconds": one,
-        "tokens_per_second": n_new / one,
+        "seconds": seconds["one"],
+        "tokens_per_second": n_new / seconds["one"],
         "batch": len(prompts),
-        "batch_seconds": batch,
-        "batch_tokens_per_second": n_new * len(prompts) / batch,
-        "batch_times_one": len(prompts) * one / batch,
+        "batch_seconds": seconds["batch"],
+        "batch_tokens_per_second": n_new * len(prompts) / seconds["batch"],
+        "batch_times_one": len(prompts) * seconds["one"] / seconds["batch"],
     }
     if peer is not None:
-        seconds, tokens = results["peer"]
-        entry["peer_seconds"] = seconds
-        entry["times_the_peer"] = seconds / one
-        entry["equal_tokens"] = n_equal(results["one"][1][0], tokens[0])
+        entry["peer_seconds"] = seconds["peer"]
+        entry["times_the_peer"] = seconds["peer"] / seconds["one"]
+        entry["equal_tokens"] = n_equal(tokens["one"][0], tokens["peer"][0])
     return entry
 
 
@@ -183,40 +150,31 @@ def line(entry: dict[str, Any]) -> str:
     return text.format(**entry)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    return report_errors("benchmark_generate.py", lambda: run(parser().parse_args(argv)))
-
-
 def run(args: argparse.Namespace) -> int:
-    """Everything; the JSON last."""
+    """Measure, and write the JSON last."""
     if args.prompt + max(args.new_tokens) > args.n_ctx:
         raise InputError(f"--prompt and --new_tokens are together more than --n_ctx {args.n_ctx}")
     keep_freed_memory()  # as gpt1.generate does; good for the peer, too
-    found = benchmark(args)
-    if args.json is not None:
-        with atomic_write(args.json, "w") as file:
-            file.write(json.dumps(found, indent=1) + "\n")
+    found = machine(args.device)
+    print(*(f"{name}: {value}" for name, value in found.items()), sep="\n")
+    write_json(args.json, {**found, "measurements": benchmark(args)})
     return 0
 
 
-def parser() -> Parser:
-    """The flags; sizes are the paper's."""
-    parser = Parser("benchmark_generate.py", "Time generation beside transformers.")
-    add = parser.add_argument
-    count = number(int, 1)
-    add("--new_tokens", metavar="N", nargs="+", type=count, default=[64], help="tokens [64]")
-    add("--prompt", metavar="N", type=count, default=32, help="tokens of a prompt [32]")
-    add("--batch", metavar="N", type=count, default=16, help="prompts at a time [16]")
-    add("--rounds", metavar="N", type=count, default=3, help="turns of each [3]")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    add = flags.add_argument
+    add("--new_tokens", nargs="+", type=positive, default=[64], help="tokens [64]")
+    add("--prompt", type=positive, default=32, help="tokens of a prompt [32]")
+    add("--batch", type=positive, default=16, help="prompts at a time [16]")
+    add("--rounds", type=positive, default=3, help="rounds that count [3]")
     add("--precision", nargs="+", choices=tuple(DTYPES), default=["fp32"], help="types [fp32]")
     add("--no_peer", action="store_true", help="leave transformers out")
-    add("--device", help="cpu, cuda, ... [cuda if there is one, else cpu]")
-    add("--json", type=Path, metavar="FILE", help="write the figures there, too")
     sizes = {"n_vocab": 40478, "n_ctx": 512, "n_embd": 768, "n_layer": 12, "n_head": 12}
     for name, size in sizes.items():
-        add(f"--{name}", metavar="N", type=count, default=size, help=f"size of the model [{size}]")
-    return parser
+        add(f"--{name}", type=positive, default=size, help=f"size of the model [{size}]")
+    return report_errors("benchmarks.generation", lambda: run(flags.parse_args(argv)))
 
 
 if __name__ == "__main__":

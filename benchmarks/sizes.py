@@ -1,6 +1,6 @@
-"""Cost against size: seconds a story and peak memory of a training step, one axis at a time.
+"""Cost against size: seconds per story and peak memory of a training step, one axis at a time.
 
-    python scripts/benchmark_sizes.py --json sizes.json
+    python -m benchmarks.sizes --json sizes.json
 
 Every case runs in a process of its own: one update that does not count, then two that do. Stories
 are random tokens of full length without shared prefixes, so that the sizes are what they say.
@@ -9,19 +9,18 @@ are random tokens of full length without shared prefixes, so that the sizes are 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from benchmark import N_VOCAB, Ours, peak_gib, timed
 
+from benchmarks.harness import Worker, machine, parser, peak_gib, timed, write_json
+from benchmarks.training import N_VOCAB, Ours
 from gpt1.batches import ChoiceArrays
 from gpt1.distributed import keep_freed_memory
+from gpt1.errors import report_errors
 from gpt1.model import ModelConfig
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -49,54 +48,45 @@ def full_stories(n: int, length: int) -> ChoiceArrays:
     return ChoiceArrays(X, M, np.zeros(n, np.int32))
 
 
-def measure(case: dict[str, int], device_name: str, precision: str, pipe: Any) -> None:
-    """Send seconds a story and GiB; the body of a process."""
-    device = torch.device(device_name)
+def measure(
+    case: dict[str, int], device: torch.device, precision: str
+) -> Callable[[], tuple[float, float]]:
+    """Prepare a case in its process; the function gives seconds per story and GiB."""
     if device.type == "cpu":
         keep_freed_memory()
     config = ModelConfig(n_ctx=case["length"], n_layer=case["layers"])
-    run = Ours(config, device, share_prefix=False)
+    ours = Ours(config, device, share_prefix=False)
     stories = full_stories(case["batch"], case["length"])
-    run.train(stories, precision, 1)
-    seconds = timed(lambda: [run.train(stories, precision, 1) for _ in range(2)], device) / 2
-    pipe.send((seconds / case["batch"], peak_gib(device)))
+
+    def answer() -> tuple[float, float]:
+        _, *seconds = [timed(partial(ours.train, stories, precision, 1), device) for _ in range(3)]
+        return sum(seconds) / len(seconds) / case["batch"], peak_gib(device)
+
+    return answer
 
 
-def in_own_process(case: dict[str, int], device: str, precision: str) -> tuple[float, float] | None:
-    """What :func:`measure` sends, or None if the process died, for want of memory."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=measure, args=(case, device, precision, send))
-    child.start()
-    send.close()
-    try:
-        found: tuple[float, float] = receive.recv()
-    except EOFError:
-        return None
-    finally:
-        child.join()
-    return found
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Cost of a training step against its size.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Measure every case; print the table, write the JSON."""
     rows = []
-    print("| batch | tokens a choice | layers | s a story | peak GiB |\n|---|---|---|---|---|")
+    print("| batch | tokens per choice | layers | s per story | peak GiB |\n|---|---|---|---|---|")
     for case in cases():
-        found = in_own_process(case, args.device, args.precision)
+        worker = Worker(measure, case, args.device, args.precision)
+        found = worker.ask()
+        worker.close()
         shown = (
             "more memory than there is | |" if found is None else "{:.3f} | {:.1f} |".format(*found)
         )
         print("| {batch} | {length} | {layers} | ".format(**case) + shown, flush=True)
         rows.append({**case, "found": found})
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(args.json, {**machine(args.device), "cases": rows})
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    flags.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    return report_errors("benchmarks.sizes", lambda: run(flags.parse_args(argv)))
 
 
 if __name__ == "__main__":

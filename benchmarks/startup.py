@@ -1,26 +1,30 @@
 """How fast the program answers, and how fast and frugally the released weights load.
 
-    python scripts/benchmark_startup.py
+    python -m benchmarks.startup
 
 Writes a checkpoint of the real size (466 MB of random numbers) into a temporary directory.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness import Worker, in_turns, parser, peak_gib, timed, write_json
 from gpt1 import weights
+from gpt1.errors import report_errors
 from gpt1.model import ModelConfig
 
-LOAD = "load"  # the argument with which this script measures itself
-N_SPECIAL = 3
+ROUNDS, LOADS = 5, 3
+HELP = [sys.executable, "-m", "gpt1.train", "--help"]
 
 
 def write_checkpoint(directory: Path) -> int:
@@ -35,51 +39,41 @@ def write_checkpoint(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("params_*.npy"))
 
 
-def measure_load(directory: Path) -> None:
-    """Print seconds and the memory that loading took beyond the imports, in bytes."""
-    before = peak_memory()
-    special = np.zeros((N_SPECIAL, 768), np.float32)
-    begin = time.perf_counter()
-    weights.load_released(directory, special=special, n_ctx=512)
-    seconds = time.perf_counter() - begin
-    print(seconds, peak_memory() - before)
+def loading(directory: Path) -> Callable[[], tuple[float, float]]:
+    """Prepare a process; the function gives seconds, and GiB beyond what the imports took."""
+    before = peak_gib()
+    special = np.zeros((ModelConfig().n_special, 768), np.float32)
+
+    def answer() -> tuple[float, float]:
+        body = partial(weights.load_released, directory, special=special, n_ctx=512)
+        return timed(body), peak_gib() - before
+
+    return answer
 
 
-def peak_memory() -> int:
-    """Bytes at this program's highest point (Linux; getrusage counts what started it, too)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
-def seconds_of(command: list[str], rounds: int = 5) -> float:
-    """Median of several runs."""
-    taken = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
-
-
-def main() -> int:
-    """Measure in processes of their own; returns the exit status."""
-    if sys.argv[1:2] == [LOAD]:
-        measure_load(Path(sys.argv[2]))
-        return 0
-    print(f"--help: {seconds_of([sys.executable, '-m', 'gpt1.train', '--help']):.2f} s")
+def run(args: argparse.Namespace) -> int:
+    """Measure in processes of their own, and print."""
+    command = partial(subprocess.run, HELP, check=True, stdout=subprocess.DEVNULL)
+    help_seconds = in_turns({"--help": lambda: timed(command)}, ROUNDS)["--help"]
+    print(f"--help: {help_seconds:.2f} s")
+    found = []
     with tempfile.TemporaryDirectory() as place:
         size = write_checkpoint(Path(place))
-        found = [
-            subprocess.run(
-                [sys.executable, __file__, LOAD, place], check=True, capture_output=True, text=True
-            ).stdout.split()
-            for _ in range(3)
-        ]
-    seconds = statistics.median(float(each[0]) for each in found)
-    memory = max(float(each[1]) for each in found)
-    print(f"released weights ({size / 1e6:.0f} MB): {seconds:.2f} s, {memory / size:.2f} times "
-          "their size in memory")  # fmt: skip
+        for _ in range(LOADS):
+            worker = Worker(loading, Path(place))
+            found.append(worker.ask())
+            worker.close()
+    seconds = statistics.median(each[0] for each in found)
+    times = max(each[1] for each in found) * 2**30 / size
+    print(f"released weights ({size / 1e6:.0f} MB): {seconds:.2f} s, {times:.2f} times their size")
+    write_json(args.json, {"--help": help_seconds, "load": seconds, "times their size": times})
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    return report_errors("benchmarks.startup", lambda: run(flags.parse_args(argv)))
 
 
 if __name__ == "__main__":

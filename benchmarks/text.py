@@ -1,98 +1,96 @@
-#!/usr/bin/env python3
 """How fast TextEncoder is on ROCStories, beside the plain way to the same ids.
 
-Three figures, each the best of some rounds, on one core (tokens a second, and how many times
-the first figure):
+    python -m benchmarks.text --data_dir data/ --model_dir model/
+
+Three figures, each the median of some rounds, in processor seconds of one core:
 
     plain   ftfy, regular expressions, spaCy and remembered words, text by text
     cold    encode() of an encoder that has seen nothing
     warm    encode() again, every piece seen before
 
 Every round uses new encoders; making them is not counted.
-
-    python scripts/benchmark_text.py --data_dir data/ --model_dir model/
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gpt1.errors import InputError, report_errors
+from benchmarks.harness import in_turns, parser, positive, processor, write_json
+from gpt1.datasets import TEST_CSV, VALIDATION_CSV, read_cloze
+from gpt1.errors import report_errors
 from gpt1.text_utils import TextEncoder
+
+Ids = list[list[int]]
 
 
 def read_texts(data_dir: Path) -> list[str]:
     """The story and both endings of each row of both cloze CSVs."""
-    texts = []
-    for split in ("val", "test"):
-        paths = sorted(data_dir.glob(f"cloze_test_{split}__*.csv"))
-        if not paths:
-            raise InputError(
-                f"{data_dir}: no cloze_test_{split}__*.csv here; name the directory of the "
-                "ROCStories CSVs with --data_dir."
-            )
-        with paths[0].open(encoding="utf-8-sig", newline="") as file:
-            for row in list(csv.reader(file))[1:]:
-                texts += [" ".join(row[1:5]), row[5], row[6]]
-    return texts
+    splits = [read_cloze(data_dir / name) for name in (VALIDATION_CSV, TEST_CSV)]
+    return [
+        text
+        for split in splits
+        for row in zip(split.stories, split.endings1, split.endings2, strict=True)
+        for text in row
+    ]
 
 
-def timed(body: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    """Processor seconds taken, and the ids; earlier garbage is not charged to it."""
+def processor_seconds(body: Callable[[], Ids], expected: Ids) -> float:
+    """Processor seconds taken; earlier garbage is not charged to the body."""
     gc.collect()
     start = time.process_time()
     ids = body()
-    return time.process_time() - start, ids
+    taken = time.process_time() - start
+    assert ids == expected, "other ids than the plain way"
+    return taken
 
 
-def benchmark(texts: list[str], model_dir: Path, rounds: int) -> dict[str, float]:
-    """Seconds of the best round of each way; the ids must be the same in all of them."""
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; the ids must be the same in every way."""
+    texts = read_texts(args.data_dir)
 
     def new_encoder() -> TextEncoder:
-        return TextEncoder(model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe")
-
-    best = dict.fromkeys(("plain", "cold", "warm"), float("inf"))
-    n_tokens = 0
-    for _ in range(rounds):
-        plain, fast = new_encoder(), new_encoder()
-        ways: dict[str, Callable[[], list[list[int]]]] = {
-            "plain": lambda plain=plain: [plain._encode_directly(text) for text in texts],
-            "cold": lambda fast=fast: fast.encode(texts, verbose=False),
-            "warm": lambda fast=fast: fast.encode(texts, verbose=False),
-        }
-        expected = None
-        for name, way in ways.items():
-            seconds, ids = timed(way)
-            expected = expected or ids
-            assert ids == expected, f"{name}: other ids than the plain way"
-            best[name] = min(best[name], seconds)
-            n_tokens = sum(map(len, ids))
-    print(f"{len(texts)} texts, {n_tokens} tokens, best of {rounds} rounds")
-    for name, seconds in best.items():
-        ratio = best["plain"] / seconds
-        print(
-            f"{name:6s} {seconds:7.3f} s {n_tokens / seconds:10.0f} tokens/s {ratio:6.2f} x plain"
+        return TextEncoder(
+            args.model_dir / "encoder_bpe_40000.json", args.model_dir / "vocab_40000.bpe"
         )
-    return best
 
+    expected = new_encoder().encode(texts, verbose=False)
+    warm_encoder = new_encoder()
+    warm_encoder.encode(texts, verbose=False)
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", type=Path, default=Path("data/"))
-    parser.add_argument("--model_dir", type=Path, default=Path("model/"))
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        raise InputError(f"--rounds {arguments.rounds}: expected 1 or more.")
-    benchmark(read_texts(arguments.data_dir), arguments.model_dir, arguments.rounds)
+    def plain() -> float:
+        encoder = new_encoder()
+        return processor_seconds(lambda: [encoder._encode_directly(t) for t in texts], expected)
+
+    def cold() -> float:
+        encoder = new_encoder()
+        return processor_seconds(lambda: encoder.encode(texts, verbose=False), expected)
+
+    def warm() -> float:
+        return processor_seconds(lambda: warm_encoder.encode(texts, verbose=False), expected)
+
+    seconds = in_turns({"plain": plain, "cold": cold, "warm": warm}, args.rounds, warm_up=0)
+    n_tokens = sum(map(len, expected))
+    print(f"{len(texts)} texts, {n_tokens} tokens, median of {args.rounds} rounds, {processor()}")
+    for name, value in seconds.items():
+        rate, times = n_tokens / value, seconds["plain"] / value
+        print(f"{name:6s} {value:7.3f} s {rate:10.0f} tokens/s {times:6.2f} x plain")
+    write_json(args.json, {"processor": processor(), "tokens": n_tokens, **seconds})
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    flags.add_argument("--data_dir", type=Path, default=Path("data/"))
+    flags.add_argument("--model_dir", type=Path, default=Path("model/"))
+    flags.add_argument("--rounds", type=positive, default=5)
+    return report_errors("benchmarks.text", lambda: run(flags.parse_args(argv)))
+
+
 if __name__ == "__main__":
-    sys.exit(report_errors("benchmark_text.py", main))
+    sys.exit(main())
