@@ -233,7 +233,7 @@ def read_hub(model_dir: str | Path, n_vocab: int) -> Pieces:
         tokens=rows[:n_vocab],
         special=rows[n_vocab:] if n_special else None,
         positions=positions,
-        blocks={ours: arrays[_hub_name(ours)].reshape(s) for ours, s in _blocks(config).items()},
+        blocks={ours: arrays[hub_name(ours)].reshape(s) for ours, s in _blocks(config).items()},
         classifier=classifier,
         n_head=config.n_head,
         afn=config.afn,
@@ -411,7 +411,7 @@ def _expected_shapes(
         _POSITIONS: (config.n_positions, d),
     }
     for name, shape in _blocks(config).items():
-        shapes[_hub_name(name)] = shape[-2:]  # kernels [1, n_in, n_out] are [n_in, n_out] there
+        shapes[hub_name(name)] = shape[-2:]  # kernels [1, n_in, n_out] are [n_in, n_out] there
     if _LM_HEAD in tensors:
         shapes[_LM_HEAD] = shapes[_TOKENS]
     if tensors.keys() & set(_CLF.values()):
@@ -438,7 +438,7 @@ def _blocks(config: HubConfig) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if name.startswith("h")}
 
 
-def _hub_name(name: str) -> str:
+def hub_name(name: str) -> str:
     """``h0/attn/c_attn/w`` is ``h.0.attn.c_attn.weight`` in the hub's layout."""
     *path, last = re.sub(r"^h(\d+)/", r"h/\1/", name).split("/")
     return ".".join([*path, "bias" if last == "b" else "weight"])
@@ -537,7 +537,7 @@ def _tensors(pieces: Pieces) -> dict[str, Array]:
     rows = [pieces.tokens] if pieces.special is None else [pieces.tokens, pieces.special]
     body = {_TOKENS: np.concatenate(rows), _POSITIONS: pieces.positions}
     for name, array in pieces.blocks.items():
-        body[_hub_name(name)] = array[0] if array.ndim == 3 else array
+        body[hub_name(name)] = array[0] if array.ndim == 3 else array
     tensors = {f"transformer.{name}": array for name, array in body.items()}
     if pieces.classifier:
         tensors[_CLF["clf/w"]] = pieces.classifier["clf/w"].reshape(1, -1)  # [D, 1] -> [1, D]

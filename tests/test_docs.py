@@ -32,7 +32,9 @@ OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
 @cache
 def own_flags() -> set[str]:
     """The flags of training, and those that any other program adds in its source."""
-    sources = [*(ROOT / "gpt1").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    sources = [
+        path for room in ("gpt1", "scripts", "benchmarks") for path in (ROOT / room).rglob("*.py")
+    ]
     added = re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", "".join(map(Path.read_text, sources)))
     names = [*Settings().as_flags(), *(item.name for item in fields(Options))]
     return {f"--{name}" for name in names} | set(added)

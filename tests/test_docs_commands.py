@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # tried by hand, or by CI itself
 # Hours, gigabytes or the network: of these only the flags are tried.
-FLAGS_ONLY = re.compile(r"scripts/(benchmark|stress|make_demo)\w*\.py|gpt1[. ]download")
+FLAGS_ONLY = re.compile(r"scripts/(stress|make_demo)\w*\.py|benchmarks\.|gpt1[. ]download")
 FLAGS_MISSING = re.compile(r"(there is no such|unrecognized argument|error: argument)")
 
 
@@ -159,7 +159,7 @@ def run_ours(words: list[str], command: str) -> int:
     if FLAGS_ONLY.search(command):
         rest = [*rest, "--help"]
     try:
-        if program.startswith("gpt1"):
+        if program.startswith(("gpt1", "benchmarks")):
             return int(importlib.import_module(program).main(rest))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [program, *rest])

@@ -1,32 +1,40 @@
 """Time and memory of fine-tuning and prediction, beside transformers, in one run.
 
-    python scripts/benchmark.py                        # stories with ROCStories' lengths
-    python scripts/benchmark.py --data_dir data --model_dir model --json benchmark.json
+    python -m benchmarks.training                      # stories with ROCStories' lengths
+    python -m benchmarks.training --data_dir data --model_dir model --json training.json
 
 Peer and ours take turns on the same weights and the same stories, each in a process of its own, set
 up as its users would have it; what is compared are medians, and what is claimed are ratios. The
-machine's own limit for matrix products is measured in the same run. Needs the extra `bench`.
+machine's own limit for matrix products is measured in the same run. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from benchmarks.harness import (
+    WARM_UP,
+    Worker,
+    in_turns,
+    machine,
+    parser,
+    peak_gib,
+    positive,
+    require_transformers,
+    timed,
+    write_json,
+)
+from benchmarks.peer import copy_weights, peer_config
 from gpt1 import batches, datasets
 from gpt1.batches import ChoiceArrays, SpecialTokens, pack
 from gpt1.distributed import Process, keep_freed_memory
@@ -46,7 +54,6 @@ ENDING_DECILES = (3, 5, 6, 7, 8, 9, 9, 10, 11, 12, 17)
 # evaluations on 2 * 374 stories, the test set.
 TRAINED_STORIES = 3 * 46 * 32
 PREDICTED_STORIES = 3 * 2 * 374 + 1871
-WARM_UP = 2  # rounds until the processes have all the memory that they will use
 VARIANTS = ("peer", "ours", "ours, shared prefix")
 
 
@@ -64,7 +71,7 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
         ending[:] = [
             ids[: N_CTX - 3 - len(story)] for ids, story in zip(ending, stories, strict=True)
         ]
-    split = batches.EncodedCloze(stories, *endings, labels)
+    split = batches.EncodedCloze(stories, endings[0], endings[1], labels)
     return batches.transform_roc(split, SpecialTokens.after(N_VOCAB), n_ctx=N_CTX, max_len=254)
 
 
@@ -111,7 +118,7 @@ class Ours:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def predict(self, stories: ChoiceArrays, precision: str) -> np.ndarray:
+    def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
         """Logits of all stories."""
         return predict_logits(self.model, stories, self.process, n_batch=32, precision=precision)
 
@@ -120,38 +127,22 @@ class Peer:
     """transformers' double-heads GPT-1 as its users train it: padded, AdamW, clipping."""
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        from transformers import OpenAIGPTConfig, OpenAIGPTDoubleHeadsModel
-
-        self.device, self.n_vocab = device, config.n_vocab
-        sizes = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
-        peer = OpenAIGPTConfig(
-            vocab_size=config.n_vocab + config.n_special,
-            n_positions=512,
-            summary_first_dropout=0.1,
-            **sizes,
-        )
-        self.model = OpenAIGPTDoubleHeadsModel(peer).to(device).train()
+        self.device = device
+        n_tokens = config.n_vocab + config.n_special
+        peer = peer_config(config, n_tokens=n_tokens, n_positions=512)
+        self.model = require_transformers().OpenAIGPTDoubleHeadsModel(peer)
+        ours = Ours(config, torch.device("cpu"), share_prefix=False)
+        copy_weights(self.model.transformer, ours.model)  # both compute on the same numbers
+        self.model.to(device).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=6.25e-5, weight_decay=0.01, fused=True
         )
-
-    def copy_weights(self, ours: DoubleHeadsModel) -> None:
-        """Take over our weights, so that both compute on the same numbers."""
-        config, named = ours.config, dict(ours.named_parameters())
-        rows = config.n_vocab + config.n_special
-        theirs = self.model.transformer
-        with torch.no_grad():
-            theirs.tokens_embed.weight.copy_(named["we"][:rows])
-            theirs.positions_embed.weight[: config.n_ctx] = named["we"][rows:]
-            for name, parameter in theirs.h.named_parameters():
-                own = name.replace("ln_1.weight", "ln_1.g").replace("ln_2.weight", "ln_2.g")
-                own = own.removesuffix("eight").removesuffix("ias")
-                parameter.copy_(named[f"h.{own}"])
 
     def inputs(self, stories: ChoiceArrays) -> dict[str, Tensor]:
         """Padded ids, the places of ``_classify_``, labels with -100 on padding."""
         ids = torch.from_numpy(stories.X[..., 0].astype(np.int64))
         mask = torch.from_numpy(stories.M)
+        assert stories.Y is not None
         found = {
             "input_ids": ids,
             "mc_token_ids": mask.sum(-1).long() - 1,
@@ -173,7 +164,7 @@ class Peer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def predict(self, stories: ChoiceArrays, precision: str) -> np.ndarray:
+    def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
         """Logits of all stories; its own code computes the language-model head too."""
         self.model.eval()
         found = []
@@ -198,20 +189,16 @@ def matmul_rate(device: torch.device, precision: str) -> float:
         out = torch.empty(m, n, device=device, dtype=dtype)
         torch.mm(a, b, out=out)
         rounds = 10 if device.type == "cpu" else 100
-        body = partial(repeat, partial(torch.mm, a, b, out=out), rounds)
-        best = max(best, rounds * 2 * m * k * n / timed(body, device))
+
+        def products(a: Tensor = a, b: Tensor = b, out: Tensor = out, rounds: int = rounds) -> None:
+            for _ in range(rounds):
+                torch.mm(a, b, out=out)
+
+        best = max(best, rounds * 2 * m * k * n / timed(products, device))
     return best
 
 
-def repeat(body: Callable[[], Any], times: int) -> None:
-    """Call the body again and again."""
-    for _ in range(times):
-        body()
-
-
-def flop_of_a_story(
-    stories: ChoiceArrays, config: ModelConfig, *, shared: bool
-) -> dict[str, float]:
+def flop_per_story(stories: ChoiceArrays, config: ModelConfig, *, shared: bool) -> dict[str, float]:
     """Multiply-adds, as two each, in matrix products on real tokens: training and prediction."""
     batch = pack(stories, config.clf_token, share_prefix=shared)
     n, n_lm = len(batch.tokens), len(batch.lm_rows)
@@ -224,97 +211,45 @@ def flop_of_a_story(
     return {"train": 3 * (n * body + n_lm * head) / B, "predict": predict / B}
 
 
-def timed(body: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until the body's work is done."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    begin = time.perf_counter()
-    body()
-    wait()
-    return time.perf_counter() - begin
+def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Callable[..., float]:
+    """Set up a variant in its process, as its users would have it; the function does work.
 
-
-class Worker:
-    """One variant in a process of its own, set up as its users would have it."""
-
-    def __init__(self, args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._child = context.Process(target=serve, args=(args, stories, variant, theirs))
-        self._child.start()
-        theirs.close()
-
-    def ask(self, *request: Any) -> float:
-        """Seconds of ("train" or "predict", precision, towers), or GiB of ("peak",)."""
-        try:
-            self._pipe.send(request)
-            answer: float = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            return float("nan")  # the process was killed: it needs more memory than there is
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._child.join()
-
-
-def serve(args: argparse.Namespace, stories: ChoiceArrays, variant: str, pipe: Any) -> None:
-    """The body of a worker: answer until the other end is closed."""
-    device = torch.device(args.device)
+    Requests are ("train" or "predict", precision, towers) for seconds, and ("peak",) for GiB.
+    """
     config = config_of(args, stories)
     if variant == "peer":
-        run: Ours | Peer = Peer(config, device)
-        run.copy_weights(Ours(config, torch.device("cpu"), share_prefix=False).model)
+        side: Ours | Peer = Peer(config, args.device)
     else:
-        if device.type == "cpu":
+        if args.device.type == "cpu":
             keep_freed_memory()  # as a training run does
-        run = Ours(config, device, share_prefix=variant == VARIANTS[2])
+        side = Ours(config, args.device, share_prefix=variant == VARIANTS[2])
     batch = stories.take(slice(0, args.stories))
-    while True:
-        try:
-            work, *options = pipe.recv()
-        except EOFError:
-            return
-        if work == "peak":
-            pipe.send(peak_gib(device))
-            continue
-        if work == "ready":
-            pipe.send(0.0)
-            continue
-        precision, n_gpu = options
+
+    def answer(work: str, precision: str = "fp32", n_gpu: int = 1) -> float:
         if work == "train":
-            body = partial(run.train, batch, precision, n_gpu)
-        else:
-            body = partial(run.predict, stories, precision)
-        pipe.send(timed(body, device))
+            return timed(partial(side.train, batch, precision, n_gpu), args.device)
+        if work == "predict":
+            return timed(partial(side.predict, stories, precision), args.device)
+        return peak_gib(args.device)
 
-
-def in_turns(
-    workers: dict[str, Worker], work: str, precision: str, args: argparse.Namespace
-) -> dict[str, float]:
-    """Median seconds of each worker; they alternate, after rounds that do not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for turn in range(-WARM_UP, args.rounds):
-        for name, worker in workers.items():
-            taken = worker.ask(work, precision, args.n_gpu)
-            if turn >= 0:
-                seconds[name].append(taken)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return answer
 
 
 def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
-    """Everything but memory: seconds a story, ratios, shares of the machine's limit."""
-    workers = {variant: Worker(args, stories, variant) for variant in VARIANTS}
+    """Everything but memory: seconds per story, ratios, shares of the machine's limit."""
+    workers = {variant: Worker(prepare, args, stories, variant) for variant in VARIANTS}
     for worker in workers.values():
-        worker.ask("ready")  # the machine's limit is not measured while they are being made
+        worker.ask("peak")  # the machine's limit is not measured while they are being made
     found: dict[str, Any] = {}
     for precision in args.precision:
-        rate = matmul_rate(torch.device(args.device), precision)
+        rate = matmul_rate(args.device, precision)
         for work in ("train", "predict"):
             # Prediction always shares prefixes.
-            taking_part = workers if work == "train" else {k: workers[k] for k in VARIANTS[::2]}
-            seconds = in_turns(taking_part, work, precision, args)
+            names = VARIANTS if work == "train" else VARIANTS[::2]
+            ways = {
+                name: partial(workers[name].seconds, work, precision, args.n_gpu) for name in names
+            }
+            seconds = in_turns(ways, args.rounds)
             for name, value in seconds.items():
                 measured = stories if work == "predict" else stories.take(slice(0, args.stories))
                 found[f"{work} {precision} {name}"] = entry(
@@ -323,7 +258,7 @@ def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
         found[f"matmul {precision} GFLOP/s"] = rate / 1e9
         for name in VARIANTS[::2]:
             train, predict = (
-                found[f"{work} {precision} {name}"]["seconds_a_story"]
+                found[f"{work} {precision} {name}"]["seconds_per_story"]
                 for work in ("train", "predict")
             )
             whole = TRAINED_STORIES * train + PREDICTED_STORIES * predict
@@ -343,11 +278,11 @@ def entry(
     of_the_peer: float,
 ) -> dict[str, float]:
     """What is reported of one measurement."""
-    figures = {"seconds_a_story": seconds / stories.n_stories}
+    figures = {"seconds_per_story": seconds / stories.n_stories}
     if name != "peer":
-        flop = flop_of_a_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
-        figures["limit_seconds_a_story"] = flop[work] / rate
-        figures["share_of_limit"] = flop[work] / rate / figures["seconds_a_story"]
+        flop = flop_per_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
+        figures["limit_seconds_per_story"] = flop[work] / rate
+        figures["share_of_limit"] = flop[work] / rate / figures["seconds_per_story"]
         figures["times_the_peer"] = of_the_peer / seconds
     return figures
 
@@ -360,56 +295,34 @@ def config_of(args: argparse.Namespace, stories: ChoiceArrays) -> ModelConfig:
 
 def peak_memory(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> float:
     """GiB at the highest point of two updates, in a process of its own (GPU: device memory)."""
-    worker = Worker(args, stories, variant)
-    for _ in range(2):
+    worker = Worker(prepare, args, stories, variant)
+    for _ in range(WARM_UP):
         worker.ask("train", "fp32", args.memory_towers)
-    peak = worker.ask("peak")
+    peak = worker.seconds("peak")
     worker.close()
     return peak
 
 
-def peak_gib(device: torch.device) -> float:
-    """GiB at this process's highest point: of the device on a GPU, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    # Not getrusage: it counts the process that started this one, too.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-
-
 def table(found: dict[str, Any]) -> str:
     """The figures for people."""
-    lines = [f"{'':62}{'s a story':>10}{'limit':>8}{'of limit':>10}{'times peer':>12}"]
+    lines = [f"{'':62}{'s per story':>11}{'limit':>8}{'of limit':>10}{'times peer':>12}"]
     for name, value in found.items():
         if not isinstance(value, dict):
             lines.append(
                 f"{name:62}{value:10.1f}" if isinstance(value, float) else f"{name:62}{value}"
             )
             continue
-        line = f"{name:62}{value['seconds_a_story']:10.4f}"
+        line = f"{name:62}{value['seconds_per_story']:10.4f}"
         if "share_of_limit" in value:
-            line += f"{value['limit_seconds_a_story']:8.4f}{value['share_of_limit']:10.0%}"
+            line += f"{value['limit_seconds_per_story']:8.4f}{value['share_of_limit']:10.0%}"
             line += f"{value['times_the_peer']:12.2f}"
         lines.append(line)
     return "\n".join(lines)
 
 
-def machine(args: argparse.Namespace) -> dict[str, str]:
-    """What the figures were taken on."""
-    device = torch.device(args.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device} ({name}, {torch.get_num_threads()} threads of {os.cpu_count()} cores)",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-    }
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
-    try:
-        import transformers
-    except ImportError:
-        raise InputError("transformers is missing: pip install 'gpt1[bench]'") from None
+    transformers = require_transformers()
     if args.data_dir is None:
         stories = draw_stories(max(args.stories, args.predict_stories), seed=0)
     else:
@@ -417,19 +330,20 @@ def run(args: argparse.Namespace) -> int:
         stories = real_stories(args.data_dir, args.model_dir, n)
     if args.stories % args.n_gpu:
         raise InputError(f"--stories {args.stories}: must be a multiple of --n_gpu {args.n_gpu}")
-    found: dict[str, Any] = {**machine(args), "transformers": transformers.__version__}
-    found["tokens a story, padded / real / shared"] = " / ".join(map(str, tokens_a_story(stories)))
+    found: dict[str, Any] = {**machine(args.device), "transformers": transformers.__version__}
+    found["tokens per story, padded / real / shared"] = " / ".join(
+        map(str, tokens_per_story(stories))
+    )
     found |= compare(args, stories)
     if not args.no_memory:
         for variant in VARIANTS:
             found[f"peak GiB, {variant}"] = peak_memory(args, stories, variant)
     print(table(found))
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(args.json, found)
     return 0
 
 
-def tokens_a_story(stories: ChoiceArrays) -> list[float]:
+def tokens_per_story(stories: ChoiceArrays) -> list[float]:
     """Mean tokens of a story's two choices: padded, real, with the prefix once."""
     shared = pack(stories, N_VOCAB + 2, share_prefix=True)
     padded = 2 * stories.X.shape[2]
@@ -438,32 +352,21 @@ def tokens_a_story(stories: ChoiceArrays) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data_dir", type=Path, help="the real CSVs [draw stories instead]")
-    parser.add_argument(
-        "--model_dir", type=Path, default=Path("model"), help="vocabulary and merges"
-    )
-    parser.add_argument("--stories", type=int, default=32, help="stories an update")
-    parser.add_argument(
-        "--predict_stories", type=int, default=128, help="stories in a prediction, 32 at a time"
-    )
-    parser.add_argument("--n_gpu", type=int, default=4, help="towers an update")
-    parser.add_argument(
-        "--memory_towers", type=int, default=1, help="towers when memory is measured"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that count")
-    parser.add_argument(
-        "--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no_memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    add = flags.add_argument
+    add("--data_dir", type=Path, help="the real CSVs [draw stories instead]")
+    add("--model_dir", type=Path, default=Path("model"), help="vocabulary and merges [model]")
+    add("--stories", type=positive, default=32, help="stories per update [32]")
+    add("--predict_stories", type=positive, default=128, help="stories to predict [128]")
+    add("--n_gpu", type=positive, default=4, help="towers per update [4]")
+    add("--memory_towers", type=positive, default=1, help="towers when memory is measured [1]")
+    add("--rounds", type=positive, default=3, help="rounds that count [3]")
+    add("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    add("--no_memory", action="store_true", help="leave the memory out")
     for name, default in (("n_embd", 768), ("n_layer", 12), ("n_head", 12)):
-        parser.add_argument(f"--{name}", type=int, default=default, help="the model's size")
-    return report_errors("benchmark", lambda: run(parser.parse_args(argv)))
+        add(f"--{name}", type=positive, default=default, help=f"size of the model [{default}]")
+    return report_errors("benchmarks.training", lambda: run(flags.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""What all benchmarks share: timing in turns, processes of their own, memory, the machine's name.
+
+Machines are shared and their speed drifts. So the ways to be compared take turns, the order is
+reversed in every other round, and only medians and ratios of one run are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt1.errors import InputError
+from gpt1.files import atomic_write
+
+WARM_UP = 2
+"""Rounds that do not count: a process then has all the memory that it will use."""
+
+Answer = Callable[..., Any]
+
+
+def timed(body: Callable[[], Any], device: torch.device | None = None) -> float:
+    """Seconds until the work of ``body`` is done, on the device too."""
+    synchronize(device)
+    begin = time.perf_counter()
+    body()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def synchronize(device: torch.device | None) -> None:
+    """Wait for a device; a CPU has nothing to wait for."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device is not None and device.type == "mps":
+        torch.mps.synchronize()
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = WARM_UP
+) -> dict[str, float]:
+    """Median seconds of each way.
+
+    Args:
+        ways: functions that work and return the seconds that counted.
+        rounds: rounds that count.
+        warm_up: rounds before those.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-warm_up, rounds):
+        names = list(ways) if turn % 2 else list(ways)[::-1]
+        for name in names:
+            taken = ways[name]()
+            if turn >= 0:
+                seconds[name].append(taken)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+class Worker:
+    """A process of its own that answers requests.
+
+    Args:
+        start: called once in the process with ``arguments``; returns the function that answers.
+        arguments: must be picklable, as ``start`` is.
+    """
+
+    def __init__(self, start: Callable[..., Answer], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, start, arguments))
+        self._process.start()
+        theirs.close()
+
+    def ask(self, *request: Any) -> Any:
+        """Return the answer, or None if the process was killed, as for want of memory."""
+        try:
+            self._pipe.send(request)
+            return self._pipe.recv()
+        except (EOFError, ConnectionError):
+            return None
+
+    def seconds(self, *request: Any) -> float:
+        """Return an answer that is a number; NaN if the process was killed."""
+        answer = self.ask(*request)
+        return float("nan") if answer is None else float(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, start: Callable[..., Answer], arguments: Sequence[Any]) -> None:
+    answer = start(*arguments)
+    while True:
+        try:
+            request = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(answer(*request))
+
+
+def peak_gib(device: torch.device | None = None) -> float:
+    """GiB at the highest point of this process: of the device on a GPU, else of the process."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    # Not getrusage: that counts the process that started this one, too.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def processor() -> str:
+    """The name of the processor, with the features that decide how fast its matrix products are."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    bf16 = torch.cpu._is_avx512_bf16_supported()
+    name = names[0] if names else platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{', bfloat16' if bf16 else ''}"
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures were taken on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "device": f"{device} ({name}; {torch.get_num_threads()} threads of {os.cpu_count()} cores)",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that has the flags of every benchmark: ``--device`` and ``--json``."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--device",
+        type=torch.device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, ... [cuda if there is one, else cpu]",
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    return made
+
+
+def positive(text: str) -> int:
+    """Convert an argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def write_json(path: Path | None, figures: Any) -> None:
+    """Write the figures, if a path is given."""
+    if path is not None:
+        with atomic_write(path, "w") as file:
+            file.write(json.dumps(figures, indent=1) + "\n")
+
+
+def require_transformers() -> Any:
+    """Import the peer's package.
+
+    Raises:
+        InputError: it is not installed; says how to install it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            "transformers is missing, which ours is compared with: pip install -e '.[bench]'"
+        ) from error
+    return transformers

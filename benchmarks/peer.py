@@ -1,0 +1,48 @@
+"""transformers' GPT-1 with our weights, so that both sides compute on the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.harness import require_transformers
+from gpt1.hub import hub_name
+from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.weights import parameter_shapes, to_list
+
+
+def peer_config(config: ModelConfig, *, n_tokens: int, n_positions: int) -> Any:
+    """transformers' configuration of the same model; dropout rates are the original's there, too.
+
+    Args:
+        config: of ours.
+        n_tokens: token rows, with or without those of the special tokens.
+        n_positions: position rows.
+    """
+    sizes = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
+    return require_transformers().OpenAIGPTConfig(
+        vocab_size=n_tokens, n_positions=n_positions, summary_first_dropout=0.1, **sizes
+    )
+
+
+def copy_weights(theirs: Any, ours: DoubleHeadsModel) -> None:
+    """Copy rows and layers into ``OpenAIGPTModel``; rows that it has beyond ours stay.
+
+    Args:
+        theirs: transformers' model without a head.
+        ours: a model of the same width and depth.
+    """
+    config = ours.config
+    params = dict(zip(parameter_shapes(config), to_list(ours), strict=True))
+    we = torch.from_numpy(params["we"])
+    n_tokens = theirs.tokens_embed.weight.shape[0]
+    positions = we[config.n_vocab + config.n_special :]
+    own = dict(theirs.named_parameters())
+    with torch.no_grad():
+        own["tokens_embed.weight"].copy_(we[:n_tokens])
+        own["positions_embed.weight"][: len(positions)] = positions
+        for name, array in params.items():
+            if name.startswith("h"):
+                values = torch.from_numpy(array[0] if array.ndim == 3 else array)
+                own[hub_name(name)].copy_(values)

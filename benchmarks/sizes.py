@@ -1,0 +1,93 @@
+"""Cost against size: seconds per story and peak memory of a training step, one axis at a time.
+
+    python -m benchmarks.sizes --json sizes.json
+
+Every case runs in a process of its own: one update that does not count, then two that do. Stories
+are random tokens of full length without shared prefixes, so that the sizes are what they say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Worker, machine, parser, peak_gib, timed, write_json
+from benchmarks.training import N_VOCAB, Ours
+from gpt1.batches import ChoiceArrays
+from gpt1.distributed import keep_freed_memory
+from gpt1.errors import report_errors
+from gpt1.model import ModelConfig
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+LENGTHS = (32, 64, 128, 256, 512)
+LAYERS = (3, 6, 12, 24)
+BASE = {"batch": 4, "length": 64, "layers": 12}
+
+
+def cases() -> Iterator[dict[str, int]]:
+    """The base, with one axis at a time varied."""
+    for axis, values in (("batch", BATCHES), ("length", LENGTHS), ("layers", LAYERS)):
+        for value in values:
+            if value != BASE[axis] or axis == "batch":
+                yield {**BASE, axis: value}
+
+
+def full_stories(n: int, length: int) -> ChoiceArrays:
+    """n stories, both choices of exactly ``length`` random tokens, the last ``_classify_``."""
+    rng = np.random.default_rng(0)
+    X = np.empty((n, 2, length, 2), np.int32)
+    X[..., 0] = rng.integers(1, N_VOCAB, (n, 2, length))
+    X[:, :, -1, 0] = N_VOCAB + 2
+    X[..., 1] = N_VOCAB + 3 + np.arange(length)
+    M = np.ones((n, 2, length), np.float32)
+    return ChoiceArrays(X, M, np.zeros(n, np.int32))
+
+
+def measure(
+    case: dict[str, int], device: torch.device, precision: str
+) -> Callable[[], tuple[float, float]]:
+    """Prepare a case in its process; the function gives seconds per story and GiB."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    config = ModelConfig(n_ctx=case["length"], n_layer=case["layers"])
+    ours = Ours(config, device, share_prefix=False)
+    stories = full_stories(case["batch"], case["length"])
+
+    def answer() -> tuple[float, float]:
+        _, *seconds = [timed(partial(ours.train, stories, precision, 1), device) for _ in range(3)]
+        return sum(seconds) / len(seconds) / case["batch"], peak_gib(device)
+
+    return answer
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure every case; print the table, write the JSON."""
+    rows = []
+    print("| batch | tokens per choice | layers | s per story | peak GiB |\n|---|---|---|---|---|")
+    for case in cases():
+        worker = Worker(measure, case, args.device, args.precision)
+        found = worker.ask()
+        worker.close()
+        shown = (
+            "more memory than there is | |" if found is None else "{:.3f} | {:.1f} |".format(*found)
+        )
+        print("| {batch} | {length} | {layers} | ".format(**case) + shown, flush=True)
+        rows.append({**case, "found": found})
+    write_json(args.json, {**machine(args.device), "cases": rows})
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    flags.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    return report_errors("benchmarks.sizes", lambda: run(flags.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""How fast the program answers, and how fast and frugally the released weights load.
+
+    python -m benchmarks.startup
+
+Writes a checkpoint of the real size (466 MB of random numbers) into a temporary directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import Worker, in_turns, parser, peak_gib, timed, write_json
+from gpt1 import weights
+from gpt1.errors import report_errors
+from gpt1.model import ModelConfig
+
+ROUNDS, LOADS = 5, 3
+HELP = [sys.executable, "-m", "gpt1.train", "--help"]
+
+
+def write_checkpoint(directory: Path) -> int:
+    """Random weights of the paper's size; returns their size in bytes."""
+    config = ModelConfig(n_ctx=512)
+    rng = np.random.default_rng(0)
+    params = {
+        name: rng.standard_normal(shape, dtype=np.float32)
+        for name, shape in weights.parameter_shapes(config).items()
+    }
+    weights.save_released(directory, params, n_vocab=config.n_vocab, n_head=config.n_head)
+    return sum(path.stat().st_size for path in directory.glob("params_*.npy"))
+
+
+def loading(directory: Path) -> Callable[[], tuple[float, float]]:
+    """Prepare a process; the function gives seconds, and GiB beyond what the imports took."""
+    before = peak_gib()
+    special = np.zeros((ModelConfig().n_special, 768), np.float32)
+
+    def answer() -> tuple[float, float]:
+        body = partial(weights.load_released, directory, special=special, n_ctx=512, n_transfer=12)
+        return timed(body), peak_gib() - before
+
+    return answer
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure in processes of their own, and print."""
+    command = partial(subprocess.run, HELP, check=True, stdout=subprocess.DEVNULL)
+    help_seconds = in_turns({"--help": lambda: timed(command)}, ROUNDS)["--help"]
+    print(f"--help: {help_seconds:.2f} s")
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        size = write_checkpoint(Path(place))
+        for _ in range(LOADS):
+            worker = Worker(loading, Path(place))
+            found.append(worker.ask())
+            worker.close()
+    seconds = statistics.median(each[0] for each in found)
+    times = max(each[1] for each in found) * 2**30 / size
+    print(f"released weights ({size / 1e6:.0f} MB): {seconds:.2f} s, {times:.2f} times their size")
+    write_json(args.json, {"--help": help_seconds, "load": seconds, "times their size": times})
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    flags = parser(__doc__)
+    return report_errors("benchmarks.startup", lambda: run(flags.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
