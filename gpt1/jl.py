@@ -3,7 +3,7 @@
 A ``.jl`` file is a pickle, a program that builds objects by calling what it names, with the bytes
 of each array after the operations that describe the array. Plain ``joblib.load`` calls whatever a
 file names. :func:`read_jl` restricts the standard library's unpickler to the operations and the
-names that a list of number arrays needs, and lets the names stand for functions of this module.
+names that a list of number arrays needs, and lets the names stand for classes of this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gpt1.files import atomic_write, check_regular
 Array = npt.NDArray[Any]
 
 _INFLATION = 100, 1 << 26  # a compressed file of n bytes may hold 100 * n + 2**26
-_MAX_READS = 1_000_000  # an operation is one to three; an array takes about fifty
+_MAX_READS = 1_000_000  # an operation takes one to three reads, an array about fifty
 _NUMBER_TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
