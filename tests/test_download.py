@@ -432,7 +432,7 @@ def test_what_is_not_http_is_one_message(server: Server, tmp_path: Path) -> None
 # ------------------------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("code", [401, 403, 404, 410, 416])
+@pytest.mark.parametrize("code", [401, 403, 404, 410])
 def test_a_refusal_is_final_and_names_the_url(server: Server, tmp_path: Path, code: int) -> None:
     server.scripts[LARGE] = [status(code)]
     expected = f"{re.escape(server.url)}/{LARGE}: the server answered {code} .*--base_url"
@@ -464,15 +464,6 @@ def test_a_server_that_stays_busy_is_given_up_after_growing_pauses(
     assert re.search(r"answered 503 .* trying again in 16 s$", err[4])
 
 
-def test_a_server_may_ask_for_a_longer_pause(
-    server: Server, tmp_path: Path, pauses: list[float]
-) -> None:
-    wishes = ["7", "0", "1000000", "soon"]
-    server.scripts[LARGE] = [*(status(429, Retry_After=wish) for wish in wishes), serve]
-    download(ONE, server.url, tmp_path)
-    assert pauses == [7, 2, 300, 8]
-
-
 def test_wrong_content_is_asked_for_once_more(server: Server, tmp_path: Path) -> None:
     server.scripts[LARGE] = [wrong_bytes, serve]
     download(ONE, server.url, tmp_path)
@@ -483,7 +474,7 @@ def test_wrong_content_is_asked_for_once_more(server: Server, tmp_path: Path) ->
 @pytest.mark.parametrize("answer", [wrong_bytes, status(204)])
 def test_wrong_content_is_never_kept(server: Server, tmp_path: Path, answer: Answer) -> None:
     server.scripts[LARGE] = [answer]
-    expected = rf"{LARGE}: not the released file: .*, expected {FILES[LARGE]}; nothing .* is kept"
+    expected = rf"{LARGE}: not the released file, whose .* is {FILES[LARGE]}; nothing .* is kept"
     with pytest.raises(Gpt1Error, match=expected):
         download(FILES, server.url, tmp_path)
     assert server.ranges() == [None, None]
@@ -498,12 +489,12 @@ def test_a_redirect_is_followed_with_the_range(server: Server, tmp_path: Path) -
     assert_there(tmp_path, [LARGE])
 
 
-@pytest.mark.parametrize("scheme", ["file", "ftp", "data"])
-def test_a_redirect_does_not_leave_http(server: Server, tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("scheme", ["file", "data"])
+def test_a_redirect_does_not_leave_the_network(server: Server, tmp_path: Path, scheme: str) -> None:
     there = tmp_path / "elsewhere"
     there.write_bytes(CONTENTS[LARGE])
     server.scripts[LARGE] = [status(302, Location=f"{scheme}://127.0.0.1{there}")]
-    with pytest.raises(Gpt1Error, match=r"302|unknown url type"):
+    with pytest.raises(Gpt1Error, match="the server answered 302"):
         download(ONE, server.url, tmp_path / "model", retries=0)
     assert_there(tmp_path / "model", [])
 

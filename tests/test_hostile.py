@@ -260,7 +260,8 @@ def test_no_reader_runs_a_payload(name: str, kind: str, tmp_path: Path, marker: 
 
 # What runs or unpickles what it reads. `compile` and `getattr` are no readers.
 RUNS_CODE = {"eval", "exec", "__import__", "joblib.load", "runpy.run_path", "np.fromregex"}
-RUNS_CODE_MODULES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"}
+RUNS_CODE |= {"pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler"}
+RUNS_CODE_MODULES = {"cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"}
 RUNS_CODE_MODULES |= {"yaml", "code", "imp", "jsonpickle"}
 # What does so unless it is told not to.
 SAFE_WITH = {
@@ -277,11 +278,15 @@ def code_runners(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name == "pickle" and name.asname]
             found += [name.name for name in node.names if name.name in RUNS_CODE_MODULES]
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{name.name}" for name in node.names]
+            found += [name for name in names if name.startswith("pickle.")]
             found += [name for name in names if name in RUNS_CODE or name in SAFE_WITH]
             found += [name for name in names if name.split(".")[0] in RUNS_CODE_MODULES]
+        elif isinstance(node, ast.ClassDef):
+            found += unrestricted_unpicklers(node)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             given = {(word.arg, ast.unparse(word.value)) for word in node.keywords}
@@ -289,6 +294,15 @@ def code_runners(source: str) -> list[str]:
             if name in RUNS_CODE or (needed and (needed[0], str(needed[1])) not in given):
                 found.append(name)
     return found
+
+
+def unrestricted_unpicklers(node: ast.ClassDef) -> list[str]:
+    """The unpicklers that a class inherits from without saying what may be named and done."""
+    bases = [ast.unparse(base) for base in node.bases]
+    assigned = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+    own = methods | {ast.unparse(target) for target in assigned}
+    return [base for base in bases if "Unpickler" in base and not {"find_class", "dispatch"} <= own]
 
 
 MODULES = sorted(Path(gpt1.__file__).parent.rglob("*.py"))
@@ -302,7 +316,12 @@ def test_no_module_runs_what_it_reads(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle",
+        "import pickle; pickle.load(file)",
+        "import pickle; pickle.Unpickler(file).load()",
+        "import pickle; pickle._Unpickler(file).load()",
+        "import pickle as plain",
+        "import pickle\nclass A(pickle.Unpickler):\n    def find_class(self, *name): pass",
+        "class A(NumpyUnpickler):\n    dispatch: dict = {}",
         "from pickle import loads as parse",
         "from joblib import load",
         "import joblib; joblib.load(path)",
@@ -328,7 +347,8 @@ def test_what_runs_code_is_seen_in_source(source: str) -> None:
         "np.load(path, allow_pickle=False)",
         "model.eval()",
         "re.compile(pattern)",
-        "import pickletools",
+        "import pickle\nclass A(pickle._Unpickler):\n    dispatch: dict = {}\n"
+        "    def find_class(self, *name): pass",
         "json.load(file)",
     ],
 )
