@@ -23,7 +23,7 @@ import torch
 
 from gpt1.arguments import Parser, number
 from gpt1.decoding import DTYPES, Decoder
-from gpt1.distributed import choose_device, keep_freed_memory
+from gpt1.device import choose_device, keep_freed_memory
 from gpt1.errors import InputError, report_errors
 from gpt1.files import atomic_write
 from gpt1.model import DoubleHeadsModel, ModelConfig

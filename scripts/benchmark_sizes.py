@@ -21,7 +21,7 @@ import torch
 from benchmark import N_VOCAB, Ours, peak_gib, timed
 
 from gpt1.batches import ChoiceArrays
-from gpt1.distributed import keep_freed_memory
+from gpt1.device import keep_freed_memory
 from gpt1.model import ModelConfig
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

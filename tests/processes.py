@@ -29,7 +29,7 @@ from typing import Any
 
 import tiny
 
-from gpt1 import checkpoint, distributed, train
+from gpt1 import checkpoint, launcher, train
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 DEADLINE = 60.0  # seconds after which a process is said to hang
@@ -376,7 +376,7 @@ def _fill_disk(directory: Path) -> None:
 def spawning_becomes_forking() -> None:
     """A change by which ``start_processes`` takes no seconds."""
     fork = multiprocessing.get_context("fork")
-    distributed.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
+    launcher.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
 
 
 def copied(run: Run, directory: Path) -> Run:

@@ -19,9 +19,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from gpt1 import checkpoint, distributed, train
-from gpt1.distributed import Process, choose_device, joined, processes_to_start, tower_seed
+from gpt1 import checkpoint, launcher, train
+from gpt1.device import check_precision, choose_device, set_matmul_precision
 from gpt1.errors import InputError
+from gpt1.launcher import processes_to_start
+from gpt1.ranks import Ranks, joined, tower_seed
 
 CPU = torch.device("cpu")
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -40,7 +42,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("n_gpu", "world"), [(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)])
 def test_each_tower_has_one_process(n_gpu: int, world: int) -> None:
-    shares = [Process(rank, world, CPU).own_towers(n_gpu) for rank in range(world)]
+    shares = [Ranks(rank, world, CPU).own_towers(n_gpu) for rank in range(world)]
     assert [tower for share in shares for tower in share] == list(range(n_gpu))
     assert len({len(share) for share in shares}) == 1
 
@@ -48,17 +50,17 @@ def test_each_tower_has_one_process(n_gpu: int, world: int) -> None:
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 374, 1871])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 def test_the_parts_of_all_processes_cover_everything_in_order(n: int, world: int) -> None:
-    parts = [list(range(n))[Process(rank, world, CPU).own_part(n)] for rank in range(world)]
+    parts = [list(range(n))[Ranks(rank, world, CPU).own_part(n)] for rank in range(world)]
     assert [i for part in parts for i in part] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_the_first_process_is_the_main_one() -> None:
-    assert [Process(rank, 3, CPU).is_main for rank in range(3)] == [True, False, False]
+    assert [Ranks(rank, 3, CPU).is_main for rank in range(3)] == [True, False, False]
 
 
 def test_alone_there_is_nothing_to_exchange() -> None:
-    alone, tensor, array = Process(0, 1, CPU), torch.ones(2), np.ones(2)
+    alone, tensor, array = Ranks(0, 1, CPU), torch.ones(2), np.ones(2)
     alone.sum([tensor])
     alone.broadcast([tensor])
     assert tensor.tolist() == [1, 1]
@@ -101,8 +103,8 @@ def test_seeds_leave_random_streams_alone() -> None:
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    with joined("cpu", 4) as process:
-        assert process == Process(0, 1, CPU)
+    with joined("cpu", 4) as ranks:
+        assert ranks == Ranks(0, 1, CPU)
 
 
 @pytest.mark.parametrize(("n_gpu", "world"), [(4, 3), (1, 2), (2, 4)])
@@ -143,8 +145,9 @@ def test_the_default_device_is_cuda_if_there_is_one(monkeypatch: pytest.MonkeyPa
 
 def test_tf32_needs_cuda() -> None:
     with pytest.raises(InputError, match="--precision tf32"):
-        Process(0, 1, CPU).check_precision("tf32")
-    Process(0, 1, CPU).check_precision("fp32")
+        check_precision("tf32", CPU)
+    check_precision("fp32", CPU)
+    set_matmul_precision("fp32")
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -176,22 +179,22 @@ def test_as_many_processes_as_gpus_that_share_the_towers_equally(
 
 
 def exchange(argv: Sequence[str]) -> int:
-    """In each process: use everything that a process can do, and write what came of it."""
-    with joined("cpu", 4) as process:
-        summed = [torch.full((2,), 10.0**process.rank), torch.ones(())]
-        process.sum(summed)
-        parameter = torch.nn.Parameter(torch.full((3,), float(process.rank + 5)))
-        process.broadcast([parameter])
-        part = np.arange(5)[process.own_part(5)]
+    """On each rank: use everything that ranks can do together, and write what came of it."""
+    with joined("cpu", 4) as ranks:
+        summed = [torch.full((2,), 10.0**ranks.rank), torch.ones(())]
+        ranks.sum(summed)
+        parameter = torch.nn.Parameter(torch.full((3,), float(ranks.rank + 5)))
+        ranks.broadcast([parameter])
+        part = np.arange(5)[ranks.own_part(5)]
         found = {
-            "rank": process.rank,
-            "world": process.world,
-            "towers": list(process.own_towers(4)),
+            "rank": ranks.rank,
+            "world": ranks.world,
+            "towers": list(ranks.own_towers(4)),
             "summed": [tensor.tolist() for tensor in summed],
             "broadcast": parameter.tolist(),
-            "gathered": process.gather(part).tolist(),
+            "gathered": ranks.gather(part).tolist(),
         }
-    (Path(argv[0]) / f"{process.rank}.json").write_text(json.dumps(found))
+    (Path(argv[0]) / f"{ranks.rank}.json").write_text(json.dumps(found))
     return 0
 
 
@@ -204,7 +207,7 @@ def fail(argv: Sequence[str]) -> int:
 
 
 def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
-    assert distributed.start_processes(exchange, [str(tmp_path)], 2) == 0
+    assert launcher.start_processes(exchange, [str(tmp_path)], 2) == 0
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
             "rank": rank,
@@ -218,7 +221,7 @@ def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
 
 
 def test_the_status_of_a_process_that_fails_is_returned() -> None:
-    assert distributed.start_processes(fail, [], 2) == 3
+    assert launcher.start_processes(fail, [], 2) == 3
 
 
 # ------------------------------------------------------------------------------- whole runs
@@ -279,7 +282,7 @@ def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path
     flags += ["--device", "cpu"]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     assert train.main([*flags, *one.flags()]) == 0
-    assert distributed.start_processes(train.main, [*flags, *two.flags()], 2) == 0
+    assert launcher.start_processes(train.main, [*flags, *two.flags()], 2) == 0
     assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == 2
     assert_same(two, one, 1e-6)
 
@@ -303,7 +306,7 @@ def test_torchrun_equals_one_process_with_dropout_too(
 
 def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
     """Two processes that see one another, but not the other's files; their exit statuses."""
-    port = str(distributed._free_port())
+    port = str(launcher._free_port())
     processes = []
     for rank in ("0", "1"):
         machine = directory / rank

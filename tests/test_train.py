@@ -24,9 +24,9 @@ from torch import Tensor
 import gpt1
 from gpt1 import checkpoint, datasets, jl, predict, prepare, train, trainer, weights
 from gpt1.batches import ChoiceArrays
-from gpt1.distributed import Process
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.predict import Score
+from gpt1.ranks import Ranks
 from gpt1.settings import DEMO_DEFAULTS, Settings, parse
 from gpt1.trainer import EXTRA_EVALUATIONS, Trainer
 
@@ -354,7 +354,7 @@ def load_last(run: Run, model: DoubleHeadsModel) -> None:
 
 
 def choices(model: DoubleHeadsModel, arrays: ChoiceArrays) -> np.ndarray:
-    alone = Process(0, 1, torch.device("cpu"))
+    alone = Ranks(0, 1, torch.device("cpu"))
     return predict.predict_logits(model, arrays, alone, n_batch=4)
 
 
@@ -695,7 +695,7 @@ def test_probabilities_are_those_of_the_submission(run: Run) -> None:
     data = loaded_task(run.task)
     model = model_of(run, data)
     weights.from_list(model, jl.read_jl(run.best), "the best")
-    alone = Process(0, 1, torch.device("cpu"))
+    alone = Ranks(0, 1, torch.device("cpu"))
     logits = predict.predict_logits(model, data.test, alone, n_batch=32).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(np.array(choices_.probs), expected, rtol=0, atol=1e-6)
