@@ -1,8 +1,9 @@
 """Start the processes of a run on one machine with several GPUs.
 
-torch's elastic launcher (torchrun) is not used here. It loses the exit statuses of its processes
-when it is asked to end, kills them 30 seconds later even if they are still saving their state,
-and when one process fails it ends the others before they can report the cause.
+torch's elastic launcher is not used: when it is asked to end, it loses the exit statuses of its
+processes and kills them after 30 seconds even if they are still saving their state. When one
+process fails, it ends the others before they can report the cause. ``torch.multiprocessing``,
+which the elastic launcher is built on, grants them a grace period.
 """
 
 from __future__ import annotations
@@ -10,26 +11,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException
+from torch.multiprocessing.spawn import start_processes as spawn_processes
 
 from gpt1.errors import Gpt1Error
 from gpt1.stopping import SIGNALS, end_with_parent
 
 GRACE = 15.0  # seconds that processes get to end by themselves, then once more after SIGTERM
+START_METHOD = "spawn"  # CUDA does not work in forked processes
 
 
 def processes_to_start(device_name: str | None, n_gpu: int) -> int:
-    """How many processes the program should start itself: 1 except on several GPUs.
+    """Return how many processes the program should start itself: 1 except on several GPUs.
 
-    As many as there are GPUs, at most one a tower, and a divisor of ``n_gpu``, so that each
-    process has as many towers as any other. Under torchrun the processes are there already.
+    That is the largest divisor of ``n_gpu`` for which there are enough GPUs, so that every process
+    has the same number of towers. Under torchrun the processes exist already.
     """
     if "WORLD_SIZE" in os.environ or device_name not in (None, "cuda"):
         return 1
@@ -40,37 +42,35 @@ def processes_to_start(device_name: str | None, n_gpu: int) -> int:
 
 
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
-    """Run ``body(argv)`` in n processes of this machine, joined in a group; the exit status.
+    """Run ``body(argv)`` in n processes of this machine, joined in a group.
 
-    SIGTERM and SIGINT are handed on to them as SIGTERM. When one of them ends badly the others are
-    ended, too, within twice ``GRACE`` seconds, and its status is returned. When this process is
-    killed they end as by SIGTERM.
+    SIGTERM and SIGINT are passed on to the processes as SIGTERM. When one process fails, the
+    others are ended, too, within twice ``GRACE`` seconds. When this process is killed, the others
+    end as after SIGTERM.
+
+    Returns:
+        The exit status: 0, that of the process that failed, or 143 or 130 after a signal.
 
     Raises:
-        Gpt1Error: a signal that nobody sent from here ended one of them.
+        Gpt1Error: a signal that did not pass through this process ended one of the processes.
     """
-    context = multiprocessing.get_context("spawn")
-    port = _free_port()
-    processes = [
-        context.Process(target=_process_main, args=(rank, body, list(argv), n, port))
-        for rank in range(n)
-    ]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     request: int | None = None
 
-    def hand_on(number: int, frame: object) -> None:
+    def pass_on(number: int, frame: object) -> None:
         nonlocal request
         request = request or number
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
+        for process in multiprocessing.active_children():
+            process.terminate()
 
-    previous = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        for process in processes:
-            process.start()
-            if request is not None:  # it came before this one could be told
-                process.terminate()
-        status = _wait_for_all(processes)
+        context = spawn_processes(  # type: ignore[no-untyped-call]
+            _run_rank, (body, list(argv), n, store.port), n, join=False, start_method=START_METHOD
+        )
+        if request is not None:  # The signal came before all processes were started.
+            pass_on(request, None)
+        status = _wait_for_all(context)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -84,51 +84,38 @@ def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n
     return status
 
 
-def _wait_for_all(processes: Sequence[BaseProcess]) -> int:
-    """Wait until all have ended; the first bad exit status, negative for a signal, or 0."""
-    while True:
-        # Asked once a turn: nobody waits for a process that ended between two questions.
-        running = [process for process in processes if process.exitcode is None]
-        bad = [code for process in processes if (code := process.exitcode)]
-        if bad:
-            _end_all(processes)
-            return min(bad)  # of two at once a signal is the cause, not the consequence
-        if not running:
-            return 0
-        wait([process.sentinel for process in running])
+def _wait_for_all(context: ProcessContext) -> int:
+    """Wait until all processes have ended; return the first bad exit status, or 0.
+
+    The status is negative for a signal. Of two processes that failed at the same time, a signal
+    is the cause and an exit status the consequence.
+    """
+    finished = False
+    while not finished:
+        wait(list(context.sentinels))
+        failed: list[int] = [p.exitcode for p in context.processes if p.exitcode]
+        try:
+            finished = context.join(grace_period=GRACE)
+        except ProcessExitedException as error:
+            return min([*failed, error.exit_code])
+    return 0
 
 
-def _end_all(processes: Sequence[BaseProcess]) -> None:
-    """Let the others notice by themselves, then ask them to end, then end them."""
-    for step in (lambda process: None, BaseProcess.terminate, BaseProcess.kill):
-        deadline = time.monotonic() + GRACE
-        for process in processes:
-            if process.exitcode is None:
-                step(process)
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-
-
-def _process_main(
+def _run_rank(
     rank: int, body: Callable[[Sequence[str]], int], argv: list[str], world: int, port: int
 ) -> None:
-    """One started process: torchrun's variables, then the program."""
+    """Run one of the started processes, with the environment that torchrun would give it."""
     end_with_parent()
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # it is dead already
+    if parent is not None and parent.pid != os.getppid():  # The parent is dead already.
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which hands it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which passes it on.
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # The parent serves the store.
     )
     sys.exit(body(argv))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,24 +12,26 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from gpt1.device import choose_device
 from gpt1.errors import Gpt1Error, InputError
 
+Model = TypeVar("Model", bound=nn.Module)
 Result = TypeVar("Result")
 
-STORE_TIMEOUT = 15.0  # seconds within which torchrun's store must answer
+STORE_TIMEOUT = 15.0  # seconds within which the ranks' common store must answer
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,14 @@ class Ranks:
         shown.reported_elsewhere = self.rank != reporter
         raise shown
 
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Add up each of ``tensors`` over all ranks, in place."""
-        if self.world > 1:
-            with _reporting_lost_ranks():
-                for tensor in tensors:
-                    dist.all_reduce(tensor)
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of ``tensor`` over all ranks, on every rank."""
+        if self.world == 1:
+            return tensor
+        total = tensor.clone()
+        with _reporting_lost_ranks():
+            dist.all_reduce(total)
+        return total / self.world
 
     def any_rank(self, flag: bool) -> bool:
         """Return whether ``flag`` is true on any rank; no rank continues before all have asked."""
@@ -142,12 +146,70 @@ class Ranks:
                     dist.broadcast(tensor.detach(), 0)
 
 
+class Replica(Generic[Model]):
+    """A model whose gradients are averaged over all towers of all ranks.
+
+    With several ranks, DistributedDataParallel reduces buckets of gradients while the backward
+    pass of each rank's last tower is still computing the other gradients.
+
+    Args:
+        model: the same on every rank, on the rank's device.
+        ranks: this process among those of the run.
+    """
+
+    def __init__(self, model: Model, ranks: Ranks) -> None:
+        self.model, self.ranks = model, ranks
+        self._parallel: DistributedDataParallel | None = None
+        if ranks.world == 1:
+            return
+        # Each layer is compiled by itself, so that no compiled graph needs to be split.
+        torch._dynamo.config.optimize_ddp = False
+        with _reporting_lost_ranks():
+            self._parallel = DistributedDataParallel(_Losses(model), gradient_as_bucket_view=True)
+        # DistributedDataParallel arranges its buckets anew after its first backward pass, and the
+        # order of sums depends on the arrangement. If that happened in training, a resumed run
+        # would not have the bits of an uninterrupted one.
+        for _ in range(2):
+            self.backward([lambda: torch.stack([p.sum() for p in model.parameters()]).sum()])
+            model.zero_grad()
+
+    def backward(self, losses: Sequence[Callable[[], Tensor]]) -> None:
+        """Add the gradient of the mean loss over all towers of all ranks to the parameters'.
+
+        Args:
+            losses: one function for each tower of this rank, which computes the tower's loss. The
+                number of towers is the same on every rank.
+        """
+        for number, loss in enumerate(losses, start=1):
+            if self._parallel is None:
+                (loss() / len(losses)).backward()  # type: ignore[no-untyped-call]
+                continue
+            last = number == len(losses)
+            with _reporting_lost_ranks(), nullcontext() if last else self._parallel.no_sync():
+                (self._parallel(loss) / len(losses)).backward()
+
+
+class _Losses(nn.Module):
+    """Compute any loss of a model in a forward pass that DistributedDataParallel can watch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Return the loss."""
+        return loss()
+
+
 @contextmanager
 def _reporting_lost_ranks() -> Iterator[None]:
     """Report a failed collective as the loss of another rank."""
     try:
         yield
     except RuntimeError as error:
+        # gloo's errors have no class of their own, but name the file of gloo that raised them.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
         reason = str(error).strip().splitlines()[0][:200]
         raise Gpt1Error(
             "another process of this run has ended or cannot be reached; its own message says why "
@@ -161,7 +223,7 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Ranks]:
 
     Raises:
         InputError: the ranks cannot share ``n_gpu`` towers equally.
-        Gpt1Error: torchrun or another rank has ended.
+        Gpt1Error: the process that started this one, or another rank, has ended.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -176,7 +238,7 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _check_torchrun()
+    _check_store()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _reporting_lost_ranks():
         store, _, _ = next(rendezvous("env://"))
@@ -188,10 +250,10 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _check_torchrun() -> None:
-    """Fail fast if torchrun's store does not answer; torch itself would wait 30 minutes.
+def _check_store() -> None:
+    """Fail fast if the process that started this one has ended; torch would wait 30 minutes.
 
-    torchrun's store listens before torchrun starts any process.
+    torchrun and :mod:`gpt1.launcher` serve the ranks' common store before they start any rank.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -200,8 +262,8 @@ def _check_torchrun() -> None:
         socket.create_connection(place, timeout=STORE_TIMEOUT).close()
     except OSError as error:
         raise Gpt1Error(
-            f"torchrun does not answer at {place[0]}:{place[1]} ({error}): it has ended. Start the "
-            "run again with --resume."
+            f"the process that started this one does not answer at {place[0]}:{place[1]} "
+            f"({error}): it has ended. Start the run again with --resume."
         ) from error
 
 

@@ -30,7 +30,7 @@ from gpt1.opt import OpenAIAdam
 from gpt1.outputs import Outputs
 from gpt1.predict import Score, predict_logits, score
 from gpt1.prepare import Task
-from gpt1.ranks import Ranks, tower_seed
+from gpt1.ranks import Ranks, Replica, tower_seed
 from gpt1.settings import Settings, Sources, join_problems
 from gpt1.steps import tower_gradients
 from gpt1.stopping import StopRequests
@@ -69,6 +69,7 @@ class Trainer:
     ) -> None:
         self.settings, self.sources, self.ranks = settings, sources, ranks
         self.task, self.model, self.stop = task, model, stop
+        self.replica = Replica(model, ranks)
         self.outputs = Outputs(settings)
         self.n_updates = 0
         self.evaluated = True
@@ -163,9 +164,8 @@ class Trainer:
         """
         settings, update = self.settings, self.n_updates + 1
         costs = tower_gradients(
-            self.model,
+            self.replica,
             self.task.train.take(rows),
-            self.ranks,
             seeds=[tower_seed(settings.seed, update, tower) for tower in range(settings.n_gpu)],
             lm_coef=settings.lm_coef,
             precision=settings.precision,

@@ -34,7 +34,7 @@ from gpt1.errors import InputError, report_errors
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.opt import OpenAIAdam
 from gpt1.predict import predict_logits
-from gpt1.ranks import Ranks
+from gpt1.ranks import Ranks, Replica
 from gpt1.steps import tower_gradients
 
 N_VOCAB = 40478
@@ -101,9 +101,8 @@ class Ours:
     def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
         """One update on all stories, in n_gpu towers."""
         tower_gradients(
-            self.model,
+            Replica(self.model, self.ranks),
             stories,
-            self.ranks,
             seeds=range(n_gpu),
             lm_coef=LM_COEF,
             precision=precision,

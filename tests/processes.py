@@ -375,8 +375,7 @@ def _fill_disk(directory: Path) -> None:
 
 def spawning_becomes_forking() -> None:
     """A change by which ``start_processes`` takes no seconds."""
-    fork = multiprocessing.get_context("fork")
-    launcher.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
+    launcher.START_METHOD = "fork"
 
 
 def copied(run: Run, directory: Path) -> Run:

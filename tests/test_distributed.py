@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from processes import free_port
 from torch import Tensor
 
 from gpt1 import checkpoint, launcher, train
@@ -61,7 +62,7 @@ def test_the_first_process_is_the_main_one() -> None:
 
 def test_alone_there_is_nothing_to_exchange() -> None:
     alone, tensor, array = Ranks(0, 1, CPU), torch.ones(2), np.ones(2)
-    alone.sum([tensor])
+    assert alone.mean(tensor) is tensor
     alone.broadcast([tensor])
     assert tensor.tolist() == [1, 1]
     assert alone.gather(array) is array
@@ -181,8 +182,7 @@ def test_as_many_processes_as_gpus_that_share_the_towers_equally(
 def exchange(argv: Sequence[str]) -> int:
     """On each rank: use everything that ranks can do together, and write what came of it."""
     with joined("cpu", 4) as ranks:
-        summed = [torch.full((2,), 10.0**ranks.rank), torch.ones(())]
-        ranks.sum(summed)
+        mean = ranks.mean(torch.tensor([2.0, 10.0**ranks.rank]))
         parameter = torch.nn.Parameter(torch.full((3,), float(ranks.rank + 5)))
         ranks.broadcast([parameter])
         part = np.arange(5)[ranks.own_part(5)]
@@ -190,7 +190,7 @@ def exchange(argv: Sequence[str]) -> int:
             "rank": ranks.rank,
             "world": ranks.world,
             "towers": list(ranks.own_towers(4)),
-            "summed": [tensor.tolist() for tensor in summed],
+            "mean": mean.tolist(),
             "broadcast": parameter.tolist(),
             "gathered": ranks.gather(part).tolist(),
         }
@@ -213,7 +213,7 @@ def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
             "rank": rank,
             "world": 2,
             "towers": [2 * rank, 2 * rank + 1],
-            "summed": [[11, 11], 2],
+            "mean": [2, 5.5],
             "broadcast": [5, 5, 5],
             "gathered": [0, 1, 2, 3, 4],
         }
@@ -306,7 +306,7 @@ def test_torchrun_equals_one_process_with_dropout_too(
 
 def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
     """Two processes that see one another, but not the other's files; their exit statuses."""
-    port = str(launcher._free_port())
+    port = free_port()
     processes = []
     for rank in ("0", "1"):
         machine = directory / rank

@@ -99,12 +99,12 @@ def _poison(value: float, where: str) -> None:
 
     original, calls = trainer.tower_gradients, iter(range(1, 1000))
 
-    def poisoned(model: Any, stories: ChoiceArrays, *args: Any, **kwargs: Any) -> torch.Tensor:
-        costs = original(model, stories, *args, **kwargs)
+    def poisoned(replica: Any, stories: ChoiceArrays, **kwargs: Any) -> torch.Tensor:
+        costs = original(replica, stories, **kwargs)
         if next(calls) == 6:
             np.save(os.environ["STORIES"], stories.X)
             if where == "gradient":
-                model.we.grad[0, 0] = value
+                replica.model.we.grad[0, 0] = value
             else:
                 costs[["clf", "lm"].index(where)] = value
         return costs
