@@ -30,7 +30,7 @@ from benchmarks.harness import (
 )
 from benchmarks.peer import copy_weights, peer_config
 from gpt1.decoding import DTYPES, Decoder
-from gpt1.distributed import keep_freed_memory
+from gpt1.device import keep_freed_memory
 from gpt1.errors import InputError, report_errors
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.search import one_by_one

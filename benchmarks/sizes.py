@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import Worker, machine, parser, peak_gib, timed, write_json
 from benchmarks.training import N_VOCAB, Ours
 from gpt1.batches import ChoiceArrays
-from gpt1.distributed import keep_freed_memory
+from gpt1.device import keep_freed_memory
 from gpt1.errors import report_errors
 from gpt1.model import ModelConfig
 

@@ -37,11 +37,12 @@ from benchmarks.harness import (
 from benchmarks.peer import copy_weights, peer_config
 from gpt1 import batches, datasets
 from gpt1.batches import ChoiceArrays, SpecialTokens, pack
-from gpt1.distributed import Process, keep_freed_memory
+from gpt1.device import keep_freed_memory
 from gpt1.errors import InputError, report_errors
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.opt import OpenAIAdam
 from gpt1.predict import predict_logits
+from gpt1.ranks import Ranks, Replica
 from gpt1.steps import tower_gradients
 
 N_VOCAB = 40478
@@ -89,7 +90,7 @@ class Ours:
     """Our model and optimizer, as a training run uses them."""
 
     def __init__(self, config: ModelConfig, device: torch.device, *, share_prefix: bool) -> None:
-        self.process = Process(0, 1, device)
+        self.ranks = Ranks(0, 1, device)
         self.share_prefix = share_prefix
         self.model = DoubleHeadsModel(config)
         self.model.init_parameters(torch.Generator().manual_seed(0))
@@ -107,9 +108,8 @@ class Ours:
     def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
         """One update on all stories, in n_gpu towers."""
         tower_gradients(
-            self.model,
+            Replica(self.model, self.ranks),
             stories,
-            self.process,
             seeds=range(n_gpu),
             lm_coef=LM_COEF,
             precision=precision,
@@ -120,7 +120,7 @@ class Ours:
 
     def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
         """Logits of all stories."""
-        return predict_logits(self.model, stories, self.process, n_batch=32, precision=precision)
+        return predict_logits(self.model, stories, self.ranks, n_batch=32, precision=precision)
 
 
 class Peer:

@@ -3,7 +3,7 @@
 A checkpoint is one safetensors file. Its tensors are the model's and the optimizer's; its
 header holds settings and counters as JSON, and a SHA-256 of everything. Random states need no
 place in it: the order of the data and the dropout of every tower follow from the seed and the
-number of updates done (:func:`gpt1.distributed.tower_seed`).
+number of updates done (:func:`gpt1.ranks.tower_seed`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RunState:
         best_score: best validation accuracy so far, in percent.
         evaluated: whether the evaluation that was due after these updates, if any, is done.
         environment: what the bits of the numbers depend on besides the settings, as
-            :meth:`gpt1.distributed.Process.environment` gives it; empty if that is not known.
+            :func:`gpt1.device.environment` gives it; empty if that is not known.
         tensors: the model's and the optimizer's tensors by name.
         optimizer: the rest of the optimizer's state: plain data.
         source: where it was read from, for messages.

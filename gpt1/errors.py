@@ -16,11 +16,11 @@ class Gpt1Error(Exception):
     The message says what happened, where (file and line, array, flag) and what to do.
 
     Attributes:
-        told: whether another process of the run shows the message.
+        reported_elsewhere: whether another process of the run reports the message.
     """
 
     exit_status = 1
-    told = False
+    reported_elsewhere = False
 
 
 class InputError(Gpt1Error):
@@ -39,10 +39,10 @@ class Stopped(BaseException):
         message: how far the work is, and how to continue.
 
     Attributes:
-        told: whether another process of the run shows the message.
+        reported_elsewhere: whether another process of the run reports the message.
     """
 
-    told = False
+    reported_elsewhere = False
 
     def __init__(self, request: signal.Signals, message: str) -> None:
         super().__init__(message)
@@ -121,12 +121,12 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
         return _run_with_checked_output(body)
     except Gpt1Error as error:
         _flush_or_drop_output()
-        if not error.told:
+        if not error.reported_elsewhere:
             print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_status
     except Stopped as stop:
         _flush_or_drop_output()
-        if not stop.told:
+        if not stop.reported_elsewhere:
             print(f"{program}: stopped by {stop.request.name}: {stop}", file=sys.stderr)
         return stop.exit_status
     except KeyboardInterrupt:

@@ -331,7 +331,7 @@ def _run(args: argparse.Namespace) -> int:
     prompts = encode_prompts(pretrained, texts, places, options, start_token=args.start_token)
 
     from gpt1.decoding import Decoder
-    from gpt1.distributed import keep_freed_memory
+    from gpt1.device import keep_freed_memory
 
     keep_freed_memory()
     decoder = Decoder(pretrained.model, args.precision)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from gpt1.batches import ChoiceArrays, pack
-from gpt1.distributed import Process
+from gpt1.device import arithmetic
 from gpt1.model import DoubleHeadsModel
+from gpt1.ranks import Ranks
 
 
 class Score(NamedTuple):
@@ -37,32 +38,32 @@ def evaluating(model: DoubleHeadsModel) -> Iterator[None]:
 def predict_logits(
     model: DoubleHeadsModel,
     arrays: ChoiceArrays,
-    process: Process,
+    ranks: Ranks,
     *,
     n_batch: int,
     precision: str = "fp32",
 ) -> npt.NDArray[np.float32]:
-    """Choice logits of all stories, [n, C], the same in every process.
+    """Choice logits of all stories, [n, C], the same on every rank.
 
     Args:
-        model: on the process's device.
-        arrays: the stories; each process takes its part of them.
-        process: this process.
+        model: on the rank's device.
+        arrays: the stories; each rank takes its part of them.
+        ranks: this process among those of the run.
         n_batch: stories at a time; the last batch may be smaller.
         precision: as ``--precision``.
     """
-    part = arrays.take(process.own_part(arrays.n_stories))
+    part = arrays.take(ranks.own_part(arrays.n_stories))
     logits = np.zeros(part.X.shape[:2], dtype=np.float32)
-    found = [torch.zeros(0, part.X.shape[1], device=process.device)]
+    found = [torch.zeros(0, part.X.shape[1], device=ranks.device)]
     # Stories of a length together: attention, which works on a padded form, has less padding.
     by_length = np.argsort(part.M.sum((1, 2)), kind="stable")
-    with evaluating(model), process.arithmetic(precision):
+    with evaluating(model), arithmetic(precision, ranks.device):
         for begin in range(0, part.n_stories, n_batch):
             stories = part.take(by_length[begin : begin + n_batch])
             batch = pack(stories, model.config.clf_token, share_prefix=True)
-            found.append(model.choice_logits(batch.to(process.device)).float())
+            found.append(model.choice_logits(batch.to(ranks.device)).float())
     logits[by_length] = torch.cat(found).cpu().numpy()  # once: to read a number is to wait for it
-    return process.gather(logits)
+    return ranks.gather(logits)
 
 
 def score(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Score:

@@ -277,7 +277,7 @@ def from_arguments(args: argparse.Namespace, program: str) -> Pretrained:
     Raises:
         InputError: see :func:`load_pretrained`.
     """
-    from gpt1.distributed import choose_device
+    from gpt1.device import choose_device
 
     return load_pretrained(
         args.model_dir or default_model_dir(program),

@@ -271,12 +271,14 @@ def _logits(
     pretrained: Pretrained, arrays: ChoiceArrays, n_batch: int, precision: str
 ) -> npt.NDArray[np.float32]:
     """Choice logits, [n, C]."""
-    from gpt1.distributed import Process
+    from gpt1.device import check_precision, set_matmul_precision
     from gpt1.predict import predict_logits
+    from gpt1.ranks import Ranks
 
-    process = Process(rank=0, world=1, device=pretrained.model.we.device)
-    process.check_precision(precision)
-    return predict_logits(pretrained.model, arrays, process, n_batch=n_batch, precision=precision)
+    ranks = Ranks(rank=0, world=1, device=pretrained.model.we.device)
+    check_precision(precision, ranks.device)
+    set_matmul_precision(precision)
+    return predict_logits(pretrained.model, arrays, ranks, n_batch=n_batch, precision=precision)
 
 
 # The command line

@@ -3,57 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpt1.batches import ChoiceArrays, pack
-from gpt1.distributed import Process
+from gpt1.device import arithmetic
 from gpt1.model import DoubleHeadsModel
+from gpt1.ranks import Replica
 
 
 def tower_gradients(
-    model: DoubleHeadsModel,
+    replica: Replica[DoubleHeadsModel],
     stories: ChoiceArrays,
-    process: Process,
     *,
     seeds: Sequence[int],
     lm_coef: float,
     precision: str = "fp32",
     share_prefix: bool = False,
 ) -> Tensor:
-    """Leave the gradients of a batch in ``model`` (the original's ``mgpu_train``).
+    """Leave the gradients of a batch in the replica's model (the original's ``mgpu_train``).
 
-    The batch is cut into as many towers as there are seeds. This process computes its own,
-    one after another; the mean over all towers is then the same in every process.
+    The batch is cut into as many towers as there are seeds. This rank computes its own,
+    one after another. The mean over all towers is then the same on every rank.
 
     Args:
-        model: in training mode, on the process's device, its gradients None.
+        replica: its model is in training mode, on the rank's device, its gradients are None.
         stories: the whole batch, with labels; its size is a multiple of the number of towers.
-        process: this process.
         seeds: what each tower's dropout is drawn from.
         lm_coef: weight of the language-model loss.
         precision: as ``--precision``.
         share_prefix: as ``--share_prefix``.
 
     Returns:
-        Mean classification and language-model cost [2], on the process's device.
+        Mean classification and language-model cost [2], on the rank's device.
     """
-    n_towers = len(seeds)
-    size = stories.n_stories // n_towers
-    costs = torch.zeros(2, device=process.device)
-    with process.arithmetic(precision):
-        for tower in process.own_towers(n_towers):
-            part = stories.take(slice(tower * size, (tower + 1) * size))
-            batch = pack(part, model.config.clf_token, share_prefix=share_prefix)
-            if process.device.type == "cuda":
-                batch = batch.pin()  # so that the copy does not wait for the GPU
-            torch.manual_seed(seeds[tower])
-            losses = model.losses(batch.to(process.device), lm_coef)
-            (losses.total / n_towers).backward()  # type: ignore[no-untyped-call]
-            costs[0] += losses.clf.detach().mean() / n_towers
-            if losses.lm is not None:
-                costs[1] += losses.lm.mean() / n_towers
-    process.sum([p.grad for p in model.parameters() if p.grad is not None])
-    process.sum([costs])
-    return costs
+    model, ranks, device = replica.model, replica.ranks, replica.ranks.device
+    size, towers = stories.n_stories // len(seeds), ranks.own_towers(len(seeds))
+    costs = torch.zeros(2, device=device)
+
+    def tower_loss(tower: int) -> Tensor:
+        part = stories.take(slice(tower * size, (tower + 1) * size))
+        batch = pack(part, model.config.clf_token, share_prefix=share_prefix)
+        if device.type == "cuda":
+            batch = batch.pin()  # so that the copy does not wait for the GPU
+        torch.manual_seed(seeds[tower])
+        losses = model.losses(batch.to(device), lm_coef)
+        costs[0] += losses.clf.detach().mean() / len(towers)
+        if losses.lm is not None:
+            costs[1] += losses.lm.mean() / len(towers)
+        return losses.total
+
+    with arithmetic(precision, device):
+        replica.backward([partial(tower_loss, tower) for tower in towers])
+    return ranks.mean(costs)

@@ -24,9 +24,9 @@ from gpt1.stopping import StopRequests, end_with_parent
 if TYPE_CHECKING:
     import numpy as np
 
-    from gpt1.distributed import Process
     from gpt1.model import DoubleHeadsModel
     from gpt1.prepare import Task
+    from gpt1.ranks import Ranks
 
 PROGRAM = "python -m gpt1.train"
 
@@ -48,7 +48,7 @@ def _main(argv: Sequence[str]) -> int:
             return _train(argv, stop)
         except Stopped as error:
             stopped = Stopped(error.request, f"{error}; to go on: {_to_go_on(argv)}")
-            stopped.told = os.environ.get("RANK", "0") != "0"
+            stopped.reported_elsewhere = os.environ.get("RANK", "0") != "0"
             raise stopped from None
 
 
@@ -61,13 +61,14 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
         sources = find_sources(settings, (datasets.VALIDATION_CSV, datasets.TEST_CSV))
         if sources.demo:
             settings = settings.for_demo()
-        from gpt1 import distributed
+        from gpt1 import launcher
+        from gpt1.ranks import joined
     stop.check()
-    n = distributed.processes_to_start(settings.device, settings.n_gpu)
+    n = launcher.processes_to_start(settings.device, settings.n_gpu)
     if n > 1:
-        return distributed.start_processes(main, argv, n)
-    with RunLock() as lock, distributed.joined(settings.device, settings.n_gpu) as process:
-        run(settings, sources, process, stop, lock)
+        return launcher.start_processes(main, argv, n)
+    with RunLock() as lock, joined(settings.device, settings.n_gpu) as ranks:
+        run(settings, sources, ranks, stop, lock)
     return 0
 
 
@@ -80,14 +81,14 @@ def _to_go_on(argv: Sequence[str]) -> str:
 
 
 def run(
-    settings: Settings, sources: Sources, process: Process, stop: StopRequests, lock: RunLock
+    settings: Settings, sources: Sources, ranks: Ranks, stop: StopRequests, lock: RunLock
 ) -> None:
     """A whole run: data, model, training, and with ``submit`` the submission.
 
     Args:
         settings: as given, or the demo's.
         sources: where to read from.
-        process: this process.
+        ranks: this process among those of the run.
         stop: requests to end.
         lock: keeps other runs of this name out until the caller opens it.
 
@@ -98,45 +99,46 @@ def run(
     """
     import numpy as np
 
-    from gpt1.distributed import keep_freed_memory, make_deterministic
+    from gpt1 import device
     from gpt1.trainer import Trainer
 
-    if process.is_main and sources.demo:
+    if ranks.is_main and sources.demo:
         _announce_demo(settings, sources)
     if settings.fast:
-        is_cuda = process.device.type == "cuda"
-        settings = settings.made_fast(has_bf16=process.has_bf16(), is_cuda=is_cuda)
-    process.check_precision(settings.precision)
-    if process.device.type == "cpu":
-        keep_freed_memory()
-    if settings.deterministic and process.device.type != "cpu":
-        make_deterministic()
+        is_cuda = ranks.device.type == "cuda"
+        settings = settings.made_fast(has_bf16=device.has_bf16(ranks.device), is_cuda=is_cuda)
+    device.check_precision(settings.precision, ranks.device)
+    device.set_matmul_precision(settings.precision)
+    if ranks.device.type == "cpu":
+        device.keep_freed_memory()
+    if settings.deterministic and ranks.device.type != "cpu":
+        device.make_deterministic()
     # torchrun may have started only some of several machines' processes "again".
-    settings = replace(settings, resume=process.any(settings.resume))
+    settings = replace(settings, resume=ranks.any_rank(settings.resume))
     outputs = Outputs(settings)
-    process.from_main(outputs.check)
-    process.from_main(lambda: outputs.claim(lock))
+    ranks.on_main_rank(outputs.check)
+    ranks.on_main_rank(lambda: outputs.claim(lock))
     # One stream, drawn from in the original's order: special rows, then a shuffle an epoch.
     stream = np.random.RandomState(settings.seed)
-    task, settings, model = process.together(lambda: _prepare(settings, sources, process, stream))
+    task, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks, stream))
     if settings.compile:
         model.compile_layers()
-    trainer = Trainer(settings, sources, process, task, model, stop)
+    trainer = Trainer(settings, sources, ranks, task, model, stop)
     trainer.train(stream)
     if settings.submit:
         stop.where = "training is over and saved, the submission is not written"
         trainer.submit()
     stop.where = "all results are written"
-    if settings.analysis and process.is_main:
+    if settings.analysis and ranks.is_main:
         from gpt1.analysis import analyse_rocstories
 
         print(analyse_rocstories(sources.data_dir, outputs.submission, outputs.log))
 
 
 def _prepare(
-    settings: Settings, sources: Sources, process: Process, stream: np.random.RandomState
+    settings: Settings, sources: Sources, ranks: Ranks, stream: np.random.RandomState
 ) -> tuple[Task, Settings, DoubleHeadsModel]:
-    """The data, the settings with the model's sizes decided, the model on this process's device.
+    """The data, the settings with the model's sizes decided, the model on this rank's device.
 
     Raises:
         InputError: a file is not what it should be, or does not fit the flags.
@@ -144,17 +146,17 @@ def _prepare(
     from gpt1.capacity import check_memory
     from gpt1.prepare import build_model, load_task, notes, resolve
 
-    task = load_task(settings, sources, verbose=process.is_main)
+    task = load_task(settings, sources, verbose=ranks.is_main)
     if task.train.n_stories < settings.n_batch_train:
         raise InputError(
             f"{sources.data_dir}: {task.train.n_stories} training stories are fewer than a batch "
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
     used, config = resolve(settings, sources, task)
-    for note in notes(settings, used, sources) if process.is_main else []:
+    for note in notes(settings, used, sources) if ranks.is_main else []:
         print(f"gpt1.train: {note}", file=sys.stderr)
-    check_memory(config, process.device, settings.init_params or f"{sources.model_dir}/")
-    return task, used, build_model(used, sources, config, stream).to(process.device)
+    check_memory(config, ranks.device, settings.init_params or f"{sources.model_dir}/")
+    return task, used, build_model(used, sources, config, stream).to(ranks.device)
 
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:

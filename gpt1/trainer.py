@@ -24,7 +24,7 @@ import gpt1
 from gpt1 import capacity, checkpoint, datasets, jl, submissions, weights
 from gpt1.batches import ChoiceArrays
 from gpt1.calibration import write_probs
-from gpt1.distributed import Process, tower_seed
+from gpt1.device import environment
 from gpt1.errors import Gpt1Error, InputError, Stopped
 from gpt1.logs import JsonLines, UpdateLog
 from gpt1.model import DoubleHeadsModel
@@ -32,6 +32,7 @@ from gpt1.opt import OpenAIAdam
 from gpt1.outputs import Outputs
 from gpt1.predict import Score, predict_logits, score
 from gpt1.prepare import Task
+from gpt1.ranks import Ranks, Replica, tower_seed
 from gpt1.settings import Settings, Sources, join_problems
 from gpt1.steps import tower_gradients
 from gpt1.stopping import StopRequests
@@ -101,13 +102,14 @@ class Trainer:
         self,
         settings: Settings,
         sources: Sources,
-        process: Process,
+        ranks: Ranks,
         task: Task,
         model: DoubleHeadsModel,
         stop: StopRequests,
     ) -> None:
-        self.settings, self.sources, self.process = settings, sources, process
+        self.settings, self.sources, self.ranks = settings, sources, ranks
         self.task, self.model, self.stop = task, model, stop
+        self.replica = Replica(model, ranks)
         self.outputs = Outputs(settings)
         self.n_updates = 0
         self.evaluated = True
@@ -137,8 +139,8 @@ class Trainer:
             stream: the run's NumPy stream, after the special tokens were drawn from it.
         """
         resumed = self._resume() if self.settings.resume else False
-        self.process.from_main(partial(self._check_disks, resumed))
-        if not resumed and self.process.is_main:
+        self.ranks.on_main_rank(partial(self._check_disks, resumed))
+        if not resumed and self.ranks.is_main:
             checkpoint.clear(self.outputs.directory)
         self._open_logs(resumed)
         try:
@@ -191,7 +193,7 @@ class Trainer:
     def _obey(self) -> None:
         """If any process was asked to end: save, and raise :class:`Stopped` in all of them."""
         request = self.stop.signal
-        if self.process.any(request is not None):
+        if self.ranks.any_rank(request is not None):
             self._save_checkpoint()
             message = f"after update {self.n_updates} of {self.n_updates_total}, all saved"
             raise Stopped(request or signal.SIGTERM, message)
@@ -207,7 +209,7 @@ class Trainer:
                 range(self.updates_an_epoch),
                 desc=f"epoch {epoch}",
                 leave=False,
-                disable=not (self.process.is_main and sys.stderr.isatty()),
+                disable=not (self.ranks.is_main and sys.stderr.isatty()),
             )
             for step in bar:
                 update += 1
@@ -221,9 +223,8 @@ class Trainer:
         """
         settings, update = self.settings, self.n_updates + 1
         costs = tower_gradients(
-            self.model,
+            self.replica,
             self.task.train.take(rows),
-            self.process,
             seeds=[tower_seed(settings.seed, update, tower) for tower in range(settings.n_gpu)],
             lm_coef=settings.lm_coef,
             precision=settings.precision,
@@ -235,7 +236,7 @@ class Trainer:
             self._check_finite(update, numbers.tolist())
         self.optimizer.step()
         self.n_updates = update
-        if self.process.is_main:
+        if self.ranks.is_main:
             self._update_log.write(update, self.optimizer.current_lr(), numbers)
         self.optimizer.zero_grad()
 
@@ -250,7 +251,7 @@ class Trainer:
         if not bad:
             return
         if self.n_updates < update:
-            self.process.from_main(self._write_checkpoint)
+            self.ranks.on_main_rank(self._write_checkpoint)
         raise self._diverged(update, " and ".join(bad))
 
     def _check_numbers(self, update: int, numbers: Sequence[float]) -> str | None:
@@ -284,7 +285,7 @@ class Trainer:
             f"update {update}: {what}; the run has diverged and was stopped, {state}."
             f"{''.join(stories)} Look at them, or train anew with a lower --lr or --precision fp32."
         )
-        error.told = not self.process.is_main
+        error.reported_elsewhere = not self.ranks.is_main
         return error
 
     def _evaluate(self) -> None:
@@ -297,11 +298,11 @@ class Trainer:
             Stopped: one process alone was asked to end.
         """
         n_valid = self.task.valid.n_stories
-        if self.process.is_main:
+        if self.ranks.is_main:
             self._update_log.flush()
         try:
             # One process alone may leave at once; several must leave together.
-            with self.stop.obeyed() if self.process.world == 1 else nullcontext():
+            with self.stop.obeyed() if self.ranks.world == 1 else nullcontext():
                 train = self._score(self.task.train.take(slice(0, n_valid)))
                 valid = self._score(self.task.valid)
         except Stopped:
@@ -314,7 +315,7 @@ class Trainer:
         self.evaluated = True
         is_best = valid.accuracy > self.best_score
         self.best_score = max(self.best_score, valid.accuracy)
-        if not self.process.is_main:
+        if not self.ranks.is_main:
             return
         n_epochs = self.n_updates // self.updates_an_epoch
         self._evaluation_log.write(
@@ -339,7 +340,7 @@ class Trainer:
         return predict_logits(
             self.model,
             arrays,
-            self.process,
+            self.ranks,
             n_batch=self.settings.n_batch_train,
             precision=self.settings.precision,
         )
@@ -351,12 +352,12 @@ class Trainer:
         Probabilities that an earlier run of this name left would not be of the new predictions.
         """
         outputs = self.outputs
-        if self.process.is_main:
+        if self.ranks.is_main:
             best = weights.read_params(outputs.best_params)
             weights.from_list(self.model, best, str(outputs.best_params))
-        self.process.broadcast(list(self.model.parameters()))
+        self.ranks.broadcast(list(self.model.parameters()))
         logits = self._predict(self.task.test)
-        if not self.process.is_main:
+        if not self.ranks.is_main:
             return
         predictions = logits.argmax(-1).tolist()
         run_id = self._evaluation_log.first.get("run_id")
@@ -376,12 +377,12 @@ class Trainer:
             submissions.write(path, predictions, record)
 
     def _save_best_params(self) -> None:
-        if self.process.is_main:
+        if self.ranks.is_main:
             jl.write_jl(self.outputs.best_params, weights.to_list(self.model))
 
     def _open_logs(self, resumed: bool) -> None:
         """Start the logs, or cut them back to the checkpoint that the run goes on from."""
-        if not self.process.is_main:
+        if not self.ranks.is_main:
             return
         keep = self.n_updates if resumed else None
         # An evaluation that is still to be done is not in the log, even if it was once.
@@ -397,14 +398,14 @@ class Trainer:
             self._evaluation_log.write(**self._logged_settings())
         self._update_log = UpdateLog(
             JsonLines(self.outputs.updates, keep, mirrors[1]),
-            delay=0 if self.process.device.type == "cpu" else GPU_LOG_DELAY,
+            delay=0 if self.ranks.device.type == "cpu" else GPU_LOG_DELAY,
             with_lm=self.settings.lm_coef != 0,
             check=self._check_numbers,
             warn=lambda warning: self._say(f"warning: {warning}"),
         )
 
     def _close_logs(self) -> None:
-        if not self.process.is_main:
+        if not self.ranks.is_main:
             return
         try:
             self._update_log.close()
@@ -425,10 +426,10 @@ class Trainer:
             "model_dir": str(sources.model_dir),
             "encoder_path": str(sources.encoder_path),
             "bpe_path": str(sources.bpe_path),
-            "device": str(self.process.device),
+            "device": str(self.ranks.device),
         }
         versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
-        here = {"demo": sources.demo, "n_processes": self.process.world, "run_id": uuid.uuid4().hex}
+        here = {"demo": sources.demo, "n_processes": self.ranks.world, "run_id": uuid.uuid4().hex}
         return self.settings.as_flags() | found | here | versions
 
     def _meaning(self) -> dict[str, Any]:
@@ -438,7 +439,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """Keep the state; no process goes on before it is on the disk."""
-        self.process.from_main(self._write_checkpoint)
+        self.ranks.on_main_rank(self._write_checkpoint)
 
     def _write_checkpoint(self) -> None:
         if self.n_updates:
@@ -451,7 +452,7 @@ class Trainer:
             self.n_updates,
             self.best_score,
             evaluated=self.evaluated,
-            environment=self.process.environment(),
+            environment=environment(self.ranks.device, self.ranks.world),
         )
         checkpoint.save(self.outputs.directory, state, self._meaning())
 
@@ -462,14 +463,14 @@ class Trainer:
             InputError: the settings are not those of the run, or no checkpoint can be read.
         """
         directory = self.outputs.directory
-        files = self.process.from_main(lambda: checkpoint.checkpoints(directory))
+        files = self.ranks.on_main_rank(lambda: checkpoint.checkpoints(directory))
         for path in reversed(files):
             try:
-                state, meaning = self.process.from_main(partial(checkpoint.load, path))
-                self.process.together(partial(self._check_meaning, meaning, str(path)))
+                state, meaning = self.ranks.on_main_rank(partial(checkpoint.load, path))
+                self.ranks.on_all_ranks(partial(self._check_meaning, meaning, str(path)))
                 checkpoint.restore(state, self.model, self.optimizer)
             except checkpoint.DamagedError as error:
-                aside = self.process.from_main(partial(checkpoint.set_aside, path))
+                aside = self.ranks.on_main_rank(partial(checkpoint.set_aside, path))
                 self._say(f"--resume: {error} (it is now {aside.name})")
                 continue
             self.n_updates, self.best_score = state.n_updates, state.best_score
@@ -482,7 +483,7 @@ class Trainer:
                 f"--resume: no checkpoint in {directory}/ can be read (they are kept as "
                 f"*{checkpoint.DAMAGED}); start anew without --resume"
             )
-            none_left.told = not self.process.is_main
+            none_left.reported_elsewhere = not self.ranks.is_main
             raise none_left
         self._say(f"--resume: no checkpoint in {directory}/; starting anew")
         return False
@@ -506,7 +507,7 @@ class Trainer:
         """Say what differs between here and where a checkpoint was written, if that is known."""
         changes = [
             f"{name} was {before[name]!s:.100} and is now {value}"
-            for name, value in self.process.environment().items()
+            for name, value in environment(self.ranks.device, self.ranks.world).items()
             if before.get(name, value) != value
         ]
         if changes:
@@ -516,5 +517,5 @@ class Trainer:
             )
 
     def _say(self, message: str) -> None:
-        if self.process.is_main:
+        if self.ranks.is_main:
             tqdm.write(message, file=sys.stderr)  # above the progress bar, if there is one

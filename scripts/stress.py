@@ -43,12 +43,12 @@ POISONED = """
 import sys
 from gpt1 import train, trainer
 original, number = trainer.tower_gradients, int(sys.argv[1])
-def poisoned(model, *args, **kwargs):
-    costs = original(model, *args, **kwargs)
+def poisoned(replica, *args, **kwargs):
+    costs = original(replica, *args, **kwargs)
     global number
     number -= 1
     if number == 0:
-        model.we.grad.view(-1)[0] = float("nan")
+        replica.model.we.grad.view(-1)[0] = float("nan")
     return costs
 trainer.tower_gradients = poisoned
 sys.exit(train.main(sys.argv[2:]))

@@ -11,14 +11,16 @@ import importlib
 import json
 import multiprocessing
 import os
+import random
 import resource
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
@@ -30,7 +32,7 @@ import pytest
 import tiny
 from waiting import DEADLINE, wait_until
 
-from gpt1 import checkpoint, distributed, train
+from gpt1 import checkpoint, launcher, train
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2"]
@@ -195,7 +197,7 @@ class Run:
         variables = {
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(distributed.free_port()),
+            "MASTER_PORT": free_port(),
         }
         started = []
         for rank, more in (("0", []), ("1", second)):
@@ -230,6 +232,19 @@ class Run:
         """Temporary files; locks and what was printed aside."""
         found = (path.name for path in self.directory.rglob(".*"))
         return sorted(name for name in found if not name.endswith(".lock"))
+
+
+def free_port() -> str:
+    """Return a port of this machine on which no program listens.
+
+    It lies below the range from which systems give out ports by themselves, 32768 and more on
+    Linux: from there another program could be given the same port before this one uses it.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("no free port was found on this machine")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -391,8 +406,7 @@ def _fill_disk(directory: Path) -> None:
 
 def spawning_becomes_forking() -> None:
     """A change by which ``start_processes`` takes no seconds."""
-    fork = multiprocessing.get_context("fork")
-    distributed.multiprocessing.get_context = lambda kind: fork  # type: ignore[attr-defined]
+    launcher.START_METHOD = "fork"
 
 
 def slow_but(cases: Iterable[str], *kept: str) -> list[Any]:

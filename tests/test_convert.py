@@ -19,14 +19,14 @@ import torch
 
 from gpt1 import convert, predict, prepare, train, weights
 from gpt1.analysis import read_submission
-from gpt1.distributed import Process
 from gpt1.errors import InputError
 from gpt1.jl import read_jl
 from gpt1.pretrained import load_pretrained
+from gpt1.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "model" / "demo"
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from processes import free_port
 from torch import Tensor
 from waiting import DEADLINE
 
-from gpt1 import checkpoint, distributed, train
-from gpt1.distributed import Process, choose_device, joined, processes_to_start, tower_seed
+from gpt1 import checkpoint, launcher, train
+from gpt1 import ranks as ranks_module
+from gpt1.device import check_precision, choose_device, environment, set_matmul_precision
 from gpt1.errors import Gpt1Error, InputError
+from gpt1.launcher import processes_to_start
+from gpt1.ranks import Ranks, joined, tower_seed
 
 CPU = torch.device("cpu")
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -42,7 +46,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("n_gpu", "world"), [(1, 1), (4, 1), (4, 2), (4, 4), (6, 3)])
 def test_each_tower_has_one_process(n_gpu: int, world: int) -> None:
-    shares = [Process(rank, world, CPU).own_towers(n_gpu) for rank in range(world)]
+    shares = [Ranks(rank, world, CPU).own_towers(n_gpu) for rank in range(world)]
     assert [tower for share in shares for tower in share] == list(range(n_gpu))
     assert len({len(share) for share in shares}) == 1
 
@@ -50,18 +54,18 @@ def test_each_tower_has_one_process(n_gpu: int, world: int) -> None:
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 374, 1871])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 def test_the_parts_of_all_processes_cover_everything_in_order(n: int, world: int) -> None:
-    parts = [list(range(n))[Process(rank, world, CPU).own_part(n)] for rank in range(world)]
+    parts = [list(range(n))[Ranks(rank, world, CPU).own_part(n)] for rank in range(world)]
     assert [i for part in parts for i in part] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_the_first_process_is_the_main_one() -> None:
-    assert [Process(rank, 3, CPU).is_main for rank in range(3)] == [True, False, False]
+    assert [Ranks(rank, 3, CPU).is_main for rank in range(3)] == [True, False, False]
 
 
 def test_alone_there_is_nothing_to_exchange() -> None:
-    alone, tensor, array = Process(0, 1, CPU), torch.ones(2), np.ones(2)
-    alone.sum([tensor])
+    alone, tensor, array = Ranks(0, 1, CPU), torch.ones(2), np.ones(2)
+    assert alone.mean(tensor) is tensor
     alone.broadcast([tensor])
     assert tensor.tolist() == [1, 1]
     assert alone.gather(array) is array
@@ -94,17 +98,17 @@ def test_an_error_in_any_process_is_raised_in_all_and_told_once(
         assert own is errors[rank]
         found[:] = errors
 
-    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    monkeypatch.setattr(ranks_module.dist, "all_gather_object", gather)
     with pytest.raises(Gpt1Error, match=raised) as caught:
-        Process(rank, 2, CPU).together(body)
-    assert caught.value.told == told
+        Ranks(rank, 2, CPU).on_all_ranks(body)
+    assert caught.value.reported_elsewhere == told
 
 
 def test_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    found = Process(1, 3, CPU).environment()
+    found = environment(CPU, 3)
     processor = found.pop("the processor")
     assert found == {
         "the device": "cpu",
@@ -120,12 +124,12 @@ def test_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     if Path("/proc/cpuinfo").exists() and "model name" in Path("/proc/cpuinfo").read_text():
         assert f": {processor}\n" in Path("/proc/cpuinfo").read_text()
     monkeypatch.setattr(Path, "read_text", lambda path: "processor: 0\nFeatures: fp\n")
-    assert Process(1, 3, CPU).environment()["the processor"] == platform.machine()
+    assert environment(CPU, 3)["the processor"] == platform.machine()
 
 
 def test_what_the_bits_depend_on_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
-    found = Process(0, 1, torch.device("cuda", 1)).environment()
+    found = environment(torch.device("cuda", 1), 1)
     assert found["the device"] == "GPU of cuda:1"
     assert not any("thread" in name or "processor" in name for name in found)
 
@@ -166,8 +170,8 @@ def test_seeds_leave_random_streams_alone() -> None:
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    with joined("cpu", 4) as process:
-        assert process == Process(0, 1, CPU)
+    with joined("cpu", 4) as ranks:
+        assert ranks == Ranks(0, 1, CPU)
 
 
 @pytest.mark.parametrize(("n_gpu", "world"), [(4, 3), (1, 2), (2, 4)])
@@ -208,8 +212,9 @@ def test_the_default_device_is_cuda_if_there_is_one(monkeypatch: pytest.MonkeyPa
 
 def test_tf32_needs_cuda() -> None:
     with pytest.raises(InputError, match="--precision tf32"):
-        Process(0, 1, CPU).check_precision("tf32")
-    Process(0, 1, CPU).check_precision("fp32")
+        check_precision("tf32", CPU)
+    check_precision("fp32", CPU)
+    set_matmul_precision("fp32")
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -241,22 +246,21 @@ def test_as_many_processes_as_gpus_that_share_the_towers_equally(
 
 
 def exchange(argv: Sequence[str]) -> int:
-    """In each process: use everything that a process can do, and write what came of it."""
-    with joined("cpu", 4) as process:
-        summed = [torch.full((2,), 10.0**process.rank), torch.ones(())]
-        process.sum(summed)
-        parameter = torch.nn.Parameter(torch.full((3,), float(process.rank + 5)))
-        process.broadcast([parameter])
-        part = np.arange(5)[process.own_part(5)]
+    """On each rank: use everything that ranks can do together, and write what came of it."""
+    with joined("cpu", 4) as ranks:
+        mean = ranks.mean(torch.tensor([2.0, 10.0**ranks.rank]))
+        parameter = torch.nn.Parameter(torch.full((3,), float(ranks.rank + 5)))
+        ranks.broadcast([parameter])
+        part = np.arange(5)[ranks.own_part(5)]
         found = {
-            "rank": process.rank,
-            "world": process.world,
-            "towers": list(process.own_towers(4)),
-            "summed": [tensor.tolist() for tensor in summed],
+            "rank": ranks.rank,
+            "world": ranks.world,
+            "towers": list(ranks.own_towers(4)),
+            "mean": mean.tolist(),
             "broadcast": parameter.tolist(),
-            "gathered": process.gather(part).tolist(),
+            "gathered": ranks.gather(part).tolist(),
         }
-    (Path(argv[0]) / f"{process.rank}.json").write_text(json.dumps(found))
+    (Path(argv[0]) / f"{ranks.rank}.json").write_text(json.dumps(found))
     return 0
 
 
@@ -269,13 +273,13 @@ def fail(argv: Sequence[str]) -> int:
 
 
 def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
-    assert distributed.start_processes(exchange, [str(tmp_path)], 2) == 0
+    assert launcher.start_processes(exchange, [str(tmp_path)], 2) == 0
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
             "rank": rank,
             "world": 2,
             "towers": [2 * rank, 2 * rank + 1],
-            "summed": [[11, 11], 2],
+            "mean": [2, 5.5],
             "broadcast": [5, 5, 5],
             "gathered": [0, 1, 2, 3, 4],
         }
@@ -283,8 +287,8 @@ def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
 
 
 def test_the_status_of_a_process_that_fails_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "GRACE", 0.1)  # the other one would not end by itself
-    assert distributed.start_processes(fail, [], 2) == 3
+    monkeypatch.setattr(launcher, "GRACE", 0.1)  # the other one would not end by itself
+    assert launcher.start_processes(fail, [], 2) == 3
 
 
 # ------------------------------------------------------------------------------- whole runs
@@ -345,7 +349,7 @@ def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path
     flags += ["--device", "cpu"]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     assert train.main([*flags, *one.flags()]) == 0
-    assert distributed.start_processes(train.main, [*flags, *two.flags()], 2) == 0
+    assert launcher.start_processes(train.main, [*flags, *two.flags()], 2) == 0
     assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == 2
     assert_same(two, one, 1e-6)
 
@@ -369,7 +373,7 @@ def test_torchrun_equals_one_process_with_dropout_too(
 
 def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
     """Two processes that see one another, but not the other's files; their exit statuses."""
-    port = str(distributed.free_port())
+    port = free_port()
     processes = []
     for rank in ("0", "1"):
         machine = directory / rank

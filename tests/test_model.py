@@ -26,11 +26,11 @@ from gpt1.batches import (
     pack,
     transform_roc,
 )
-from gpt1.distributed import Process
 from gpt1.dropout import dropout
 from gpt1.model import DoubleHeadsModel, LayerNorm, ModelConfig
 from gpt1.opt import OpenAIAdam
 from gpt1.predict import evaluating, predict_logits
+from gpt1.ranks import Ranks
 
 SHARING = pytest.mark.parametrize("share_prefix", [False, True], ids=["unshared", "shared"])
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)
@@ -772,7 +772,7 @@ def test_evaluating_restores_the_mode(training: bool) -> None:
 def test_predicting_uses_no_dropout_and_leaves_training_on() -> None:
     model, arrays = dropping(**dict.fromkeys(NO_DROPOUT, 0.5))
     model.float()
-    process = Process(0, 1, torch.device("cpu"))
+    process = Ranks(0, 1, torch.device("cpu"))
     expected = reference.run(reference.params_of(model), arrays, model.config).logits
     for n_batch in (1, 2, 3, 8):  # the last, smaller batch is predicted too
         logits = predict_logits(model, arrays, process, n_batch=n_batch)

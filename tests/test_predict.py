@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from gpt1 import prepare
 from gpt1.batches import ChoiceArrays, pack
-from gpt1.distributed import Process
 from gpt1.model import DoubleHeadsModel
 from gpt1.predict import evaluating, predict_logits, score
+from gpt1.ranks import Ranks
 from gpt1.settings import Settings
 
-ALONE = Process(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 TOLERANCE = 1e-5
 
 
@@ -152,9 +152,9 @@ def test_a_process_predicts_its_part_only(
 ) -> None:
     model, arrays = model_and_test
     whole = predict_logits(model, arrays, ALONE, n_batch=5)
-    monkeypatch.setattr(Process, "gather", lambda self, part: part)
+    monkeypatch.setattr(Ranks, "gather", lambda self, part: part)
     parts = [
-        predict_logits(model, arrays, Process(rank, 3, torch.device("cpu")), n_batch=5)
+        predict_logits(model, arrays, Ranks(rank, 3, torch.device("cpu")), n_batch=5)
         for rank in range(3)
     ]
     assert [len(part) for part in parts] == [8, 8, 8]

@@ -41,7 +41,7 @@ from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import Store
 from waiting import DEADLINE, wait_until
 
-from gpt1 import checkpoint, datasets, distributed, jl, prepare, train
+from gpt1 import checkpoint, datasets, jl, launcher, prepare, ranks, train
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, max_part_length, transform_roc
 from gpt1.logs import JsonLines, UpdateLog
 from gpt1.runs import read_updates
@@ -105,12 +105,12 @@ def _poison(value: float, where: str) -> None:
 
     original, calls = trainer.tower_gradients, iter(range(1, 1000))
 
-    def poisoned(model: Any, stories: ChoiceArrays, *args: Any, **kwargs: Any) -> torch.Tensor:
-        costs = original(model, stories, *args, **kwargs)
+    def poisoned(replica: Any, stories: ChoiceArrays, **kwargs: Any) -> torch.Tensor:
+        costs = original(replica, stories, **kwargs)
         if next(calls) == 6:
             np.save(os.environ["STORIES"], stories.X)
             if where == "gradient":
-                model.we.grad[0, 0] = value
+                replica.model.we.grad[0, 0] = value
             else:
                 costs[["clf", "lm"].index(where)] = value
         return costs
@@ -537,7 +537,7 @@ class Group:
 def _start_processes(flags: list[str], directory: Path) -> int:
     (directory / "pids").mkdir(exist_ok=True)
     body = partial(_note_and_train, directory / "pids")
-    return train.report_errors("gpt1.train", lambda: distributed.start_processes(body, flags, 2))
+    return train.report_errors("gpt1.train", lambda: launcher.start_processes(body, flags, 2))
 
 
 def _note_and_train(pids: Path, argv: list[str]) -> int:
@@ -598,7 +598,7 @@ def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run)
 @pytest.mark.slow
 def test_a_started_process_that_hangs_is_ended(run: Run) -> None:
     """Stopped, it notices neither the other's death nor SIGTERM."""
-    shorter = partial(processes.set_constant, "gpt1.distributed", "GRACE", 0.3)
+    shorter = partial(processes.set_constant, "gpt1.launcher", "GRACE", 0.3)
     hangs = update(6, only_rank("0", sends_itself(signal.SIGSTOP)))
     dies = update(6, only_rank("1", partial(_die_when_another_hangs, run.directory / "pids")))
     group = Group(run, shorter, hangs, dies)
@@ -628,7 +628,7 @@ def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run
 @pytest.mark.slow
 def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
     """It died before they could ask to be told."""
-    group = Group(run, before("gpt1.distributed:end_with_parent", _kill_parent_and_wait))
+    group = Group(run, before("gpt1.launcher:end_with_parent", _kill_parent_and_wait))
     assert group.done.status == -SIGKILL
     assert not (run.directory / "pids").exists() or not list((run.directory / "pids").iterdir())
     assert not run.saved.exists()
@@ -748,7 +748,7 @@ def test_an_attempt_does_not_meet_the_dead_of_an_earlier_one() -> None:
     def attempt(late: int) -> list[Store]:
         def part(rank: int) -> Store:
             time.sleep(0.2 if rank == late else 0)
-            return distributed._unused_part(store, rank, 3)
+            return ranks._unused_part(store, rank, 3)
 
         with ThreadPoolExecutor(3) as pool:
             return list(pool.map(part, range(3)))

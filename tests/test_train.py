@@ -25,9 +25,10 @@ from torch import Tensor
 import gpt1
 from gpt1 import checkpoint, datasets, jl, predict, prepare, steps, train, trainer, weights
 from gpt1.batches import ChoiceArrays
-from gpt1.distributed import Process, tower_seed
+from gpt1.device import environment
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.predict import Score
+from gpt1.ranks import Ranks, tower_seed
 from gpt1.settings import DEMO_DEFAULTS, Settings, parse
 from gpt1.trainer import EXTRA_EVALUATIONS, Trainer
 
@@ -386,7 +387,7 @@ def load_last(run: Run, model: DoubleHeadsModel) -> None:
 
 
 def choices(model: DoubleHeadsModel, arrays: ChoiceArrays) -> np.ndarray:
-    alone = Process(0, 1, torch.device("cpu"))
+    alone = Ranks(0, 1, torch.device("cpu"))
     return predict.predict_logits(model, arrays, alone, n_batch=4)
 
 
@@ -847,7 +848,7 @@ def test_probabilities_are_those_of_the_submission(run: Run) -> None:
     data = loaded_task(run.task)
     model = model_of(run, data)
     weights.from_list(model, jl.read_jl(run.best), "the best")
-    alone = Process(0, 1, torch.device("cpu"))
+    alone = Ranks(0, 1, torch.device("cpu"))
     logits = predict.predict_logits(model, data.test, alone, n_batch=32).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(np.array(choices_.probs), expected, rtol=0, atol=1e-6)
@@ -1094,7 +1095,7 @@ def test_all_that_has_changed_is_said_on_resuming(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = resumed_in_epoch_3(uninterrupted, tmp_path / "run")
-    before = Process(0, 1, torch.device("cpu")).environment()
+    before = environment(torch.device("cpu"), 1)
     assert list(before) == [
         "the device",
         "the number of processes",
@@ -1106,7 +1107,9 @@ def test_all_that_has_changed_is_said_on_resuming(
     ]
     # A GPU's environment says nothing of the processor; what one side alone knows is left out.
     after = {name: f"another {i}" for i, name in enumerate(before) if "instruction" not in name}
-    monkeypatch.setattr(Process, "environment", lambda process: {**after, "the weather": "fine"})
+    monkeypatch.setattr(
+        trainer, "environment", lambda device, world: {**after, "the weather": "fine"}
+    )
     assert run.main(*RESUMABLE, "--resume") == 0
     _, warning = capsys.readouterr().err.splitlines()
     changes = [f"{name} was {before[name]} and is now {value}" for name, value in after.items()]

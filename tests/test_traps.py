@@ -25,10 +25,10 @@ from torch import Tensor
 from gpt1 import batches, prepare
 from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
 from gpt1.datasets import Cloze
-from gpt1.distributed import Process
 from gpt1.dropout import dropout
 from gpt1.model import DoubleHeadsModel, LayerNorm, Losses, ModelConfig
 from gpt1.predict import predict_logits, score
+from gpt1.ranks import Ranks
 from gpt1.settings import Settings, Sources
 
 TOLERANCE = 1e-5  # of float32 losses and logits at their usual sizes
@@ -587,7 +587,7 @@ def test_reported_cost_is_of_unscaled_logits() -> None:
     cost = reference.clf_losses(right, torch.from_numpy(arrays.Y).long()).mean().item()
     model.float()
     for n_batch in (1, 2, 3):
-        logits = predict_logits(model, arrays, Process(0, 1, torch.device("cpu")), n_batch=n_batch)
+        logits = predict_logits(model, arrays, Ranks(0, 1, torch.device("cpu")), n_batch=n_batch)
         assert score(logits, arrays.Y).cost == pytest.approx(cost, abs=TOLERANCE)
     assert abs(score(2 * logits, arrays.Y).cost - cost) > FAR * TOLERANCE
 
