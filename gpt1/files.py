@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from gpt1.errors import Gpt1Error, InputError
 
 _LARGEST_TEXT = 1 << 30
@@ -140,23 +142,18 @@ def remove_leftovers(directory: Path, names: str) -> None:
 
 
 def try_lock(file: IO[Any] | int) -> bool:
-    """Lock an open file until it is closed, unless another process has it locked.
+    """Lock an open file until it is closed, unless another process has locked it.
 
-    The kernel keeps the lock (``flock``), so that a dead process has none. Where there are no such
-    locks (Windows, some network file systems), nothing is locked.
+    The kernel keeps the lock, so that a dead process holds none. On a file system without such
+    locks (some network file systems) nothing is locked.
 
     Returns:
-        Whether nobody else has it.
+        Whether no other process holds the lock.
     """
     try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass
-    return True
+        return lock_descriptor(file if isinstance(file, int) else file.fileno(), blocking=False)
+    except OSError:
+        return True
 
 
 def check_writable(directory: Path) -> None:

@@ -32,6 +32,10 @@ Model = TypeVar("Model", bound=nn.Module)
 Result = TypeVar("Result")
 
 STORE_TIMEOUT = 15.0  # seconds within which the ranks' common store must answer
+# Process groups are kept until the program ends. If a DistributedDataParallel, which Python may
+# free at any time, held the last reference to a group, freeing it could wait forever: the group
+# waits for its threads while they wait for Python's global lock.
+_kept_groups: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,7 @@ def joined(device_name: str | None, n_gpu: int) -> Iterator[Ranks]:
         store, _, _ = next(rendezvous("env://"))
         store = _unused_part(store, rank, world)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    _kept_groups.append(dist.group.WORLD)
     try:
         yield Ranks(rank, world, device)
     finally:

@@ -22,8 +22,7 @@ from processes import free_port
 from torch import Tensor
 from waiting import DEADLINE
 
-from gpt1 import checkpoint, launcher, train
-from gpt1 import ranks as ranks_module
+from gpt1 import checkpoint, launcher, ranks, train
 from gpt1.device import check_precision, choose_device, environment, set_matmul_precision
 from gpt1.errors import Gpt1Error, InputError
 from gpt1.launcher import processes_to_start
@@ -98,7 +97,7 @@ def test_an_error_in_any_process_is_raised_in_all_and_told_once(
         assert own is errors[rank]
         found[:] = errors
 
-    monkeypatch.setattr(ranks_module.dist, "all_gather_object", gather)
+    monkeypatch.setattr(ranks.dist, "all_gather_object", gather)
     with pytest.raises(Gpt1Error, match=raised) as caught:
         Ranks(rank, 2, CPU).on_all_ranks(body)
     assert caught.value.reported_elsewhere == told
@@ -170,8 +169,8 @@ def test_seeds_leave_random_streams_alone() -> None:
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    with joined("cpu", 4) as ranks:
-        assert ranks == Ranks(0, 1, CPU)
+    with joined("cpu", 4) as group:
+        assert group == Ranks(0, 1, CPU)
 
 
 @pytest.mark.parametrize(("n_gpu", "world"), [(4, 3), (1, 2), (2, 4)])
@@ -247,20 +246,20 @@ def test_as_many_processes_as_gpus_that_share_the_towers_equally(
 
 def exchange(argv: Sequence[str]) -> int:
     """On each rank: use everything that ranks can do together, and write what came of it."""
-    with joined("cpu", 4) as ranks:
-        mean = ranks.mean(torch.tensor([2.0, 10.0**ranks.rank]))
-        parameter = torch.nn.Parameter(torch.full((3,), float(ranks.rank + 5)))
-        ranks.broadcast([parameter])
-        part = np.arange(5)[ranks.own_part(5)]
+    with joined("cpu", 4) as group:
+        mean = group.mean(torch.tensor([2.0, 10.0**group.rank]))
+        parameter = torch.nn.Parameter(torch.full((3,), float(group.rank + 5)))
+        group.broadcast([parameter])
+        part = np.arange(5)[group.own_part(5)]
         found = {
-            "rank": ranks.rank,
-            "world": ranks.world,
-            "towers": list(ranks.own_towers(4)),
+            "rank": group.rank,
+            "world": group.world,
+            "towers": list(group.own_towers(4)),
             "mean": mean.tolist(),
             "broadcast": parameter.tolist(),
-            "gathered": ranks.gather(part).tolist(),
+            "gathered": group.gather(part).tolist(),
         }
-    (Path(argv[0]) / f"{ranks.rank}.json").write_text(json.dumps(found))
+    (Path(argv[0]) / f"{group.rank}.json").write_text(json.dumps(found))
     return 0
 
 
@@ -289,6 +288,36 @@ def test_started_processes_are_joined_in_a_group(tmp_path: Path) -> None:
 def test_the_status_of_a_process_that_fails_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "GRACE", 0.1)  # the other one would not end by itself
     assert launcher.start_processes(fail, [], 2) == 3
+
+
+def test_a_signal_before_the_processes_are_started_ends_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = launcher.spawn_processes
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(launcher, "spawn_processes", signalled)
+    assert launcher.start_processes(fail, [], 2) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("[/third_party/gloo/gloo/pair.cc:1] Connection closed by peer"), Gpt1Error),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), Gpt1Error),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_only_a_failed_collective_is_blamed_on_another_rank(
+    error: Exception, raised: type[Exception]
+) -> None:
+    with pytest.raises(Exception, match=r".") as caught, ranks._reporting_lost_ranks():
+        raise error
+    assert type(caught.value) is raised
 
 
 # ------------------------------------------------------------------------------- whole runs

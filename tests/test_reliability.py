@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -518,6 +519,35 @@ def test_the_main_process_of_two_dies(whole_pair: dict[str, Any], run: Run) -> N
     assert "another process of this run has ended" in second.message()
     assert [done.status for done in run.do_pair("--resume")] == [0, 0]
     assert_same(run, whole_pair)
+
+
+def test_all_backward_passes_add_up_in_the_same_order(run: Run) -> None:
+    """Otherwise the first update of a resumed run would not have an uninterrupted run's bits."""
+    variables = {
+        "WORLD_SIZE": "4",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": processes.free_port(),
+    }
+    started = []
+    for rank in map(str, range(4)):
+        own = partial(processes.set_variables, variables | {"RANK": rank, "LOCAL_RANK": rank})
+        started.append(run.start_body(_take_gradients_twice, changes=[own]))
+    assert [running.wait().status for running in started] == [0] * 4
+
+
+def _take_gradients_twice() -> int:
+    with ranks.joined("cpu", 4) as group:
+        sizes = (300, 200, 100)
+        layers = [torch.nn.Linear(n_in, n_out) for n_in, n_out in pairwise(sizes)]
+        replica = ranks.Replica(torch.nn.Sequential(*layers), group)
+        generator = torch.Generator().manual_seed(group.rank)
+        x = torch.randn(8, sizes[0], generator=generator)
+        gradients = []
+        for _ in range(3):
+            replica.model.zero_grad()
+            replica.backward([lambda: replica.model(x).square().sum()])
+            gradients.append(torch.cat([p.grad.flatten() for p in replica.model.parameters()]))
+    return int(any(not torch.equal(gradient, gradients[0]) for gradient in gradients))
 
 
 class Group:
