@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gpt1.batches import SpecialTokens
+from gpt1.contexts import Packed, attention_weights
 from gpt1.datasets import read_cloze
 from gpt1.files import read_text
 from gpt1.predict import evaluating
 
 if TYPE_CHECKING:
-    from gpt1.model import Block, DoubleHeadsModel
+    from gpt1.model import DoubleHeadsModel
     from gpt1.text_utils import TextEncoder
 
 Ids = Sequence[int]
@@ -69,7 +69,7 @@ def attention_maps(model: DoubleHeadsModel, ids: Ids) -> Tensor:
     ``_attn``), of the queries and keys that the model itself computes.
 
     Args:
-        model: in whatever mode; it is left in that mode.
+        model: in training or evaluation mode, which is kept.
         ids: T rows of ``we``, from 1 to ``n_ctx`` of them.
 
     Returns:
@@ -79,32 +79,16 @@ def attention_maps(model: DoubleHeadsModel, ids: Ids) -> Tensor:
         ValueError: no token, or more than the model has positions.
     """
     T = len(ids)
-    if not 1 <= T <= model.config.n_ctx:
-        raise ValueError(f"{T} tokens; the model takes from 1 to {model.config.n_ctx}")
-    first_position = model.config.clf_token + 1
+    maps = [model.we.new_zeros(0, model.config.n_head, T, T)]
+
+    def record(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
+        maps.append(attention_weights(q, k, visible))
+        return maps[-1] @ v
+
     with evaluating(model):
-        tokens = torch.tensor(ids, device=model.we.device)
-        x = model.we[tokens] + model.we[first_position : first_position + T]  # [T, D]
-        maps = []
-        for block in cast("list[Block]", list(model.h)):
-            x, weights = _layer(block, x)
-            maps.append(weights)
-        if not maps:
-            return x.new_zeros(0, model.config.n_head, T, T)
-        return torch.stack(maps)
-
-
-def _layer(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A block on one sequence: [T, D] to [T, D] and the weights [H, T, T] on the way."""
-    T, D = x.shape
-    # [T, 3D] -> three of [H, T, K]
-    q, k, v = block.attn.c_attn(x).view(T, 3, block.attn.n_head, -1).permute(1, 2, 0, 3)
-    scores = q @ k.mT / math.sqrt(k.shape[-1])
-    later = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-    weights = scores.masked_fill(later, -math.inf).softmax(-1)
-    a = (weights @ v).transpose(0, 1).reshape(T, D)  # heads merged
-    n = block.ln_1(x + block.attn.c_proj(a))
-    return block.ln_2(n + block.mlp(n)), weights
+        tokens = torch.tensor([ids], device=model.we.device)
+        model.sequence_states(tokens, Packed((1, T), attention=record))
+        return torch.cat(maps)
 
 
 # Many stories, by their sentences

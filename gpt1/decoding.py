@@ -1,19 +1,20 @@
 """Next-token logits one step at a time: each token is computed once, keys and values are kept.
 
-Axes: B prompts, R rows of a cache (R / B copies of each prompt), Q tokens in a call, T cache slots,
-L layers, D width, H heads, K head size, V pieces of the vocabulary.
+Axes: B prompts, R rows of a cache (R / B copies of each prompt), Q tokens per prompt in a call,
+T cache slots, L layers, D width, H heads, K head size, n_vocab tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1.model import LN_EPSILON, Block, DoubleHeadsModel, LayerNorm
+from gpt1.contexts import Attend, heads_first, heads_last
+from gpt1.model import DoubleHeadsModel, with_products
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -23,6 +24,7 @@ class Cache:
 
     Attributes:
         keys, values: [L, R, H, T, K].
+        layers: the keys and the values of each layer, as parts of the same memory.
         start: [R], the first slot that is not padding.
         n_prompt: slots of the longest prompt.
         length: slots in use.
@@ -30,21 +32,10 @@ class Cache:
 
     def __init__(self, shape: tuple[int, ...], start: Tensor) -> None:
         self.keys, self.values = (torch.empty(shape, device=start.device) for _ in range(2))
+        self.layers = list(zip(self.keys, self.values, strict=True))
         self.start = start
         self.n_prompt = self.length = 0
         self._is_padded = bool(start.any())
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [B, H, Q, K] after the slots in use, once for each copy of a prompt.
-
-        Returns:
-            All keys and values of the layer, [R, H, slots, K].
-        """
-        slots = slice(self.length, self.length + k.shape[2])
-        for cache, new in ((self.keys, k), (self.values, v)):
-            copies = cache[layer].view(len(new), -1, *cache.shape[2:])  # [B, R / B, H, T, K]
-            copies[:, :, :, slots] = new[:, None]
-        return self.keys[layer, :, :, : slots.stop], self.values[layer, :, :, : slots.stop]
 
     def visible(self) -> Tensor | None:
         """[R, 1, 1, T so far + 1], what the next token sees, or None if that is everything."""
@@ -79,16 +70,16 @@ class Decoder:
     def __init__(self, model: DoubleHeadsModel, precision: str = "fp32") -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+        dtype = DTYPES[precision]
         self.config = model.config
-        self._dtype = DTYPES[precision]
-        self._we = model.we.detach().float()
-        self._head = _Linear(self._we[: self.config.n_vocab].T, None, self._dtype)
-        self._layers = [_Layer(cast(Block, block), self._dtype) for block in model.h]
+        prepared = with_products(model, lambda conv: PreparedLinear(conv.w, conv.b, dtype))
+        self._model = prepared.float().eval()
+        self._head = PreparedLinear(self._model.we[: self.config.n_vocab].T, None, dtype)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        return self._we.device
+        """The device of the parameters."""
+        return self._model.we.device
 
     @torch.inference_mode()
     def prefill(
@@ -102,18 +93,18 @@ class Decoder:
             copies: rows of the cache for each prompt, one after another.
 
         Returns:
-            The cache, and the logits after each row's prompt, [R, V], float32.
+            The cache, and the logits after each row's prompt, [R, n_vocab], float32.
 
         Raises:
             ValueError: a prompt is empty, has no room for ``n_new`` tokens in ``n_ctx``, or holds
-                an id that is neither a piece's nor a special token's.
+                an id that is not the id of a token.
         """
         config = self.config
         lengths = [len(prompt) for prompt in prompts]
         Q = max(lengths)
         if min(lengths) < 1 or Q + n_new > config.n_ctx:
             raise ValueError(f"{min(lengths)} to {Q} + {n_new} tokens, n_ctx is {config.n_ctx}")
-        if max(map(max, prompts)) >= config.n_vocab + config.n_special:
+        if max(map(max, prompts)) >= config.first_position:
             raise ValueError(f"{max(map(max, prompts))} is the id of a position, not of a token")
         ids = torch.tensor([[0] * (Q - len(prompt)) + list(prompt) for prompt in prompts])
         start = (Q - torch.tensor(lengths)).to(self.device)
@@ -126,19 +117,19 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, cache: Cache, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; the logits after it, [R, V], float32."""
+        """Append one token [R] to each row; the logits after it, [R, n_vocab], float32."""
         return self._forward(tokens[:, None], cache.start, cache, cache.visible())
 
     def _forward(self, ids: Tensor, start: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
-        """Tokens [B, Q] for the next slots to the logits after the last of them, [B, V]."""
-        slots = torch.arange(cache.length, cache.length + ids.shape[1], device=ids.device)
-        positions = (slots - start[:, None]).clamp(min=0)
-        first_position = self.config.n_vocab + self.config.n_special
-        x = F.embedding(ids, self._we) + F.embedding(first_position + positions, self._we)
-        for index, layer in enumerate(self._layers):
-            x = layer(x, index, cache, visible)
-        cache.length += ids.shape[1]
-        return self._head(x[:, -1])
+        """Tokens [B, Q] for the next slots to the logits after the last of them, [B, n_vocab]."""
+        B, Q = ids.shape
+        slots = torch.arange(cache.length, cache.length + Q, device=ids.device)
+        positions = self.config.first_position + (slots - start[:, None]).clamp(min=0)
+        x = self._model.embed(self._model.we, ids.flatten(), positions.flatten())
+        contexts = [Cached(*layer, cache.length, (B, Q), visible) for layer in cache.layers]
+        x = self._model.transform(x, contexts)
+        cache.length += Q
+        return self._head(x.view(B, Q, -1)[:, -1])
 
 
 def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
@@ -149,57 +140,58 @@ def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
     return causal & seen | (slots == slots[:, None])
 
 
-class _Layer:
-    """One :class:`gpt1.model.Block` over a cache."""
+@dataclass(eq=False)
+class Cached(Attend):
+    """One layer of generation: the new tokens see the tokens in the cache and one another.
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        attn, mlp = block.attn, block.mlp
-        self.n_head = attn.n_head
-        self.activation = mlp.activation
-        self.attn_in, self.attn_out, self.mlp_in, self.mlp_out = (
-            _Linear(conv.w.detach(), conv.b.detach(), dtype)
-            for conv in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)
-        )
-        self.norm_1, self.norm_2 = _Norm(block.ln_1), _Norm(block.ln_2)
+    Attributes:
+        keys, values: [R, H, T, K], the layer's part of the cache, which receives the new ones.
+        length: slots that are in use.
+        grid: (B, Q); B is R except for the prompts, of which the cache may hold copies.
+        visible: bool [B, 1, Q, slots], which slots each new token sees; None for all.
+    """
 
-    def __call__(self, x: Tensor, index: int, cache: Cache, visible: Tensor | None) -> Tensor:
-        """[B, Q, D] to [B, Q, D]; ``visible`` is None, or [B, 1, Q, slots]."""
-        qkv = self.attn_in(x).view(*x.shape[:2], 3, self.n_head, -1)  # [B, Q, 3, H, K]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, Q, K]
-        all_k, all_v = cache.append(index, k, v)
-        if cache.length > 0:  # else these are the prompts, in the cache perhaps several times
-            k, v = all_k, all_v
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        n = self.norm_1(x + self.attn_out(a.transpose(1, 2).flatten(2)))
-        return self.norm_2(n + self.mlp_out(self.activation(self.mlp_in(n))))
+    keys: Tensor
+    values: Tensor
+    length: int
+    grid: tuple[int, int]
+    visible: Tensor | None
 
-
-class _Norm:
-    """A :class:`gpt1.model.LayerNorm`."""
-
-    def __init__(self, norm: LayerNorm) -> None:
-        self.g, self.b = norm.g.detach().float(), norm.b.detach().float()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.g.shape, self.g, self.b, LN_EPSILON)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        """:meth:`gpt1.contexts.Attend.__call__` with N = M = B * Q, without dropout."""
+        q, k, v = (heads_first(part, self.grid) for part in (q, k, v))
+        end = self.length + self.grid[1]
+        copies = len(self.keys) // self.grid[0]
+        for cache, new in ((self.keys, k), (self.values, v)):
+            all_rows = new if copies == 1 else new.repeat_interleave(copies, 0)
+            cache[:, :, self.length : end] = all_rows
+        if self.length > 0:
+            k, v = self.keys[:, :, :end], self.values[:, :, :end]
+        return heads_last(F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible))
 
 
-class _Linear:
-    """``x @ w + b`` for any [..., n_in] in float32; the product is done in ``dtype``.
+class PreparedLinear:
+    """``x @ w + b`` for rows x in float32; the product is done in ``dtype``.
 
-    With few rows the time goes into reading w, and for that the CPU's usual routine is slow in
-    either layout: oneDNN's, with a copy of w in its own layout, reads at the memory's speed.
+    With few rows the time goes into reading w, and the CPU's usual routine reads it slowly in
+    either layout. oneDNN, with a copy of w in its own layout, reads at the memory's speed.
+
+    Args:
+        w: [n_in, n_out].
+        b: [n_out], or None.
+        dtype: of the product.
     """
 
     def __init__(self, w: Tensor, b: Tensor | None, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        w = w.to(dtype)
+        w = w.detach().to(dtype)
         packed = _pack(w)
         self.is_packed = packed is not None
         self.w = w.T if packed is None else packed
-        self.b = None if b is None else b.to(dtype)
+        self.b = None if b is None else b.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[N, n_in] to [N, n_out]."""
         x = x.to(self.dtype)
         if self.is_packed:
             x = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
@@ -209,7 +201,7 @@ class _Linear:
 
 
 def _pack(w: Tensor) -> Tensor | None:
-    """w [n_in, n_out] in oneDNN's layout, None where torch or the machine has none for it."""
+    """w [n_in, n_out] in oneDNN's layout; None if torch or the machine does not offer it."""
     if w.device.type != "cpu":
         return None
     try:

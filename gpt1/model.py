@@ -1,25 +1,29 @@
 """GPT-1 with a language-model head and a choice head (paper, sections 3.1 and 3.2).
 
-Axes: B stories, C choices (2), N packed tokens, S blocks of T positions, D width, H heads,
-K head size, R targets of the language model, V rows of ``we``.
+Axes: B examples, S sequences per example (the choices), T positions, N packed tokens, M rows of a
+layer's output that are needed, D width, H heads, K head size, R targets of the language model,
+V rows of ``we``.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1.batches import Batch
+from gpt1.contexts import Attend, ClassifyOnly, Packed
 from gpt1.dropout import dropout, dropped_matrix, keep_mask
 
 LN_EPSILON = 1e-5
 INIT_STD = 0.02
+N_SPECIAL = 3
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
@@ -33,22 +37,23 @@ class ModelConfig:
     """Sizes and dropout rates of a :class:`DoubleHeadsModel`, under the original's names.
 
     Attributes:
-        n_vocab: BPE pieces in the vocabulary.
-        n_special: `_start_`, `_delimiter_`, `_classify_`: the three rows after them.
+        n_vocab: BPE tokens in the vocabulary.
+        n_special: 3 rows for `_start_`, `_delimiter_` and `_classify_` after the vocabulary, or
+            0 for a language model without these tokens, which has no ``clf_token``.
         n_ctx: position rows, the longest sequence the model takes, in tokens.
         n_embd: width D of the hidden states.
         n_head: attention heads H; divides ``n_embd``.
-        n_layer: blocks.
+        n_layer: layers.
         embd_pdrop, attn_pdrop, resid_pdrop, clf_pdrop: dropout rates in [0, 1).
         afn: activation of the MLP, ``gelu``, ``relu`` or ``swish``.
 
     Raises:
-        ValueError: a size is not positive, the heads do not divide the width, a rate is
-            outside [0, 1), or the activation is unknown.
+        ValueError: a size is not positive, ``n_special`` is neither 3 nor 0, the heads do not
+            divide the width, a rate is outside [0, 1), or the activation is unknown.
     """
 
     n_vocab: int = 40478
-    n_special: int = 3
+    n_special: int = N_SPECIAL
     n_ctx: int = 512
     n_embd: int = 768
     n_head: int = 12
@@ -63,6 +68,8 @@ class ModelConfig:
         for name in ("n_vocab", "n_ctx", "n_embd", "n_head"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_special not in (0, N_SPECIAL):
+            raise ValueError(f"n_special must be {N_SPECIAL} or 0, not {self.n_special}")
         if self.n_layer < 0:
             raise ValueError(f"n_layer must not be negative, but is {self.n_layer}")
         if self.n_embd % self.n_head:
@@ -76,59 +83,36 @@ class ModelConfig:
     @property
     def n_rows(self) -> int:
         """V, rows of ``we``: vocabulary, special tokens, positions."""
-        return self.n_vocab + self.n_special + self.n_ctx
+        return self.first_position + self.n_ctx
+
+    @property
+    def first_position(self) -> int:
+        """Row of ``we`` of position 0, which follows all token rows."""
+        return self.n_vocab + self.n_special
 
     @property
     def clf_token(self) -> int:
-        """Id of ``_classify_``, the last of the special tokens."""
-        return self.n_vocab + self.n_special - 1
+        """Id of ``_classify_``, the last of the special tokens.
+
+        Raises:
+            ValueError: the model has no special tokens.
+        """
+        if not self.n_special:
+            raise ValueError("n_special is 0: the model has no _classify_ token")
+        return self.first_position - 1
 
 
 class Losses(NamedTuple):
-    """What a batch costs, before anything is averaged over stories.
+    """The losses of a batch.
 
     total: the scalar to differentiate, mean(clf) + lm_coef * mean(lm).
-    clf: [B] cross entropy of the choice.
-    lm: [B, C] language-model loss of each sequence, or None where it is left out.
+    clf: [B], cross entropy of the choice in each example.
+    lm: [B, S], language-model loss of each sequence, or None where it is left out.
     """
 
     total: Tensor
     clf: Tensor
     lm: Tensor | None
-
-
-class _Layout(NamedTuple):
-    """How packed rows [N] stand in the padded grid that attention works on.
-
-    visible [S, 1, T, T] is None for the causal mask alone; dense says that no slot is padding.
-    """
-
-    slots: Tensor
-    grid: tuple[int, int]
-    visible: Tensor | None
-    dense: bool
-
-    def pad(self, x: Tensor) -> Tensor:
-        """[N, ...] to [S, T, ...], zeros on padding."""
-        S, T = self.grid
-        if not self.dense:
-            x = x.new_zeros(S * T, *x.shape[1:]).index_copy(0, self.slots, x)
-        return x.view(S, T, *x.shape[1:])
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """[S, T, D] to [N, D]."""
-        x = x.reshape(-1, x.shape[-1])
-        return x if self.dense else x.index_select(0, self.slots)
-
-
-class _Readers(NamedTuple):
-    """The only rows that a last layer is asked for: rows [S * Q] of [N], Q in each block.
-
-    visible [S, 1, Q, T] says what each of them sees.
-    """
-
-    rows: Tensor
-    visible: Tensor
 
 
 class Conv1D(nn.Module):
@@ -143,6 +127,10 @@ class Conv1D(nn.Module):
         """[N, n_in] to [N, n_out]."""
         return torch.addmm(self.b, x, self.w)
 
+    def columns(self, x: Tensor, columns: slice) -> Tensor:
+        """[N, n_in] to these columns of the result only."""
+        return torch.addmm(self.b[columns], x, self.w[:, columns])
+
 
 class LayerNorm(nn.Module):
     """The original's ``norm``: gain ``g``, bias ``b``, epsilon 1e-5 under the root."""
@@ -154,30 +142,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each row of [N, D] on its own."""
-        return F.layer_norm(x, self.g.shape, self.g, self.b, LN_EPSILON)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
-    """Each of [S, H, T, K]: weights over the visible places under dropout p, times v.
-
-    Scores that are not visible count as -infinity here and as -1e9 in the original: the softmax
-    of either is exactly 0 there. On the CPU torch's fused attention has slow dropout, and in
-    bfloat16 it is slow altogether: two matrix products take half its time.
-    """
-    if q.device.type != "cpu" or (p == 0 and q.dtype != torch.bfloat16):
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=p
-        )
-    T = q.shape[2]
-    if visible is None:
-        visible = torch.ones(T, T, dtype=torch.bool).tril()
-    bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, -math.inf)
-    scores = (q * k.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    weights = scores.softmax(-1)
-    if p:
-        weights = weights * keep_mask(weights.shape, p, weights)
-    a: Tensor = weights.to(v.dtype) @ v
-    return a
+        g = self.g
+        return F.layer_norm(x, g.shape, g, self.b, LN_EPSILON)
 
 
 class Attention(nn.Module):
@@ -191,33 +157,22 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
-        """Packed rows [N, D] to what each takes from the rows it may see, [N, D]."""
-        qkv = layout.pad(self.c_attn(x))  # [N, 3D] -> [S, T, 3D]
-        q, k, v = (self._split_heads(part) for part in qkv.chunk(3, dim=-1))
-        a = _attend(q, k, v, layout.visible, self.attn_pdrop if self.training else 0.0)
-        return self._project(layout.unpad(self._merge_heads(a)))
-
-    def for_readers(self, x: Tensor, layout: _Layout, readers: _Readers) -> Tensor:
-        """As :meth:`forward`, for the readers' rows only: [N, D] to [S * Q, D]."""
-        D = x.shape[1]
-        w, b = self.c_attn.w, self.c_attn.b
-        q = torch.addmm(b[:D], x[readers.rows], w[:, :D]).view(layout.grid[0], -1, D)
-        kv = layout.pad(torch.addmm(b[D:], x, w[:, D:]))  # [S, T, 2D]
-        q, k, v = map(self._split_heads, (q, *kv.chunk(2, dim=-1)))
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=readers.visible)
-        return self._project(self._merge_heads(a).reshape(-1, D))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """[S, T, D] -> [S, H, T, K]."""
-        return x.view(*x.shape[:2], self.n_head, -1).transpose(1, 2)
-
-    def _merge_heads(self, x: Tensor) -> Tensor:
-        """[S, H, T, K] -> [S, T, D]."""
-        return x.transpose(1, 2).flatten(2)
-
-    def _project(self, a: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Rows x [N, D] to the attention of the rows that the context needs, [M, D]."""
+        a = attend(*self._qkv(x, attend), self.attn_pdrop if self.training else 0.0)
         return dropout(self.c_proj(a), self.resid_pdrop, self.training)
+
+    def _qkv(self, x: Tensor, attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the needed rows [M, H, K], keys and values of all rows [N, H, K]."""
+        N, D = x.shape
+        needed = attend.rows(x)
+        if needed is not x and isinstance(self.c_attn, Conv1D):  # its columns can be had apart
+            q = self.c_attn.columns(needed, slice(D))
+            kv = self.c_attn.columns(x, slice(D, None))
+            k, v = kv.view(N, 2, self.n_head, -1).unbind(1)
+            return q.view(-1, *k.shape[1:]), k, v
+        q, k, v = self.c_attn(x).view(N, 3, self.n_head, -1).unbind(1)
+        return attend.rows(q), k, v
 
 
 class MLP(nn.Module):
@@ -246,22 +201,15 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.ln_2 = LayerNorm(config.n_embd)
 
-    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
-        """[N, D] to [N, D]."""
-        return self._rest(x, self.attn(x, layout))
-
-    def for_readers(self, x: Tensor, layout: _Layout, readers: _Readers) -> Tensor:
-        """[N, D] to the readers' rows, [S * Q, D]."""
-        return self._rest(x[readers.rows], self.attn.for_readers(x, layout, readers))
-
-    def _rest(self, x: Tensor, a: Tensor) -> Tensor:
-        n = self.ln_1(x + a)
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Rows [N, D] to those that the context needs, [M, D]."""
+        n = self.ln_1(attend.rows(x) + self.attn(x, attend))
         out: Tensor = self.ln_2(n + self.mlp(n))
         return out
 
 
 class ChoiceHead(nn.Module):
-    """One logit a choice from its ``_classify_`` state (the original's ``clf``)."""
+    """One logit per sequence from its ``_classify_`` state (the original's ``clf``)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -270,15 +218,10 @@ class ChoiceHead(nn.Module):
         self.b = nn.Parameter(torch.empty(1))
 
     def forward(self, h: Tensor) -> Tensor:
-        """[B, C, D] to [B, C]; a story's choices share one dropout mask."""
+        """[B, S, D] to [B, S]; the sequences of an example share one dropout mask."""
         if self.training and self.clf_pdrop:
             h = h * keep_mask((h.shape[0], 1, h.shape[2]), self.clf_pdrop, h)
         return (h @ self.w + self.b).squeeze(-1)
-
-
-def _layout_of(batch: Batch) -> _Layout:
-    S, T = batch.grid
-    return _Layout(batch.slots, batch.grid, batch.visible(), len(batch.slots) == S * T)
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
@@ -387,21 +330,53 @@ class DoubleHeadsModel(nn.Module):
         for block in self.h:
             block.compile(dynamic=True)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """Top-layer states of all tokens of a batch, [N, D]."""
-        return self._transform(self._dropped_we(), batch)
+    def hidden_states(self, batch: Batch, we: Tensor | None = None) -> Tensor:
+        """Top-layer states of all tokens of a batch, [N, D].
+
+        Args:
+            batch: the packed tokens.
+            we: [V, D], this training step's embedding matrix [drawn here].
+        """
+        we = self._dropped_we() if we is None else we
+        x = self.embed(we, batch.tokens, batch.positions)
+        return self.transform(x, [Packed.of(batch)] * len(self.h))
+
+    def sequence_states(self, tokens: Tensor, attend: Packed | None = None) -> Tensor:
+        """Top-layer states of plain sequences, which have no choices.
+
+        Args:
+            tokens: int64 [B, T], token ids.
+            attend: an attention context on the grid (B, T) [the causal mask].
+
+        Returns:
+            [B, T, D].
+
+        Raises:
+            ValueError: T is 0 or more than ``n_ctx``.
+        """
+        B, T = tokens.shape
+        if not 1 <= T <= self.config.n_ctx:
+            raise ValueError(f"{T} tokens; the model takes from 1 to {self.config.n_ctx}")
+        first = self.config.first_position
+        positions = torch.arange(first, first + T, device=tokens.device).repeat(B)
+        x = self.embed(self._dropped_we(), tokens.flatten(), positions)
+        contexts = [attend or Packed((B, T))] * len(self.h)
+        return self.transform(x, contexts).view(B, T, -1)
 
     def choice_logits(self, batch: Batch) -> Tensor:
-        """One logit a choice, [B, C]; the last layer is computed where it is read only."""
+        """One logit per sequence, [B, S].
+
+        Without dropout the last layer is evaluated only at the ``_classify_`` positions.
+        """
         if self.training or not self.h:
-            return self._choose(self.hidden_states(batch), batch)
-        *lower, last = cast("list[Block]", list(self.h))
-        x, layout = self._embed(self.we, batch), _layout_of(batch)
-        for block in lower:
-            x = block(x, layout)
-        readers = _Readers(batch.clf_rows.flatten(), batch.visible_to_clf())
-        h = last.for_readers(x, layout, readers)
-        logits: Tensor = self.clf(h.view(*batch.clf_rows.shape, -1))
+            h = self.hidden_states(batch)[batch.clf_rows]
+        else:
+            packed = Packed.of(batch)
+            last = ClassifyOnly(packed, batch.clf_rows.flatten(), batch.visible_to_clf())
+            x = self.embed(self.we, batch.tokens, batch.positions)
+            x = self.transform(x, [*[packed] * (len(self.h) - 1), last])
+            h = x.view(*batch.clf_rows.shape, -1)
+        logits: Tensor = self.clf(h)
         return logits
 
     def losses(self, batch: Batch, lm_coef: float) -> Losses:
@@ -414,8 +389,8 @@ class DoubleHeadsModel(nn.Module):
         if batch.labels is None:
             raise ValueError("a loss needs a batch with labels")
         we = self._dropped_we()
-        h = self._transform(we, batch)
-        logits = self._choose(h, batch).to(_at_least_float32(h))
+        h = self.hidden_states(batch, we)
+        logits = self.clf(h[batch.clf_rows]).to(_at_least_float32(h))
         clf = F.cross_entropy(logits, batch.labels, reduction="none")
         total = clf.mean()
         if not lm_coef:
@@ -427,28 +402,30 @@ class DoubleHeadsModel(nn.Module):
         """:meth:`losses`."""
         return self.losses(batch, lm_coef)
 
-    def _dropped_we(self) -> Tensor:
-        """``we`` under this step's one mask, which input and output share."""
-        return dropped_matrix(self.we, self.config.embd_pdrop, self.training)
+    def embed(self, we: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The input of the layers, [N, D].
 
-    def _embed(self, we: Tensor, batch: Batch) -> Tensor:
-        rows = torch.stack([batch.tokens, batch.positions])  # one look-up has one gradient of we
+        Args:
+            we: [V, D], the parameter, or the same under dropout.
+            tokens, positions: int64 [N], rows of ``we``.
+        """
+        rows = torch.stack([tokens, positions])  # one look-up has one gradient of we
         return F.embedding(rows, we).sum(0).to(_matmul_dtype(we))
 
-    def _transform(self, we: Tensor, batch: Batch) -> Tensor:
-        x, layout = self._embed(we, batch), _layout_of(batch)
-        for block in self.h:
-            x = block(x, layout)
+    def transform(self, x: Tensor, contexts: Sequence[Attend]) -> Tensor:
+        """Apply the layers to x [N, D], each with its own attention context: [M, D]."""
+        for block, attend in zip(self.h, contexts, strict=True):
+            x = block(x, attend)
         return x
 
-    def _choose(self, h: Tensor, batch: Batch) -> Tensor:
-        logits: Tensor = self.clf(h[batch.clf_rows])
-        return logits
+    def _dropped_we(self) -> Tensor:
+        """``we`` under this training step's one mask, which input and output share."""
+        return dropped_matrix(self.we, self.config.embd_pdrop, self.training)
 
     def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean over all sequences (differentiable), and each sequence's loss [B, C]."""
-        B, C = batch.clf_rows.shape
-        weights = batch.lm_weights.sum(1) / (B * C)
+        """Mean over all sequences (differentiable), and each sequence's loss [B, S]."""
+        B, S = batch.clf_rows.shape
+        weights = batch.lm_weights.sum(1) / (B * S)
         dtype = _matmul_dtype(h)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h[batch.lm_rows].to(dtype),
@@ -456,5 +433,41 @@ class DoubleHeadsModel(nn.Module):
             batch.lm_targets,
             weights.to(_at_least_float32(h)),
         )
-        lm = ce.new_zeros(B, C).index_add(0, batch.lm_story, ce[:, None] * batch.lm_weights)
+        lm = ce.new_zeros(B, S).index_add(0, batch.lm_story, ce[:, None] * batch.lm_weights)
         return mean, lm
+
+
+def with_products(
+    model: DoubleHeadsModel, make: Callable[[Conv1D], Callable[[Tensor], Tensor]]
+) -> DoubleHeadsModel:
+    """Copy a model, with another function or module in place of each :class:`Conv1D`.
+
+    Args:
+        model: is not changed; the copy has the same mode and shares the memory of all parameters
+            but those of the replaced modules.
+        make: gives what to call instead, which maps [N, n_in] to [N, n_out].
+    """
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    copied = copy.deepcopy(model, shared)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                delattr(parent, name)  # make need not give a module
+                setattr(parent, name, make(child))
+    return copied.train(model.training)
+
+
+def linear_layers(model: DoubleHeadsModel) -> DoubleHeadsModel:
+    """Copy a model with ``nn.Linear`` in place of each :class:`Conv1D`; its outputs are the same.
+
+    Exporters and quantisers look for ``nn.Linear``. The copy shares the memory of the other
+    parameters, as in :func:`with_products`.
+    """
+
+    def linear(conv: Conv1D) -> nn.Linear:
+        n_in, n_out = conv.w.shape
+        layer = nn.Linear(n_in, n_out, device="meta")
+        layer.weight, layer.bias = nn.Parameter(conv.w.detach().T.contiguous()), conv.b
+        return layer
+
+    return with_products(model, linear)

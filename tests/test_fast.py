@@ -86,10 +86,11 @@ def test_bfloat16_counts_a_token_that_occurs_often():
 def test_compiled_layers_compute_the_same():
     model = fresh_model().eval()
     batch = pack(stories(), CONFIG.clf_token, share_prefix=True)
-    expected = model.hidden_states(batch)
+    expected, logits = model.hidden_states(batch), model.choice_logits(batch)
     names = [name for name, _ in model.named_parameters()]
     model.compile_layers()
     torch.testing.assert_close(model.hidden_states(batch), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.choice_logits(batch), logits, rtol=0, atol=1e-5)
     assert [name for name, _ in model.named_parameters()] == names
 
 

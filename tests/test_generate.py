@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from gpt1 import generate, search
-from gpt1.batches import ChoiceArrays, pack
 from gpt1.decoding import Decoder
 from gpt1.errors import InputError
 from gpt1.generate import Options
-from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.model import Conv1D, DoubleHeadsModel, ModelConfig
 from gpt1.pretrained import Pretrained, load_pretrained
 
 V, N_CTX, START = 60, 48, 60
@@ -84,12 +83,8 @@ def ask_peer(peer: Any, prompt: Sequence[int], n_new: int, **options: Any) -> An
 
 def full_logits(model: DoubleHeadsModel, ids: Sequence[int]) -> Tensor:
     """[T, V] from the model's own forward pass over a whole sequence."""
-    X = np.zeros((1, 1, len(ids), 2), dtype=np.int32)
-    X[0, 0, :, 0] = ids
-    X[0, 0, :, 1] = model.config.n_vocab + 3 + np.arange(len(ids))
-    arrays = ChoiceArrays(X, np.ones((1, 1, len(ids)), np.float32), np.zeros(1, np.int32))
     with torch.no_grad():
-        states = model.hidden_states(pack(arrays, model.config.clf_token, share_prefix=False))
+        states = model.sequence_states(torch.tensor([ids]))[0]
         return states @ model.we[: model.config.n_vocab].T
 
 
@@ -155,6 +150,20 @@ def test_reordered_rows_go_on_from_others(model: DoubleHeadsModel) -> None:
     for found, (prompt, *tokens) in zip(logits, histories, strict=True):
         expected = full_logits(model, PROMPTS[prompt] + tokens)[-1]
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+def test_a_decoder_leaves_the_model_as_it_was() -> None:
+    """The decoder's copy is float32, in evaluation mode and without ``Conv1D``."""
+    model = bold_model().double().train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    n_products = sum(isinstance(module, Conv1D) for module in model.modules())
+    cache, logits = Decoder(model).prefill(PROMPTS, 1)
+    assert logits.dtype == cache.keys.dtype == torch.float32
+    assert all(module.training for module in model.modules())
+    assert sum(isinstance(module, Conv1D) for module in model.modules()) == n_products == 8
+    for name, p in model.named_parameters():
+        assert p.requires_grad
+        torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0)
 
 
 def test_the_last_position_is_used(model: DoubleHeadsModel) -> None:

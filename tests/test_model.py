@@ -16,6 +16,7 @@ from reference import assert_within
 from torch import Tensor, nn
 
 from gpt1 import model as gpt1_model
+from gpt1.attention import attention_maps
 from gpt1.batches import (
     Batch,
     ChoiceArrays,
@@ -26,8 +27,10 @@ from gpt1.batches import (
     pack,
     transform_roc,
 )
+from gpt1.contexts import Attend, ClassifyOnly, Packed
+from gpt1.decoding import Cached, Decoder
 from gpt1.dropout import dropout
-from gpt1.model import DoubleHeadsModel, LayerNorm, ModelConfig
+from gpt1.model import Block, Conv1D, DoubleHeadsModel, LayerNorm, ModelConfig, linear_layers
 from gpt1.opt import OpenAIAdam
 from gpt1.predict import evaluating, predict_logits
 from gpt1.ranks import Ranks
@@ -728,6 +731,8 @@ def test_fresh_parameters() -> None:
     ("field", "value"),
     [
         ("n_vocab", 0),
+        ("n_special", 1),
+        ("n_special", -3),
         ("n_ctx", 0),
         ("n_embd", 0),
         ("n_head", 0),
@@ -751,6 +756,101 @@ def test_config_of_the_paper() -> None:
     assert config.clf_token == 40480
     assert (config.n_embd, config.n_head, config.n_layer, config.afn) == (768, 12, 12, "gelu")
     assert {getattr(config, name) for name in NO_DROPOUT} == {0.1}
+
+
+def test_a_model_without_special_tokens_has_no_classify_token() -> None:
+    """Otherwise the last word of the vocabulary would count as ``_classify_``."""
+    config = replace(SMALL, n_special=0)
+    assert (config.first_position, config.n_rows) == (7, 31)
+    with pytest.raises(ValueError, match="no _classify_ token"):
+        _ = config.clf_token
+
+
+# ----------------------------------------------------------------------- one layer, many uses
+
+
+def test_every_use_computes_the_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, prediction, generation and attention maps differ by the context they pass."""
+    model, batch = reference.random_model(SMALL).float(), packed(some_arrays(), share_prefix=True)
+    ids, used = [1, 2, 3], []
+    original = Block.forward
+
+    def forward(block: Block, x: Tensor, attend: Attend) -> Tensor:
+        used.append(type(attend))
+        return original(block, x, attend)
+
+    monkeypatch.setattr(Block, "forward", forward)
+    decoder = Decoder(model)
+    cache, _ = decoder.prefill([ids], 1)
+    decoder.step(cache, torch.tensor([4]))
+    assert used == [Cached] * 4
+    for run, contexts in (
+        (lambda: model.losses(batch, 0.5), [Packed, Packed]),
+        (lambda: model.choice_logits(batch), [Packed, ClassifyOnly]),
+        (lambda: model.train().choice_logits(batch), [Packed, Packed]),
+        (lambda: model.sequence_states(torch.tensor([ids])), [Packed, Packed]),
+        (lambda: attention_maps(model, ids), [Packed, Packed]),
+    ):
+        used.clear()
+        run()
+        assert used == contexts
+
+
+def test_plain_sequences_need_no_choices() -> None:
+    """The same states, dropout masks and gradients as those sequences in a batch."""
+    rates = dict.fromkeys(NO_DROPOUT, 0.2)
+    model, _ = dropping(**rates)
+    arrays = arrays_of_lengths(np.full((3, 2), 9), np.random.RandomState(0))
+    tokens = torch.from_numpy(arrays.X[..., 0]).flatten(0, 1).long()
+    torch.manual_seed(5)
+    expected = model.hidden_states(packed(arrays)).view(6, 9, -1)
+    torch.manual_seed(5)
+    found = model.sequence_states(tokens)
+    assert_close(found, expected, 0)
+    weights = torch.linspace(-1, 2, found.numel(), dtype=torch.float64).view_as(found)
+    by_batch = gradients(model, (expected * weights).sum())
+    for name, gradient in gradients(model, (found * weights).sum()).items():
+        assert_close(gradient, by_batch[name], 1e-12)
+
+
+def test_linear_layers_have_the_same_outputs() -> None:
+    model, arrays = reference.random_model(SMALL), some_arrays()
+    linear = linear_layers(model)
+    kinds = [type(module) for module in linear.modules()]
+    assert kinds.count(nn.Linear) == 4 * SMALL.n_layer
+    assert Conv1D not in kinds
+    for share_prefix in (False, True):
+        batch = packed(arrays, share_prefix=share_prefix)
+        assert_close(linear.hidden_states(batch), model.hidden_states(batch), 1e-12)
+        assert_close(linear.choice_logits(batch), model.choice_logits(batch), 1e-12)
+        one, other = (gradients(each, each.losses(batch, 0.5).total) for each in (linear, model))
+        assert_close(one["h.0.attn.c_attn.weight"].T, other["h.0.attn.c_attn.w"], 1e-6)
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+
+
+def test_what_replaces_a_linear_layer_needs_nothing_but_a_forward_method() -> None:
+    """A quantiser puts a module of its own in place of each ``nn.Linear``, by its exact class."""
+
+    class Quantised(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.scale = layer.weight.detach().abs().max() / 127
+            self.levels = (layer.weight.detach() / self.scale).round().to(torch.int8)
+            self.bias = layer.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.levels * self.scale, self.bias)
+
+    model, batch = reference.random_model(SMALL), packed(some_arrays(), share_prefix=True)
+    quantised = linear_layers(model)
+    for parent in list(quantised.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, Quantised(child))
+    h, expected = quantised.hidden_states(batch), model.hidden_states(batch)
+    assert 1e-4 < (h - expected).norm() / expected.norm() < 0.1
+    logits = quantised.choice_logits(batch)
+    assert_close(logits, quantised.clf(h[batch.clf_rows]), 1e-12)
 
 
 # ------------------------------------------------------------------------------------ modes
