@@ -18,9 +18,11 @@ import random
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_SECONDS = 300  # a deviation that makes the tests take longer than this is noticed, too
+CPU_SECONDS, SECONDS = 300, 1200  # a deviation that makes the tests take longer is noticed, too
 TESTS = {  # of each module, the quickest first
     "model": ("model", "traps", "dropout", "fast"),
     "dropout": ("dropout", "model"),
@@ -100,6 +102,9 @@ def try_one(module: str, text: str) -> tuple[str, str, str]:
         names = [f"tests/test_{name}.py" for name in TESTS[module]]
         process = multiprocessing.get_context("fork").Process(target=_test, args=(copy, names))
         process.start()
+        process.join(SECONDS)
+        with suppress(ProcessLookupError):  # nothing that the tests started is left
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         output = (Path(directory) / "output").read_text("utf-8", "replace")
     noticed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -112,6 +117,7 @@ def _test(copy: Path, names: list[str]) -> None:
     import pytest
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    os.setsid()
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     os.environ["PYTHONPATH"] = str(copy)
