@@ -36,7 +36,7 @@ def _above(low: float) -> Check:
 
 def _not_negative(x: float) -> str | None:
     """Refuse a negative value, which the original takes for 0: the log would name another run."""
-    return None if x >= 0 else "must be at least 0; give 0, which the original makes of it"
+    return None if x >= 0 else "must be at least 0; the original takes a negative value for 0"
 
 
 def _fraction(x: float) -> str | None:

@@ -123,7 +123,7 @@ class Trainer:
             lr=settings.lr,
             schedule=settings.lr_schedule,
             warmup=settings.lr_warmup,
-            t_total=max(self.n_updates_total, 1),  # --n_iter 0 plans none, and makes none
+            t_total=max(self.n_updates_total, 1),  # 0 with --n_iter 0, which makes no update
             b1=settings.b1,
             b2=settings.b2,
             e=settings.e,
