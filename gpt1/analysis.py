@@ -153,7 +153,8 @@ def identify_run(
         raise InputError(
             f"{log.path}: its best validation accuracy is {best:.2f} %, but the parameters that "
             f"made {submission_path} had {record.valid_accuracy:.2f} %, says {where}; the run was "
-            "taken up again from an earlier state: finish it with --resume."
+            "resumed from an earlier state or with another --log_dir: finish it with --resume, or "
+            "leave this log out."
         )
     return f"Run: {_plain(record.desc)}"
 

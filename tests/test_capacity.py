@@ -144,6 +144,7 @@ def test_the_memory_of_this_machine() -> None:
         ("0::/\n", {"memory.max": "100\n"}, [100]),
         ("0::/\n", {"memory.max": "max\n"}, []),
         ("0::/a/b\n", {"a/b/memory.max": "200\n", "a/memory.max": "100\n"}, [200, 100]),
+        ("0::/a\n", {"a/memory.max": "200\n", "../memory.max": "100\n"}, [200]),
         ("0::/not/mounted\n", {"memory.max": "100\n"}, [100]),
         (
             "9:name=systemd:/\n4:cpu,memory:/a\n3:cpuset:/b\n0::/\n",
@@ -290,7 +291,7 @@ def test_directories_on_one_disk_share_its_room(
     needs = [
         Need("--log_dir", tmp_path / "a", 10**9),
         Need("--save_dir", tmp_path / "b", 3 * 10**9),
-        Need("--log_dir", tmp_path / "a", -(10**9)),
+        Need("--submission_dir", tmp_path / "b", -(10**9)),
     ]
     with_free(monkeypatch, 3 * 10**9)
     capacity.check_disks(needs)
