@@ -632,7 +632,7 @@ def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
 def test_without_epochs_the_first_parameters_are_kept_and_predict(whole: Done, run: Run) -> None:
     """As in the original; from a run's best parameters the predictions are that run's."""
     words = ["--n_iter", "0", "--submit"]
-    start = weights.to_list(start_of(run))
+    start = weights.to_list(start_of(run, *words))
     assert run.main(*words) == 0
     assert [row["n_iter"] for row in lines(run.log)] == [0]
     assert lines(run.updates) == []
@@ -674,7 +674,7 @@ def test_nothing_transferred_may_have_other_sizes(run: Run) -> None:
 def test_init_params_go_on_from_a_run(whole: Done, run: Run) -> None:
     """Classifier and special rows included; the heads are named, for the list has none."""
     words = ["--init_params", str(whole.run.best), "--n_head", "4"]
-    start = weights.to_list(start_of(run))
+    start = weights.to_list(start_of(run, *words))
     assert all(map(np.array_equal, start, jl.read_jl(whole.run.best)))
     assert run.main(*words, "--n_iter", "1") == 0
     assert lines(run.log)[0]["init_params"] == str(whole.run.best)
