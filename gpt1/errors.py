@@ -54,7 +54,7 @@ class ReaderGoneError(Gpt1Error):
     """The reader of standard output has ended, as ``head`` does; the shell's user knows why."""
 
     exit_status = 128 + 13  # as if SIGPIPE had ended the program; Windows has no such signal
-    told = True
+    reported_elsewhere = True
 
 
 class _Output:
