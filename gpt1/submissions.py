@@ -109,7 +109,7 @@ def read_record(submission: str | Path) -> Record | None:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected one JSON object; {remedy}")
     for name, (is_right, expected) in _CHECKS.items():
-        if not is_right(values.get(name)):
+        if name not in values or not is_right(values[name]):
             raise InputError(f"{path}: expected {name} to be {expected}; {remedy}")
     return Record(**{item.name: values[item.name] for item in fields(Record)})
 
