@@ -55,7 +55,10 @@ class Leftovers:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Name what was found; processes have been killed by then, files are left as they are."""
+        """Name what was found; the processes have been killed by then, files are left alone.
+
+        A file may be another program's that ran in the repository meanwhile, such as a training.
+        """
         if self.found:
             terminalreporter.section("left behind by the tests", red=True, bold=True)
             terminalreporter.write_line("\n".join(self.found))
