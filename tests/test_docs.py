@@ -17,7 +17,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 ALL_PAGES = [*PAGES, *(ROOT / room / "README.md" for room in ("data", "model"))]
 # Names in capitals that no source of the project defines: variables of Slurm's, and what the
 # command in docs/performance.md has in the place of a directory.
-OTHER_CAPITALS = {"PYTEST_ADDOPTS", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_NNODES", "STAND_IN"}
+OTHER_CAPITALS = {
+    "PYTEST_ADDOPTS",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NNODES",
+    "STAND_IN",
+}
 OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
     *("--nproc_per_node", "--nnodes", "--node_rank", "--rdzv-backend", "--rdzv-endpoint"),
     *("--rdzv-id", "--standalone", "--max-restarts", "--help", "--version", "--logdir", "--depth"),
