@@ -632,7 +632,7 @@ def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
 def test_without_epochs_the_first_parameters_are_kept_and_predict(whole: Done, run: Run) -> None:
     """As in the original; from a run's best parameters the predictions are that run's."""
     words = ["--n_iter", "0", "--submit"]
-    start = weights.to_list(start_of(run, *words))
+    start = weights.to_list(start_of(run))
     assert run.main(*words) == 0
     assert [row["n_iter"] for row in lines(run.log)] == [0]
     assert lines(run.updates) == []
