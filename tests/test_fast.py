@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from gpt1.batches import ChoiceArrays, pack
-from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.model import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
 from gpt1.settings import Settings, parse
 from gpt1.train import main
 
@@ -79,6 +79,21 @@ def test_bfloat16_counts_a_token_that_occurs_often():
     assert counts.max() == 400  # the first token of each choice
     assert model.we.grad is not None
     assert torch.equal(model.we.grad[ids], counts[:, None].float().expand(-1, CONFIG.n_embd))
+
+
+def test_bfloat16_does_not_round_the_sum_of_the_heads_gradients(monkeypatch):
+    """A row that no input reads has a gradient from the head alone, a sum over chunks."""
+    monkeypatch.setattr(_WeightedCrossEntropy, "ROWS", 16)
+    model = fresh_model().eval()
+    batch = pack(stories(), CONFIG.clf_token, share_prefix=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.losses(batch, 0.5).total.backward()
+    assert model.we.grad is not None
+    unread = torch.ones(CONFIG.n_rows, dtype=torch.bool)
+    unread[torch.cat([batch.tokens, batch.positions])] = False
+    gradient = model.we.grad[unread]
+    assert len(gradient) > 0
+    assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
 @pytest.mark.slow

@@ -341,11 +341,15 @@ def test_other_errors_are_ours_and_stay_visible(error: Exception) -> None:
     assert report_errors("program", lambda: 5) == 5
 
 
+# Python's own setting: output waits in a buffer, as it does for most users.
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+
+
 def run_with_output(end: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run ``gpt1`` in a shell that puts ``end`` after it: where standard output goes."""
     words = (sys.executable, "-m", "gpt1", *words)
     command = f"{shlex.join(words)} {end}"
-    return subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    return subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, env=BUFFERED)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -384,9 +388,8 @@ sys.exit(report_errors("program", body))
 def test_an_error_counts_more_than_output_that_cannot_be_written() -> None:
     """Python must not try again to write the output when it ends: it would change the status."""
     command = [sys.executable, "-c", FAILS_AFTER_OUTPUT]
-    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert (done.returncode, done.stderr) == (2, "program: error: what\n")
 
 

@@ -71,8 +71,8 @@ def test_no_tensor_lies_in_the_file(tmp_path: Path) -> None:
     assert_same(tensors, {"a": torch.zeros(1000)})
 
 
-def entry(**changes: Any) -> dict[str, Any]:
-    return {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+def entry(name: str = "w", **changes: Any) -> dict[str, Any]:
+    return {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
 
 
 WRONG: dict[str, object] = {
@@ -98,20 +98,24 @@ WRONG: dict[str, object] = {
     "a negative place": entry(data_offsets=[-8, 0]),
     "an end before the beginning": entry(data_offsets=[8, 0]),
     "three places": entry(data_offsets=[0, 8, 16]),
-    "two in one place": {**entry(), "v": entry()["w"]},
+    "two in one place": {**entry(), **entry(name="v")},
     "more than there is": entry(shape=[4], data_offsets=[0, 16]),
     "less than there is": entry(shape=[1], data_offsets=[0, 4]),
+    "overlapping ones": {**entry(), **entry(name="v", data_offsets=[4, 12])},
     "nothing": {},
 }
+# Where it is not 8: bytes after the header, so that their number is not what is wrong.
+N_BYTES = {"a gap before": 16, "gigantic axes beside an empty one": 0, "overlapping ones": 12}
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_header_is_a_value_error(tmp_path: Path, what: str) -> None:
-    path = write(tmp_path / "a", WRONG[what], bytes(8))
+    data = bytes(N_BYTES.get(what, 8))
+    path = write(tmp_path / "a", WRONG[what], data)
     with pytest.raises(ValueError, match=r"\bits?\b"):
         read_safetensors(path)
     with pytest.raises(safetensors.SafetensorError):  # it is no stricter than the package
-        load_file(write(tmp_path / "b", WRONG[what], bytes(8)))
+        load_file(write(tmp_path / "b", WRONG[what], data))
 
 
 def test_more_axes_than_a_tensor_of_ours_has_are_a_value_error(tmp_path: Path) -> None:
