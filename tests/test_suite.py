@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -80,7 +81,9 @@ def run_pytest(directory: Path, source: str, *words: str) -> subprocess.Complete
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_inner.py").write_text(source)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *words]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    # The run is not one of the workers of this one, which pytest-xdist tells by its variables.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for on Linux")
