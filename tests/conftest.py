@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -42,6 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Look for what tests leave behind, in the process from which all others are started."""
     if not IS_WORKER:
         config.pluginmanager.register(Leftovers(ROOT))
+
+
+def pytest_unconfigure() -> None:
+    """Remove what multiprocessing has in /tmp, as it does itself when Python ends normally.
+
+    The processes of pytest-xdist end without that.
+    """
+    if IS_WORKER:
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
