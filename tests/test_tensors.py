@@ -93,7 +93,6 @@ WRONG: dict[str, object] = {
     "a negative shape": entry(shape=[-1, -2]),
     "a shape with a fraction": entry(shape=[2.0]),
     "a gigantic shape": entry(shape=[2**70], data_offsets=[0, 2**72]),
-    "gigantic axes beside an empty one": entry(shape=[0, 2**40, 2**40], data_offsets=[0, 0]),
     "a gap before": entry(data_offsets=[8, 16]),
     "a negative place": entry(data_offsets=[-8, 0]),
     "an end before the beginning": entry(data_offsets=[8, 0]),
@@ -105,7 +104,7 @@ WRONG: dict[str, object] = {
     "nothing": {},
 }
 # Where it is not 8: bytes after the header, so that their number is not what is wrong.
-N_BYTES = {"a gap before": 16, "gigantic axes beside an empty one": 0, "overlapping ones": 12}
+N_BYTES = {"a gap before": 16, "overlapping ones": 12}
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -120,6 +119,12 @@ def test_a_wrong_header_is_a_value_error(tmp_path: Path, what: str) -> None:
 
 def test_more_axes_than_a_tensor_of_ours_has_are_a_value_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a", entry(shape=[2, *[1] * 100]), bytes(8))
+    with pytest.raises(ValueError, match="shape"):
+        read_safetensors(path)
+
+
+def test_gigantic_axes_beside_an_empty_one_are_a_value_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", entry(shape=[0, 2**40, 2**40], data_offsets=[0, 0]), b"")
     with pytest.raises(ValueError, match="shape"):
         read_safetensors(path)
 
