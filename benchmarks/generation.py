@@ -29,11 +29,11 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.peer import copy_weights, peer_config
-from gpt1.decoding import DTYPES, Decoder
-from gpt1.device import keep_freed_memory
-from gpt1.errors import InputError, report_errors
-from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.search import one_by_one
+from gpt1.inference.decoding import DTYPES, Decoder
+from gpt1.inference.search import one_by_one
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.runtime.device import keep_freed_memory
+from gpt1.runtime.errors import InputError, report_errors
 
 Tokens = list[list[int]]
 STD = 0.1  # of the embedding rows; with the usual 0.02 most tokens are all but equally likely
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and write the JSON last."""
     if args.prompt + max(args.new_tokens) > args.n_ctx:
         raise InputError(f"--prompt and --new_tokens are together more than --n_ctx {args.n_ctx}")
-    keep_freed_memory()  # as gpt1.generate does; good for the peer, too
+    keep_freed_memory()  # as gpt1 generate does; good for the peer, too
     found = machine(args.device)
     print(*(f"{name}: {value}" for name, value in found.items()), sep="\n")
     write_json(args.json, {**found, "measurements": benchmark(args)})

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from gpt1.errors import InputError
-from gpt1.files import atomic_write
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import atomic_write
 
 WARM_UP = 2
 """Rounds that do not count: a process then has all the memory that it will use."""

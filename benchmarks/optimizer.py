@@ -17,9 +17,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.harness import WARM_UP, in_turns, machine, parser, positive, timed, write_json
-from gpt1.errors import report_errors
-from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.opt import OpenAIAdam
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.opt.adam import OpenAIAdam
+from gpt1.runtime.errors import report_errors
 
 LR, L2, E, CLIP = 6.25e-5, 0.01, 1e-8, 1.0
 

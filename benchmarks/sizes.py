@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.harness import Worker, machine, parser, peak_gib, timed, write_json
 from benchmarks.training import N_VOCAB, Ours
-from gpt1.batches import ChoiceArrays
-from gpt1.device import keep_freed_memory
-from gpt1.errors import report_errors
-from gpt1.model import ModelConfig
+from gpt1.batches.packing import ChoiceArrays
+from gpt1.model.transformer import ModelConfig
+from gpt1.runtime.device import keep_freed_memory
+from gpt1.runtime.errors import report_errors
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (32, 64, 128, 256, 512)

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Worker, in_turns, parser, peak_gib, timed, write_json
-from gpt1 import weights
-from gpt1.errors import report_errors
-from gpt1.model import ModelConfig
+from gpt1.model.transformer import ModelConfig
+from gpt1.runtime.errors import report_errors
+from gpt1.weights import released as weights
 
 ROUNDS, LOADS = 5, 3
 HELP = [sys.executable, "-m", "gpt1.train", "--help"]

@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.harness import in_turns, parser, positive, processor, write_json
-from gpt1.datasets import TEST_CSV, VALIDATION_CSV, read_cloze
-from gpt1.errors import report_errors
-from gpt1.text_utils import TextEncoder
+from gpt1.datasets.story_cloze import TEST_CSV, VALIDATION_CSV, read_cloze
+from gpt1.runtime.errors import report_errors
+from gpt1.text_utils.encoder import TextEncoder
 
 Ids = list[list[int]]
 

@@ -23,9 +23,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1 import train
-from gpt1.analysis import read_submission
-from gpt1.runs import read_updates
+from gpt1.commands import train
+from gpt1.reports.analysis import read_submission
+from gpt1.reports.runs import read_updates
 
 
 class Variant(NamedTuple):

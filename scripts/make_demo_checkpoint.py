@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from make_demo_stories import unlabelled_stories
 
-from gpt1.batches import ChoiceArrays, pack
-from gpt1.errors import report_errors
-from gpt1.files import atomic_write
-from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.opt import OpenAIAdam
-from gpt1.text_utils import EnglishWords, TextEncoder, text_standardize
-from gpt1.weights import parameter_shapes, save_released, to_list
+from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.opt.adam import OpenAIAdam
+from gpt1.runtime.errors import report_errors
+from gpt1.runtime.files import atomic_write
+from gpt1.text_utils.encoder import EnglishWords, TextEncoder, text_standardize
+from gpt1.weights.released import parameter_shapes, save_released, to_list
 
 SEED = 2018
 N_STORIES = 40_000

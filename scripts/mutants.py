@@ -33,18 +33,18 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).resolve().parent.parent
 CPU_SECONDS, SECONDS = 300, 1200  # a deviation that makes the tests take longer is noticed, too
 TESTS = {  # of each module, the quickest first
-    "model": ("model", "traps", "dropout", "fast"),
-    "dropout": ("dropout", "model"),
-    "opt": ("opt", "model", "traps"),
-    "steps": ("traps", "train", "distributed"),
-    "predict": ("predict", "traps", "train"),
-    "batches": ("batches", "model", "traps"),
-    "datasets": ("datasets",),
-    "text_utils": ("text_utils",),
-    "weights": ("weights", "traps"),
-    "prepare": ("traps", "train", "hub"),
-    "trainer": ("train", "checkpoint", "stopping", "distributed"),
-    "distributed": ("distributed", "predict", "train"),
+    "model/transformer": ("model", "traps", "dropout", "fast"),
+    "model/dropout": ("dropout", "model"),
+    "opt/adam": ("opt", "model", "traps"),
+    "training/steps": ("traps", "train", "distributed"),
+    "inference/prediction": ("predict", "traps", "train"),
+    "batches/packing": ("batches", "model", "traps"),
+    "datasets/story_cloze": ("datasets",),
+    "text_utils/encoder": ("text_utils",),
+    "weights/released": ("weights", "traps"),
+    "training/prepare": ("traps", "train", "hub"),
+    "training/trainer": ("train", "checkpoint", "stopping", "distributed"),
+    "runtime/ranks": ("distributed", "predict", "train"),
 }
 # Operators of cosmic-ray that make no likely mistake, by parts of their names.
 UNLIKELY = re.compile("Bit|Shift|Is|Invert|UAdd|USub_Not|Variable|Decorator|Exception")

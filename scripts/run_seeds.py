@@ -23,11 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from gpt1 import datasets, settings
-from gpt1.analysis import identify_run, read_run_log, read_submission, wilson_interval
-from gpt1.errors import Gpt1Error, InputError, report_errors
-from gpt1.outputs import Outputs
-from gpt1.settings import Settings, find_sources
+from gpt1.datasets import story_cloze as datasets
+from gpt1.reports.analysis import identify_run, read_run_log, read_submission, wilson_interval
+from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
+from gpt1.settings import training as settings
+from gpt1.settings.training import Settings, find_sources
+from gpt1.training.outputs import Outputs
 
 TRAIN = [sys.executable, "-m", "gpt1.train"]
 

@@ -31,9 +31,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt1.arguments import Parser, number
-from gpt1.errors import Gpt1Error, InputError, report_errors
-from gpt1.files import atomic_write
+from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
+from gpt1.runtime.files import atomic_write
+from gpt1.settings.arguments import Parser, number
 
 END_WITHIN = 60.0  # seconds in which all processes of a run must be gone after one was killed
 HANGS_AFTER = 600.0
@@ -41,7 +41,8 @@ MARK = "GPT1_STRESS_ATTEMPT"  # a variable by which a process of an attempt is k
 # Runs the program with a gradient that is not a number in one update.
 POISONED = """
 import sys
-from gpt1 import train, trainer
+from gpt1.commands import train
+from gpt1.training import trainer
 original, number = trainer.tower_gradients, int(sys.argv[1])
 def poisoned(replica, *args, **kwargs):
     costs = original(replica, *args, **kwargs)
@@ -147,7 +148,7 @@ class Run:
 
         Of the checkpoints the last: which is kept beside it depends on where the run was stopped.
         """
-        from gpt1.checkpoint import checkpoints, load  # and torch with it
+        from gpt1.training.checkpoint import checkpoints, load  # and torch with it
 
         found: dict[str, Any] = {}
         last = {checkpoints(directory)[-1] for directory in self.directory.glob("save/*")}
@@ -172,7 +173,7 @@ class Run:
 
     def _maker(self, submission: Path) -> str:
         """Which run made a submission, according to its record and the log."""
-        from gpt1.analysis import identify_run, read_run_log, read_submission
+        from gpt1.reports.analysis import identify_run, read_run_log, read_submission
 
         try:
             log = read_run_log(self.directory / "log/rocstories.jsonl")
@@ -209,8 +210,8 @@ class Done:
         Raises:
             LostError: it is not one line, or there is a traceback of the program's.
         """
-        lines = [line for line in self.printed.splitlines() if line.startswith("gpt1.train: ")]
-        if len(lines) != 1 or "gpt1/train.py" in self.printed:
+        lines = [line for line in self.printed.splitlines() if line.startswith("gpt1 train: ")]
+        if len(lines) != 1 or "gpt1/commands/train.py" in self.printed:
             raise LostError(f"one message was expected: {self.printed[-2000:]}")
         return lines[0]
 

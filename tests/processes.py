@@ -32,16 +32,24 @@ import pytest
 import tiny
 from waiting import DEADLINE, wait_until
 
-from gpt1 import checkpoint, launcher, train
+from gpt1.commands import train
+from gpt1.runtime import launcher
+from gpt1.training import checkpoint
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2"]
 FLAGS += ["--save_every", "3"]  # 4 updates an epoch, 12 in all: checkpoints 3 4 6 8 9 12
-PROGRAM = "gpt1.train"
+PROGRAM = "gpt1 train"
 
 Change = Callable[[], object]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["gpt1.train", "gpt1.prepare", "gpt1.trainer", "torch._dynamo", "spacy.lang.en"]
+_PRELOADED = [
+    "gpt1.train",
+    "gpt1.training.prepare",
+    "gpt1.training.trainer",
+    "torch._dynamo",
+    "spacy.lang.en",
+]
 _PRELOADED += ["joblib", "safetensors.torch"]
 
 
@@ -318,7 +326,7 @@ def _before(target: str, action: Change, call: int, matching: str) -> None:
 
 def update(number: int, action: Change) -> Change:
     """Do something at the beginning of an update, counted from 1 in each process."""
-    return before("gpt1.trainer:tower_gradients", action, call=number)
+    return before("gpt1.training.trainer:tower_gradients", action, call=number)
 
 
 def sends_itself(*numbers: int, pause: float = 0.0) -> Change:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt1.batches import ChoiceArrays
-from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.batches.packing import ChoiceArrays
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 
 Params = dict[str, Tensor]
 Drop = Callable[[str, Tensor], Tensor]

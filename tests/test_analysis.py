@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1 import analysis
-from gpt1.errors import InputError
+from gpt1.reports import analysis
+from gpt1.runtime.errors import InputError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "analysis.py"
 VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
@@ -368,7 +368,7 @@ def test_script_from_another_directory(run_dir: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, REPORT + "\n", "")
     failed = call("../nothing.tsv", *options)
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr.startswith("gpt1.analysis: error: ../nothing.tsv: ")
+    assert failed.stderr.startswith("gpt1 analysis: error: ../nothing.tsv: ")
     assert failed.stderr.count("\n") == 1
 
 
@@ -414,7 +414,7 @@ def test_data_dir_is_data_or_else_the_demo(
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
     """As in ``scripts/analysis.py ... | head -1``."""
-    body = "import sys; from gpt1.errors import report_errors\n"
+    body = "import sys; from gpt1.runtime.errors import report_errors\n"
     body += "sys.exit(report_errors('x', lambda: [print('y' * 100) for _ in range(10**5)] and 0))"
     command = f'"{sys.executable}" -c "{body}" | head -1'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

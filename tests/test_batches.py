@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1.batches import (
+from gpt1.batches.packing import (
     Batch,
     ChoiceArrays,
     EncodedCloze,
@@ -26,7 +26,7 @@ from gpt1.batches import (
 )
 
 if TYPE_CHECKING:
-    from gpt1.prepare import Task
+    from gpt1.training.prepare import Task
 
 N_VOCAB = 4  # few, so that stories repeat themselves and endings begin alike
 SPECIAL = SpecialTokens.after(N_VOCAB)
@@ -298,9 +298,9 @@ def test_batches_move_whole(share_prefix: bool) -> None:
 @pytest.fixture(scope="module")
 def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[str], Task]:
     """Reads and encodes the real data as a run does, with these special cases of words."""
-    from gpt1.datasets import TEST_CSV, VALIDATION_CSV
-    from gpt1.prepare import load_task
-    from gpt1.settings import find_sources, parse
+    from gpt1.datasets.story_cloze import TEST_CSV, VALIDATION_CSV
+    from gpt1.settings.training import find_sources, parse
+    from gpt1.training.prepare import load_task
 
     places = ["--data_dir", str(rocstories_dir), "--model_dir", str(released_dir)]
     places += ["--n_transfer", "-1"]  # the weights themselves are not needed

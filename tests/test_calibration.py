@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gpt1 import analysis, calibration
-from gpt1.calibration import Bin, Choices
-from gpt1.datasets import COLUMNS, TEST_CSV, Cloze
-from gpt1.errors import InputError
-from gpt1.predict import score
+from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
+from gpt1.inference.prediction import score
+from gpt1.reports import analysis, calibration
+from gpt1.reports.calibration import Bin, Choices
+from gpt1.runtime.errors import InputError
 
 # Story by story: who is chosen, how surely, and whether that is right.
 PREDICTIONS = [0, 1, 0, 1, 0, 1]
@@ -421,7 +421,7 @@ def test_probs_of_another_submission_are_refused(
     assert analyse("--probs", "p.tsv", "--plot", "r.png") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("gpt1.analysis: error: ")
+    assert captured.err.startswith("gpt1 analysis: error: ")
     assert complaint in captured.err
     assert not (run_dir / "r.png").exists()
 
@@ -457,5 +457,5 @@ def test_missing_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert analyse("--probs", "s.probs.tsv", "--plot", "r.png") == 2
     assert capsys.readouterr().err == (
-        "gpt1.analysis: error: matplotlib is missing: pip install 'gpt1[plots]'\n"
+        "gpt1 analysis: error: matplotlib is missing: pip install 'gpt1[plots]'\n"
     )

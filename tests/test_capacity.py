@@ -18,13 +18,14 @@ import tiny
 import torch
 from processes import SIGKILL, Run, assert_same, sends_itself, update
 
-from gpt1 import capacity, checkpoint, train
-from gpt1.capacity import Need
-from gpt1.errors import InputError
-from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.outputs import Outputs
-from gpt1.settings import Settings
-from gpt1.trainer import Trainer
+from gpt1.commands import train
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.runtime.errors import InputError
+from gpt1.settings.training import Settings
+from gpt1.training import capacity, checkpoint
+from gpt1.training.capacity import Need
+from gpt1.training.outputs import Outputs
+from gpt1.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 GPT1 = ModelConfig(n_ctx=77)  # on ROCStories
@@ -178,7 +179,7 @@ def test_a_model_too_large_is_refused_before_anything_is_written(
     run = Run(task, tmp_path / "run")
     assert train.main(run.flags()) == 2
     stderr = capsys.readouterr().err
-    assert stderr.startswith(f"gpt1.train: error: --n_embd {tiny.N_EMBD} --n_layer {tiny.N_LAYER} ")
+    assert stderr.startswith(f"gpt1 train: error: --n_embd {tiny.N_EMBD} --n_layer {tiny.N_LAYER} ")
     assert f"from {task.model_dir}/" in stderr
     assert stderr.count("\n") == 1
     assert written(run.directory) == []
@@ -274,7 +275,7 @@ def test_what_is_logged_and_submitted(tmp_path: Path) -> None:
 
 def test_a_line_in_the_log_of_updates_has_no_fewer_bytes(tmp_path: Path) -> None:
     """Even with the shortest numbers."""
-    from gpt1.logs import JsonLines, UpdateLog
+    from gpt1.training.logs import JsonLines, UpdateLog
 
     path = tmp_path / "updates.jsonl"
     log = UpdateLog(JsonLines(path), delay=0, with_lm=False)
@@ -448,7 +449,7 @@ def test_a_run_that_fits_is_not_refused_and_one_that_does_not_is(
     filler = fill(disk, free=state // 2)
     refused = run.do(*save, "--resume")
     assert refused.status == 2
-    assert refused.stderr.startswith("--resume: going on after update 4 of 12\ngpt1.train: error: ")
+    assert refused.stderr.startswith("--resume: going on after update 4 of 12\ngpt1 train: error: ")
     filler.unlink()
     fill(disk, free=state + 3 * 4096)
     assert run.do(*save, "--resume").status == 0

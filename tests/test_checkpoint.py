@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from gpt1 import checkpoint
-from gpt1.checkpoint import DamagedError, RunState
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.opt import OpenAIAdam
+from gpt1.opt.adam import OpenAIAdam
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.training import checkpoint
+from gpt1.training.checkpoint import DamagedError, RunState
 
 MEANING = {"seed": 3, "lr": 6.25e-5, "afn": "gelu", "vector_l2": False, "model": {"n_ctx": 77}}
 
@@ -159,8 +159,8 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
-from gpt1 import checkpoint
-from gpt1.errors import report_errors
+from gpt1.training import checkpoint
+from gpt1.runtime.errors import report_errors
 
 tensors = {"model.w": torch.zeros(100_000)}
 state = checkpoint.RunState(n_updates=2, best_score=0.0, tensors=tensors, optimizer=[])

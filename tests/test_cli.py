@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import gpt1
-from gpt1 import cli
+from gpt1.commands import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,16 +44,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_program_is_a_command() -> None:
-    """What can be run by ``python -m gpt1.X`` is there by its name, and the other way round."""
-    sources = {path.stem: path.read_text() for path in (ROOT / "gpt1").glob("*.py")}
-    programs = {name for name, text in sources.items() if '__name__ == "__main__"' in text}
+    """Each module of the commands is there by its name, and the other way round."""
+    programs = {path.stem for path in (ROOT / "gpt1" / "commands").glob("[a-z]*.py")}
     assert programs - {"cli"} == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_command_is_the_same_as_its_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    module = importlib.import_module(f"gpt1.{name}")
+    module = importlib.import_module(f"gpt1.commands.{name}")
     monkeypatch.setattr(module, "main", lambda argv: seen.append(list(argv)) or 7)
     assert cli.main([name, "--flag", "value"]) == 7
     assert seen == [["--flag", "value"]]
@@ -63,7 +62,7 @@ def test_a_command_is_the_same_as_its_module(name: str, monkeypatch: pytest.Monk
 def test_help_of_a_command_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of([name, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert f"gpt1 {name}" in shown or f"gpt1.{name}" in shown
+    assert f"gpt1 {name}" in shown
     assert "examples:" in shown
 
 
@@ -73,7 +72,7 @@ def test_a_wrong_flag_is_one_message_with_status_2(
 ) -> None:
     assert status_of([name, "--no_such_flag"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"gpt1.{name}: error: ")
+    assert message.startswith(f"gpt1 {name}: error: ")
     assert "Traceback" not in message
     assert message.count("\n") == 1
 
@@ -90,7 +89,7 @@ def test_help_does_not_wait_for_torch() -> None:
     """Nothing heavy is imported by the help of any command."""
     code = (
         "import sys, contextlib, io\n"
-        "from gpt1 import cli\n"
+        "from gpt1.commands import cli\n"
         "for name in cli.COMMANDS:\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         "        cli.main([name, '--help'])\n"
@@ -119,11 +118,11 @@ def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (points,) = (name for name in names if name.endswith("entry_points.txt"))
-        assert b"gpt1 = gpt1.cli:main" in archive.read(points)
+        assert b"gpt1 = gpt1.commands.cli:main" in archive.read(points)
         (metadata,) = (name for name in names if name.endswith("METADATA"))
         required = archive.read(metadata).decode()
-    modules = {f"gpt1/{path.name}" for path in (ROOT / "gpt1").glob("*.py")}
-    assert modules | {"gpt1/py.typed", "gpt1/spacy_vintage.json"} <= names
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gpt1").rglob("*.py")}
+    assert modules | {"gpt1/py.typed", "gpt1/text_utils/spacy_vintage.json"} <= names
     assert not any(name.startswith(("tests/", "scripts/", "data/", "model/")) for name in names)
     core = {
         line.split()[1]

@@ -17,12 +17,15 @@ import pytest
 import tiny
 import torch
 
-from gpt1 import convert, predict, prepare, train, weights
-from gpt1.analysis import read_submission
-from gpt1.errors import InputError
-from gpt1.jl import read_jl
-from gpt1.pretrained import load_pretrained
-from gpt1.ranks import Ranks
+from gpt1.commands import convert, train
+from gpt1.inference import prediction as predict
+from gpt1.inference.pretrained import load_pretrained
+from gpt1.reports.analysis import read_submission
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.ranks import Ranks
+from gpt1.training import prepare
+from gpt1.weights import released as weights
+from gpt1.weights.jl import read_jl
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "model" / "demo"
@@ -224,7 +227,7 @@ def test_the_hub_lacks_things_and_notes_say_so(
     for words in ("softmax over token rows alone", "dropout falls on sums", "docs/hub.md"):
         assert words in said.err  # type: ignore[operator]
     assert "piece 0 of the vocabulary is 'a' and not '<unk>'" in said.err
-    assert all(line.startswith("gpt1.convert: note: ") for line in said.err.splitlines())
+    assert all(line.startswith("gpt1 convert: note: ") for line in said.err.splitlines())
 
 
 def test_a_list_does_not_record_heads_and_activation(
@@ -305,7 +308,7 @@ def test_refused_with_one_message_and_nothing_written(
     said = capsys.readouterr()
     assert said.out == ""
     assert real(message) in said.err
-    assert said.err.startswith("gpt1.convert: error: ")
+    assert said.err.startswith("gpt1 convert: error: ")
     assert said.err.count("\n") == 1
     assert (files_of(out), best.read_bytes()) == before
     assert not Path("x").exists()
@@ -332,7 +335,7 @@ def test_a_damaged_list_is_refused(
 ) -> None:
     arrays = read_jl(best)
     arrays[index].flat[3] = value
-    from gpt1.jl import write_jl
+    from gpt1.weights.jl import write_jl
 
     write_jl("bad.jl", arrays)
     with pytest.raises(InputError, match=r"bad\.jl: array \S+ holds NaN or infinity"):
@@ -345,6 +348,6 @@ def test_a_damaged_list_is_refused(
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from gpt1 import convert; convert._parser(); sys.exit('torch' in sys.modules)"
+        "import sys; from gpt1.commands import convert; convert._parser(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

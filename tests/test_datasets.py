@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt1.datasets import (
+from gpt1.datasets.story_cloze import (
     COLUMNS,
     TEST_CSV,
     VALIDATION_CSV,
@@ -22,7 +22,7 @@ from gpt1.datasets import (
     read_cloze,
     rocstories,
 )
-from gpt1.errors import InputError
+from gpt1.runtime.errors import InputError
 
 HEADER = ",".join(COLUMNS)
 ROW = "a-1,One.,Two.,Three.,Four.,Right end.,Wrong end.,1"
@@ -260,7 +260,7 @@ def test_missing_directory_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_import_does_not_load_sklearn() -> None:
-    code = "import sys, gpt1.datasets; sys.exit('sklearn' in sys.modules)"
+    code = "import sys, gpt1.datasets.story_cloze; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

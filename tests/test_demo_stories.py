@@ -14,7 +14,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from gpt1.datasets import COLUMNS, TEST_CSV, VALIDATION_CSV, Cloze, read_cloze, rocstories
+from gpt1.datasets.story_cloze import (
+    COLUMNS,
+    TEST_CSV,
+    VALIDATION_CSV,
+    Cloze,
+    read_cloze,
+    rocstories,
+)
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"

@@ -22,11 +22,14 @@ from processes import free_port
 from torch import Tensor
 from waiting import DEADLINE
 
-from gpt1 import checkpoint, launcher, ranks, train
-from gpt1.device import check_precision, choose_device, environment, set_matmul_precision
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.launcher import processes_to_start
-from gpt1.ranks import Ranks, joined, tower_seed
+import gpt1
+from gpt1.commands import train
+from gpt1.runtime import launcher, ranks
+from gpt1.runtime.device import check_precision, choose_device, environment, set_matmul_precision
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.runtime.launcher import processes_to_start
+from gpt1.runtime.ranks import Ranks, joined, tower_seed
+from gpt1.training import checkpoint
 
 CPU = torch.device("cpu")
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -409,7 +412,7 @@ def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
         machine.mkdir(parents=True, exist_ok=True)
         variables = {"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        variables |= {"PYTHONPATH": str(Path(train.__file__).parents[1])}
+        variables |= {"PYTHONPATH": str(Path(gpt1.__file__).parents[1])}
         command = [sys.executable, "-m", "gpt1.train", *flags]
         environment = {**os.environ, **variables}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt1.generate import Options
-from gpt1.settings import Settings
+from gpt1.commands.generate import Options
+from gpt1.settings.training import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

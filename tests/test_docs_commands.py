@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from gpt1 import datasets
+from gpt1.datasets import story_cloze as datasets
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,7 +153,7 @@ def run_ours(words: list[str], command: str) -> int:
         else:
             program, rest = rest[0], rest[1:]
     elif Path(program).name == "gpt1":
-        program, rest = "gpt1.cli", rest
+        program, rest = "gpt1.commands.cli", rest
     else:
         raise AssertionError(f"{command}: which program is this?")
     if FLAGS_ONLY.search(command):

@@ -22,11 +22,11 @@ from pathlib import Path
 import pytest
 from waiting import DEADLINE, wait_until
 
-from gpt1 import download as program
-from gpt1.download import RELEASED_FILES, download, git_object_id
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.pretrained import MERGES, VOCABULARY
-from gpt1.weights import N_SHARDS, SHAPES_FILE
+from gpt1.commands import download as program
+from gpt1.commands.download import RELEASED_FILES, download, git_object_id
+from gpt1.inference.pretrained import MERGES, VOCABULARY
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.weights.released import N_SHARDS, SHAPES_FILE
 
 SMALL, LARGE, LAST = "small.json", "large.npy", "last.npy"
 SIZES = {SMALL: 100, LARGE: 200_000, LAST: 5_000}
@@ -602,7 +602,7 @@ def test_an_at_sign_in_the_path_is_no_user_name(server: Server, tmp_path: Path) 
 def start(server: Server, model_dir: Path, before: str = "") -> subprocess.Popen[str]:
     """The program with our table, in a process of its own."""
     code = (
-        f"import sys; from gpt1 import download; {before}\n"
+        f"import sys; from gpt1.commands import download; {before}\n"
         f"download.RELEASED_FILES = {FILES!r}\n"
         f"sys.exit(download.main({['--base_url', server.url, '--model_dir', str(model_dir)]!r}))"
     )
@@ -702,7 +702,7 @@ def test_flags_reach_the_download(
     wait_until(lambda: server.ranges(SMALL) == [None, None], "the server's thread")
     err = capsys.readouterr().err
     assert "trying again in 1 s" in err
-    assert f"gpt1.download: error: {server.url}/{SMALL}: timed out; gave up (--retries 1)" in err
+    assert f"gpt1 download: error: {server.url}/{SMALL}: timed out; gave up (--retries 1)" in err
 
     server.scripts.clear()
     (tmp_path / SMALL).write_bytes(b"mine")
@@ -730,7 +730,7 @@ def test_wrong_flags(
 ) -> None:
     assert main(*flags) == 2
     err = capsys.readouterr().err
-    assert err.startswith("gpt1.download: error: ")
+    assert err.startswith("gpt1 download: error: ")
     assert message in err
     assert server.requests == []
 

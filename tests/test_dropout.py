@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt1.dropout import dropout, dropped_matrix, keep_mask
+from gpt1.model.dropout import dropout, dropped_matrix, keep_mask
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 0.9, 1 - 1e-9])

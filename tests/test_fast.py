@@ -14,10 +14,10 @@ import pytest
 import tiny
 import torch
 
-from gpt1.batches import ChoiceArrays, pack
-from gpt1.model import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
-from gpt1.settings import Settings, parse
-from gpt1.train import main
+from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.commands.train import main
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
+from gpt1.settings.training import Settings, parse
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ModelConfig(n_vocab=50, n_ctx=24, n_embd=32, n_head=4, n_layer=2)
@@ -130,7 +130,7 @@ def test_fast_is_recorded_in_the_log(tmp_path: Path):
 
 
 def test_shared_prefixes_train_to_the_same_parameters_without_dropout(tmp_path: Path):
-    from gpt1.jl import read_jl
+    from gpt1.weights.jl import read_jl
 
     task = tiny.write_tiny(tmp_path)
     found = []

@@ -17,10 +17,11 @@ import faults
 import numpy as np
 import pytest
 
-from gpt1 import jl, weights
-from gpt1.errors import Gpt1Error, InputError, report_errors
-from gpt1.files import atomic_write, read_bytes, read_errors, read_text
-from gpt1.model import ModelConfig
+from gpt1.model.transformer import ModelConfig
+from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
+from gpt1.runtime.files import atomic_write, read_bytes, read_errors, read_text
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 
 class Crash(Exception):
@@ -219,7 +220,7 @@ def test_a_failed_sync_is_blamed_on_the_file(
 
 KILLED = """
 import os, signal, sys
-from gpt1.files import atomic_write
+from gpt1.runtime.files import atomic_write
 
 with atomic_write(sys.argv[1]) as file:
     file.write(b"x" * 100_000)
@@ -367,14 +368,14 @@ def test_output_that_cannot_be_written_is_one_message(
     done = run_with_output(end, *words)
     assert done.returncode == 1
     start, _, text = done.stderr.partition(": error: ")
-    assert start in ("gpt1", "gpt1.train")
+    assert start in ("gpt1", "gpt1 train")
     assert text.startswith(message)
     assert done.stderr.count("\n") == 1
 
 
 FAILS_AFTER_OUTPUT = """
 import sys
-from gpt1.errors import InputError, report_errors
+from gpt1.runtime.errors import InputError, report_errors
 
 def body():
     print("so far")

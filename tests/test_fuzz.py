@@ -36,11 +36,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import released_layout, write_released
 
-from gpt1 import analysis, checkpoint, datasets, jl, logs, submissions, text_utils, train, weights
-from gpt1.errors import InputError
-from gpt1.model import ModelConfig
-from gpt1.opt import OpenAIAdam
-from gpt1.settings import Settings, parse
+from gpt1.commands import train
+from gpt1.datasets import story_cloze as datasets
+from gpt1.model.transformer import ModelConfig
+from gpt1.opt.adam import OpenAIAdam
+from gpt1.reports import analysis
+from gpt1.runtime.errors import InputError
+from gpt1.settings.training import Settings, parse
+from gpt1.text_utils import encoder as text_utils
+from gpt1.training import checkpoint, logs, submissions
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 FUZZ_RUNS = settings(  # a whole run takes a tenth of a second
     max_examples=max(settings.default.max_examples // 10, 1)
@@ -513,7 +519,7 @@ def header_and_tensors() -> tuple[str, dict[str, torch.Tensor]]:
 
 
 def write_checkpoint(path: Path, header: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Write what :func:`gpt1.checkpoint.save` would, but of anything, with a SHA-256 that fits."""
+    """Write a checkpoint of any header and tensors, with a SHA-256 that fits."""
     from safetensors.torch import save_file
 
     digest = checkpoint._digest(header, tensors)
@@ -645,9 +651,9 @@ WORDS = st.sampled_from(FLAGS) | st.sampled_from(TEXTS) | st.text(max_size=6)
 def test_any_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if {"-h", "--help"} & set(words):
         with pytest.raises(SystemExit, match=r"^0$"):
-            parse(words, "gpt1.train")
+            parse(words, "gpt1 train")
     else:
-        result = read_or_refuse(lambda: parse(words, "gpt1.train"), "", lines=len(words) + 1)
+        result = read_or_refuse(lambda: parse(words, "gpt1 train"), "", lines=len(words) + 1)
         assert result is None or isinstance(result, Settings)
     assert capsys.readouterr().err == ""
 
@@ -696,7 +702,7 @@ def test_a_run_on_a_damaged_file(
         after = files_of(directory)
     *notes, last = capsys.readouterr().err.splitlines() or [""]
     if status:
-        assert last.startswith("gpt1.train: error: ")
+        assert last.startswith("gpt1 train: error: ")
     assert all(note.startswith("--resume: ") for note in notes)
     assert status in (0, 1, 2)  # 1: it diverged, from parameters that are numbers still
     assert status != 2 or after == before

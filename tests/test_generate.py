@@ -18,12 +18,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from gpt1 import generate, search
-from gpt1.decoding import Decoder
-from gpt1.errors import InputError
-from gpt1.generate import Options
-from gpt1.model import Conv1D, DoubleHeadsModel, ModelConfig
-from gpt1.pretrained import Pretrained, load_pretrained
+from gpt1.commands import generate
+from gpt1.commands.generate import Options
+from gpt1.inference import search
+from gpt1.inference.decoding import Decoder
+from gpt1.inference.pretrained import Pretrained, load_pretrained
+from gpt1.model.transformer import Conv1D, DoubleHeadsModel, ModelConfig
+from gpt1.runtime.errors import InputError
 
 V, N_CTX, START = 60, 48, 60
 CONFIG = ModelConfig(n_vocab=V, n_ctx=N_CTX, n_embd=24, n_head=3, n_layer=2)
@@ -102,7 +103,7 @@ def test_steps_equal_the_models_forward_pass_over_the_whole(
     afn: str, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not onednn:
-        monkeypatch.setattr("gpt1.decoding._pack", lambda w: None)
+        monkeypatch.setattr("gpt1.inference.decoding._pack", lambda w: None)
     model = bold_model(replace(CONFIG, n_layer=3, afn=afn))
     rng = np.random.default_rng(0)
     decoder = Decoder(model)
@@ -566,7 +567,7 @@ def test_precision_and_start_token_reach_the_model(run: Run) -> None:
 def test_mistakes_are_one_message(run: Run, flags: list[str], messages: list[str]) -> None:
     status, out, err = run(*flags)
     assert (status, out) == (2, "")
-    assert err.startswith("gpt1.generate: error: ")
+    assert err.startswith("gpt1 generate: error: ")
     assert err.count("\n") == 1
     for message in messages:
         assert message in err

@@ -31,9 +31,15 @@ from released import released_layout, write_released
 from test_fuzz import READERS, SIZES
 
 import gpt1
-from gpt1 import analysis, checkpoint, datasets, jl, text_utils, train, weights
-from gpt1.errors import InputError
-from gpt1.model import ModelConfig
+from gpt1.commands import train
+from gpt1.datasets import story_cloze as datasets
+from gpt1.model.transformer import ModelConfig
+from gpt1.reports import analysis
+from gpt1.runtime.errors import InputError
+from gpt1.text_utils import encoder as text_utils
+from gpt1.training import checkpoint
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="posix.mkdir, pipes and devices")
 
@@ -547,7 +553,7 @@ def test_a_damaged_file_is_one_message(
         assert "checkpoint" in stderr
     else:
         assert Path(case.path).name in stderr
-    assert re.match(r"gpt1\.\w+: error: ", stderr)
+    assert re.match(r"gpt1 \w+: error: ", stderr)
     assert stderr.count("\n") == 1
     assert len(stderr) < 700
     assert REMEDIES.search(stderr.split("error: ")[1].replace(case.path, ""))
@@ -591,7 +597,7 @@ def test_a_directory_in_a_results_place_is_one_message(
     Path(result).mkdir()
     assert run(CASES["validation"]) == 1
     stderr = capsys.readouterr().err
-    assert stderr.startswith(f"gpt1.train: error: {result}: cannot be written: ")
+    assert stderr.startswith(f"gpt1 train: error: {result}: cannot be written: ")
     assert stderr.count("\n") == 1
 
 
@@ -615,7 +621,7 @@ def test_a_wrong_flag_is_one_message(
     before = contents(task)
     assert train.main([*FLAGS, "--submit", "--n_transfer", "-1", *words]) == 2
     stderr = capsys.readouterr().err
-    assert stderr.startswith("gpt1.train: error: ")
+    assert stderr.startswith("gpt1 train: error: ")
     assert all(part in stderr for part in parts)
     assert contents(task) == before
 

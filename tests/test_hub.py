@@ -24,13 +24,17 @@ import tiny
 import torch
 from torch import Tensor
 
-from gpt1 import datasets, hub, prepare, train, weights
-from gpt1.batches import Batch, ChoiceArrays, SpecialTokens, pack
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.hub import Pieces
-from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.pretrained import load_pretrained
-from gpt1.text_utils import TextEncoder
+from gpt1.batches.packing import Batch, ChoiceArrays, SpecialTokens, pack
+from gpt1.commands import train
+from gpt1.datasets import story_cloze as datasets
+from gpt1.inference.pretrained import load_pretrained
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.training import prepare
+from gpt1.weights import hub
+from gpt1.weights import released as weights
+from gpt1.weights.hub import Pieces
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "model" / "demo"
@@ -893,7 +897,7 @@ def test_tokenizer_differences_on_rocstories(
     import ftfy
     from tokenizers import pre_tokenizers
 
-    from gpt1.text_utils import EnglishWords, text_standardize
+    from gpt1.text_utils.encoder import EnglishWords, text_standardize
 
     vocabulary = released_dir / "encoder_bpe_40000.json"
     merges = released_dir / "vocab_40000.bpe"

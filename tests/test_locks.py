@@ -27,8 +27,8 @@ from processes import (
 )
 from waiting import DEADLINE, wait_until
 
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.locks import RunLock
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.runtime.locks import RunLock
 
 fcntl = pytest.importorskip("fcntl", reason="the system has no such locks")
 
@@ -143,7 +143,7 @@ def test_what_a_killed_run_has_started_blocks_nobody(run: Run, tmp_path: Path) -
 
 def test_only_the_main_process_of_several_takes_the_lock(run: Run, tmp_path: Path) -> None:
     go = tmp_path / "go"
-    waits = before("gpt1.trainer:Trainer.train", waits_for(go))
+    waits = before("gpt1.training.trainer:Trainer.train", waits_for(go))
     started = run.start_pair(changes=[waits])
     wait_until(go.with_name("go.waits").exists, "the pair's training")
     refused = run.do_pair()
@@ -212,8 +212,8 @@ def test_a_full_disk_does_not_keep_a_lock_from_being_taken(tmp_path: Path) -> No
     code = """
 import resource, sys
 from pathlib import Path
-from gpt1.errors import InputError
-from gpt1.locks import RunLock
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.locks import RunLock
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 with RunLock() as one:
     one.take([Path(sys.argv[1])], "mine")
@@ -248,7 +248,7 @@ def test_what_a_kill_leaves_half_written_is_gone_after_the_next_run(
     whole: dict[str, Any], run: Run, kind: str
 ) -> None:
     name, call = WRITTEN[kind]
-    kill = before("gpt1.files:os.replace", sends_itself(SIGKILL), call=call, matching=name)
+    kill = before("gpt1.runtime.files:os.replace", sends_itself(SIGKILL), call=call, matching=name)
     assert run.do("--probs", changes=[kill]).status == -SIGKILL
     assert [file[: len(name) + 1] for file in run.leftovers()] == [f".{name}"]
     assert run.do("--probs", "--resume").status == 0
@@ -259,7 +259,9 @@ def test_what_a_kill_leaves_half_written_is_gone_after_the_next_run(
 def test_what_another_run_is_writing_stays(whole: dict[str, Any], run: Run, tmp_path: Path) -> None:
     """The copy of the last submission is one for all names: two runs may write it at a time."""
     go = tmp_path / "go"
-    waits = before("gpt1.files:os.replace", waits_for(go), matching="ROCStories.tsv", call=2)
+    waits = before(
+        "gpt1.runtime.files:os.replace", waits_for(go), matching="ROCStories.tsv", call=2
+    )
     first = run.start(changes=[waits])
     wait_until(go.with_name("go.waits").exists, "the first run's copy")
     assert len(run.leftovers()) == 1

@@ -14,8 +14,8 @@ import faults
 import pytest
 import torch
 
-from gpt1.errors import Gpt1Error
-from gpt1.logs import JsonLines, UpdateLog
+from gpt1.runtime.errors import Gpt1Error
+from gpt1.training.logs import JsonLines, UpdateLog
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from reference import assert_within
 from torch import Tensor, nn
 
-from gpt1 import model as gpt1_model
-from gpt1.attention import attention_maps
-from gpt1.batches import (
+from gpt1.batches.packing import (
     Batch,
     ChoiceArrays,
     EncodedCloze,
@@ -27,13 +25,22 @@ from gpt1.batches import (
     pack,
     transform_roc,
 )
-from gpt1.contexts import Attend, ClassifyOnly, Packed
-from gpt1.decoding import Cached, Decoder
-from gpt1.dropout import dropout
-from gpt1.model import Block, Conv1D, DoubleHeadsModel, LayerNorm, ModelConfig, linear_layers
-from gpt1.opt import OpenAIAdam
-from gpt1.predict import evaluating, predict_logits
-from gpt1.ranks import Ranks
+from gpt1.inference.attention import attention_maps
+from gpt1.inference.decoding import Cached, Decoder
+from gpt1.inference.prediction import evaluating, predict_logits
+from gpt1.model import transformer as gpt1_model
+from gpt1.model.contexts import Attend, ClassifyOnly, Packed
+from gpt1.model.dropout import dropout
+from gpt1.model.transformer import (
+    Block,
+    Conv1D,
+    DoubleHeadsModel,
+    LayerNorm,
+    ModelConfig,
+    linear_layers,
+)
+from gpt1.opt.adam import OpenAIAdam
+from gpt1.runtime.ranks import Ranks
 
 SHARING = pytest.mark.parametrize("share_prefix", [False, True], ids=["unshared", "shared"])
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import EPS32, Array, Case, Gradients, assert_within, factor, norm, transcribe
 
-from gpt1.opt import SCHEDULES, OpenAIAdam, warmup_constant, warmup_cosine, warmup_linear
+from gpt1.opt.adam import SCHEDULES, OpenAIAdam, warmup_constant, warmup_cosine, warmup_linear
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

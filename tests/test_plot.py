@@ -20,9 +20,10 @@ import tiny
 import torch
 from test_model import SMALL, their_model
 
-from gpt1 import figures, jl, plot, prepare, weights
-from gpt1.analysis import LogLine
-from gpt1.attention import (
+from gpt1.batches.packing import EncodedCloze, SpecialTokens, transform_roc
+from gpt1.commands import plot
+from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
+from gpt1.inference.attention import (
     PARTS,
     EncodedSentences,
     SplitStory,
@@ -33,13 +34,16 @@ from gpt1.attention import (
     read_split_stories,
     token_labels,
 )
-from gpt1.batches import EncodedCloze, SpecialTokens, transform_roc
-from gpt1.datasets import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.logs import JsonLines, UpdateLog
-from gpt1.runs import Run, UpdateLine, align, read_runs, read_updates, table
-from gpt1.tensorboard import TensorBoard, write_run
-from gpt1.text_utils import TextEncoder
+from gpt1.reports import figures
+from gpt1.reports.analysis import LogLine
+from gpt1.reports.runs import Run, UpdateLine, align, read_runs, read_updates, table
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.training import prepare
+from gpt1.training.logs import JsonLines, UpdateLog
+from gpt1.training.tensorboard import TensorBoard, write_run
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 pytest.importorskip("matplotlib")
 
@@ -736,7 +740,7 @@ def test_a_run_without_its_log_of_updates_is_said(
 ) -> None:
     log.with_name("a.updates.jsonl").unlink()
     assert plot.main(["curves", str(log), "--out", str(tmp_path / "curves.svg")]) == 0
-    err = "gpt1.plot: no log of updates beside the log of a: evaluations only\n"
+    err = "gpt1 plot: no log of updates beside the log of a: evaluations only\n"
     assert capsys.readouterr() == ("", err)
 
 
@@ -833,7 +837,7 @@ def test_stories_that_cannot_be_used_are_counted(
     assert "mean of 3 stories" in out
     n_ctx = plot._load(plot._parser().parse_args(flags)).model.config.n_ctx
     assert err == (
-        f"gpt1.plot: {path}: of 6 stories, left out 1 whose sentences have other tokens apart than "
+        f"gpt1 plot: {path}: of 6 stories, left out 1 whose sentences have other tokens apart than "
         f"together and 2 longer than the model's {n_ctx} positions\n"
     )
     write_stories(path, unsplit)
@@ -854,9 +858,9 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str
     assert plot.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("gpt1.plot: error: ")
+    assert err.startswith("gpt1 plot: error: ")
     assert err.count("\n") == 1
-    return err.removeprefix("gpt1.plot: error: ").strip()
+    return err.removeprefix("gpt1 plot: error: ").strip()
 
 
 @pytest.mark.parametrize(
@@ -961,7 +965,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 HELP_THEN_IMPORTS = """
 import sys
-from gpt1 import plot
+from gpt1.commands import plot
 try:
     plot.main(sys.argv[1:])
 except SystemExit as end:

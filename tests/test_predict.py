@@ -10,12 +10,12 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from gpt1 import prepare
-from gpt1.batches import ChoiceArrays, pack
-from gpt1.model import DoubleHeadsModel
-from gpt1.predict import evaluating, predict_logits, score
-from gpt1.ranks import Ranks
-from gpt1.settings import Settings
+from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.inference.prediction import evaluating, predict_logits, score
+from gpt1.model.transformer import DoubleHeadsModel
+from gpt1.runtime.ranks import Ranks
+from gpt1.settings.training import Settings
+from gpt1.training import prepare
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TOLERANCE = 1e-5

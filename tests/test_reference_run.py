@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from reference import assert_within
 
-from gpt1 import jl, train, weights
-from gpt1.errors import Stopped
-from gpt1.model import ModelConfig
-from gpt1.trainer import Trainer
+from gpt1.commands import train
+from gpt1.model.transformer import ModelConfig
+from gpt1.runtime.errors import Stopped
+from gpt1.training.trainer import Trainer
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3}
 FLAGS = [
@@ -166,7 +168,7 @@ def test_best_parameters_are_a_list_that_plain_joblib_reads(run: Run):
 
 def test_last_parameters_are_the_originals(run: Run, golden: dict[str, np.ndarray]):
     """The best parameters are an earlier epoch's; those of the end are in the checkpoint."""
-    from gpt1 import checkpoint
+    from gpt1.training import checkpoint
 
     newest = checkpoint.checkpoints(run.directory / "save/rocstories")[-1]
     state, _ = checkpoint.load(newest)

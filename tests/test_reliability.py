@@ -42,13 +42,23 @@ from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import Store
 from waiting import DEADLINE, wait_until
 
-from gpt1 import checkpoint, datasets, jl, launcher, prepare, ranks, train
-from gpt1.batches import ChoiceArrays, EncodedCloze, SpecialTokens, max_part_length, transform_roc
-from gpt1.logs import JsonLines, UpdateLog
-from gpt1.runs import read_updates
-from gpt1.settings import Settings
-from gpt1.text_utils import TextEncoder
-from gpt1.trainer import divergence_warning
+from gpt1.batches.packing import (
+    ChoiceArrays,
+    EncodedCloze,
+    SpecialTokens,
+    max_part_length,
+    transform_roc,
+)
+from gpt1.commands import train
+from gpt1.datasets import story_cloze as datasets
+from gpt1.reports.runs import read_updates
+from gpt1.runtime import launcher, ranks
+from gpt1.settings.training import Settings
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.training import checkpoint, prepare
+from gpt1.training.logs import JsonLines, UpdateLog
+from gpt1.training.trainer import divergence_warning
+from gpt1.weights import jl
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
 
@@ -102,7 +112,7 @@ def poisons(value: float, where: str) -> Change:
 
 
 def _poison(value: float, where: str) -> None:
-    from gpt1 import trainer
+    from gpt1.training import trainer
 
     original, calls = trainer.tower_gradients, iter(range(1, 1000))
 
@@ -249,7 +259,7 @@ def events(run: Run) -> list[dict[str, Any]]:
 
 def delays_numbers() -> None:
     """Look at numbers as late as on a GPU."""
-    from gpt1 import trainer
+    from gpt1.training import trainer
 
     def late(log: JsonLines, *, delay: int, **others: Any) -> UpdateLog:
         return UpdateLog(log, delay=trainer.GPU_LOG_DELAY, **others)
@@ -319,16 +329,20 @@ def test_one_of_two_processes_tells_of_a_divergence(
 # ------------------------------------------------------------------------------- faults
 
 WRITES = {  # when it is written, what the message names, and the newest checkpoint then
-    "checkpoint": (partial(before, "gpt1.checkpoint:save", call=3), "checkpoint-00000006", 4),
-    "best parameters": (partial(before, "gpt1.jl:write_jl", call=2), "best_params.jl", 3),
+    "checkpoint": (
+        partial(before, "gpt1.training.checkpoint:save", call=3),
+        "checkpoint-00000006",
+        4,
+    ),
+    "best parameters": (partial(before, "gpt1.weights.jl:write_jl", call=2), "best_params.jl", 3),
     "log": (
-        partial(before, "gpt1.logs:JsonLines.write", call=12),
+        partial(before, "gpt1.training.logs:JsonLines.write", call=12),
         "rocstories.updates.jsonl",
         8,
     ),
-    "record": (partial(before, "gpt1.trainer:Trainer.submit"), "ROCStories.run.json", 12),
+    "record": (partial(before, "gpt1.training.trainer:Trainer.submit"), "ROCStories.run.json", 12),
     "submission": (
-        partial(before, "gpt1.submissions:atomic_write", matching="ROCStories.tsv"),
+        partial(before, "gpt1.training.submissions:atomic_write", matching="ROCStories.tsv"),
         "ROCStories.tsv",
         12,
     ),
@@ -461,9 +475,9 @@ def contents(run: Run) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("target", "what"),
     [
-        ("gpt1.checkpoint:checkpoints", "save/rocstories"),
-        ("gpt1.checkpoint:load", "checkpoint-00000006.safetensors"),
-        ("gpt1.logs:_lines_until", "rocstories.jsonl"),
+        ("gpt1.training.checkpoint:checkpoints", "save/rocstories"),
+        ("gpt1.training.checkpoint:load", "checkpoint-00000006.safetensors"),
+        ("gpt1.training.logs:_lines_until", "rocstories.jsonl"),
     ],
 )
 def test_too_many_open_files_on_resuming_lose_nothing(
@@ -513,7 +527,9 @@ def test_one_of_two_processes_dies(whole_pair: dict[str, Any], run: Run) -> None
 
 @pytest.mark.slow
 def test_the_main_process_of_two_dies(whole_pair: dict[str, Any], run: Run) -> None:
-    dies = before("gpt1.files:os.replace", sends_itself(SIGKILL), matching="checkpoint-00000006")
+    dies = before(
+        "gpt1.runtime.files:os.replace", sends_itself(SIGKILL), matching="checkpoint-00000006"
+    )
     first, second = run.do_pair(changes=[dies])
     assert (first.status, second.status) == (-SIGKILL, 1)
     assert "another process of this run has ended" in second.message()
@@ -567,7 +583,7 @@ class Group:
 def _start_processes(flags: list[str], directory: Path) -> int:
     (directory / "pids").mkdir(exist_ok=True)
     body = partial(_note_and_train, directory / "pids")
-    return train.report_errors("gpt1.train", lambda: launcher.start_processes(body, flags, 2))
+    return train.report_errors("gpt1 train", lambda: launcher.start_processes(body, flags, 2))
 
 
 def _note_and_train(pids: Path, argv: list[str]) -> int:
@@ -628,7 +644,7 @@ def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run)
 @pytest.mark.slow
 def test_a_started_process_that_hangs_is_ended(run: Run) -> None:
     """Stopped, it notices neither the other's death nor SIGTERM."""
-    shorter = partial(processes.set_constant, "gpt1.launcher", "GRACE", 0.3)
+    shorter = partial(processes.set_constant, "gpt1.runtime.launcher", "GRACE", 0.3)
     hangs = update(6, only_rank("0", sends_itself(signal.SIGSTOP)))
     dies = update(6, only_rank("1", partial(_die_when_another_hangs, run.directory / "pids")))
     group = Group(run, shorter, hangs, dies)
@@ -658,7 +674,7 @@ def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run
 @pytest.mark.slow
 def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
     """It died before they could ask to be told."""
-    group = Group(run, before("gpt1.launcher:end_with_parent", _kill_parent_and_wait))
+    group = Group(run, before("gpt1.runtime.launcher:end_with_parent", _kill_parent_and_wait))
     assert group.done.status == -SIGKILL
     assert not (run.directory / "pids").exists() or not list((run.directory / "pids").iterdir())
     assert not run.saved.exists()
@@ -680,7 +696,8 @@ attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 (pids / str(os.getpid())).touch()
 {early}
 import processes
-from gpt1 import train, trainer
+from gpt1.commands import train
+from gpt1.training import trainer
 original, calls = trainer.tower_gradients, iter(range(1, 1000))
 def changed(*args, **kwargs):
     if next(calls) == 6 and attempt == 0:
@@ -719,7 +736,7 @@ def torchrun(run: Run, *, early: str = "", late: str = "pass", restarts: int = 0
 
 def own_lines(done: Done) -> list[str]:
     """What the program says, without torchrun's report, which has a traceback of its own."""
-    return [line for line in done.stderr.splitlines() if line.startswith("gpt1.train: ")]
+    return [line for line in done.stderr.splitlines() if line.startswith("gpt1 train: ")]
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 import tiny
 
-from gpt1.analysis import read_submission
-from gpt1.datasets import TEST_CSV, read_cloze
+from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
+from gpt1.reports.analysis import read_submission
 
 ROOT = Path(__file__).parent.parent
 

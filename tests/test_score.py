@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1 import score, train
-from gpt1.batches import EncodedCloze, max_part_length, pack, transform_roc
-from gpt1.calibration import choices_of, read_probs
-from gpt1.datasets import TEST_CSV, read_cloze
-from gpt1.errors import InputError
-from gpt1.model import DoubleHeadsModel
-from gpt1.pretrained import Pretrained, load_pretrained
+from gpt1.batches.packing import EncodedCloze, max_part_length, pack, transform_roc
+from gpt1.commands import score, train
+from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
+from gpt1.inference.pretrained import Pretrained, load_pretrained
+from gpt1.model.transformer import DoubleHeadsModel
+from gpt1.reports.calibration import choices_of, read_probs
+from gpt1.runtime.errors import InputError
 
 SIMPLE = "story,ending1,ending2,label\nAnna ran.,Anna won.,Anna cried.,1\nBen lost.,He won.,No.,2\n"
 
@@ -252,7 +252,7 @@ def test_bad_file(
     assert score.main([str(path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"gpt1.score: error: {path}, line ")
+    assert captured.err.startswith(f"gpt1 score: error: {path}, line ")
     assert complaint in captured.err
     assert captured.err.count("\n") == 1
 
@@ -292,7 +292,7 @@ def test_labels_give_the_accuracy_on_stderr(run: Run, capsys: pytest.CaptureFixt
     chosen = [int(row.split("\t")[1]) for row in captured.out.splitlines()[1:]]
     right = sum(c == y for c, y in zip(chosen, read_cloze(run.test_csv).labels, strict=True))
     share = f"{right} of 24 right, {right / 24 * 100:.2f} %; 95 % interval (Wilson) "
-    assert captured.err.startswith(f"gpt1.score: accuracy: {share}")
+    assert captured.err.startswith(f"gpt1 score: accuracy: {share}")
     assert captured.err.count("\n") == 1
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gpt1.errors import InputError
-from gpt1.settings import DEMO_DEFAULTS, Settings, Sources, find_sources, parse
+from gpt1.runtime.errors import InputError
+from gpt1.settings.training import DEMO_DEFAULTS, Settings, Sources, find_sources, parse
 
 # Every flag of the original that takes a value, with its default. The original has no default
 # for desc and dataset; its paths into model/ and data/ are tested with the demo's rule below.
@@ -66,7 +66,7 @@ VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
 
 
 def parsed(*words: str) -> Settings:
-    return parse(words, "gpt1.train")
+    return parse(words, "gpt1 train")
 
 
 def complaint(*words: str) -> str:
@@ -97,7 +97,7 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
     """Sizes left out come from the released checkpoint, and without one they are its sizes."""
     import released
 
-    from gpt1.prepare import Task, resolve
+    from gpt1.training.prepare import Task, resolve
 
     if model == "released":
         table = released.released_layout(768, 12, 512, 40478)
@@ -402,7 +402,7 @@ def run_python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 MAIN_THEN_IMPORTS = """
 import sys
-from gpt1 import train
+from gpt1.commands import train
 try:
     status = train.main(sys.argv[1:])
 except SystemExit as end:
@@ -429,7 +429,7 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
     done = run_python(MAIN_THEN_IMPORTS, "--lr", "fast", "--n_iter", "-1")
     assert done.returncode == 2
     assert done.stdout.strip() == "imported:"
-    assert done.stderr.startswith("gpt1.train: error: 2 problems:\n")
+    assert done.stderr.startswith("gpt1 train: error: 2 problems:\n")
     assert "Traceback" not in done.stderr
 
 
@@ -437,4 +437,4 @@ def test_the_module_is_the_program() -> None:
     command = [sys.executable, "-m", "gpt1.train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m gpt1.train")
+    assert done.stdout.startswith("usage: gpt1 train")

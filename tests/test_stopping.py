@@ -30,13 +30,13 @@ from processes import (
 )
 from waiting import DEADLINE, wait_until
 
-from gpt1.errors import Stopped, report_errors
-from gpt1.stopping import StopRequests
+from gpt1.runtime.errors import Stopped, report_errors
+from gpt1.runtime.stopping import StopRequests
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its signals and /proc are used")
 
 ROOT = Path(__file__).parent.parent
-CHOICES = "gpt1.model:DoubleHeadsModel.choice_logits"
+CHOICES = "gpt1.model.transformer:DoubleHeadsModel.choice_logits"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,40 +71,48 @@ SAVED = "after update {} of 12, all saved"
 TRAINED = "training is over and saved, the submission is not written"
 # Where the signal comes, what the message says, and the newest checkpoint then.
 MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
-    "reading stories": (partial(before, "gpt1.datasets:rocstories"), BEFORE, None),
-    "encoding": (partial(before, "gpt1.text_utils:TextEncoder.encode", call=4), BEFORE, None),
+    "reading stories": (partial(before, "gpt1.datasets.story_cloze:rocstories"), BEFORE, None),
+    "encoding": (
+        partial(before, "gpt1.text_utils.encoder:TextEncoder.encode", call=4),
+        BEFORE,
+        None,
+    ),
     "first parameters": (
-        partial(before, "gpt1.files:os.replace", matching="best_params.jl"),
+        partial(before, "gpt1.runtime.files:os.replace", matching="best_params.jl"),
         BEFORE,
         None,
     ),
     "first update": (partial(update, 1), SAVED.format(1), 1),
     "in an epoch": (partial(update, 6), SAVED.format(6), 6),
     "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
-    "evaluation": (partial(before, "gpt1.trainer:predict_logits", call=3), SAVED.format(8), 8),
+    "evaluation": (
+        partial(before, "gpt1.training.trainer:predict_logits", call=3),
+        SAVED.format(8),
+        8,
+    ),
     "in the evaluation": (partial(before, CHOICES, call=4), SAVED.format(8), 8),
     "best parameters": (
-        partial(before, "gpt1.files:os.replace", matching="best_params.jl", call=2),
+        partial(before, "gpt1.runtime.files:os.replace", matching="best_params.jl", call=2),
         SAVED.format(5),
         5,
     ),
     "checkpoint": (
-        partial(before, "gpt1.files:os.replace", matching="checkpoint-00000006"),
+        partial(before, "gpt1.runtime.files:os.replace", matching="checkpoint-00000006"),
         SAVED.format(7),
         7,
     ),
     "last checkpoint": (
-        partial(before, "gpt1.files:os.replace", matching="checkpoint-00000012"),
+        partial(before, "gpt1.runtime.files:os.replace", matching="checkpoint-00000012"),
         SAVED.format(12),
         12,
     ),
     "predicting the test set": (
-        partial(before, "gpt1.trainer:predict_logits", call=7),
+        partial(before, "gpt1.training.trainer:predict_logits", call=7),
         TRAINED,
         12,
     ),
     "submission": (
-        partial(before, "gpt1.files:os.replace", matching="ROCStories.tsv"),
+        partial(before, "gpt1.runtime.files:os.replace", matching="ROCStories.tsv"),
         TRAINED,
         12,
     ),
@@ -153,14 +161,14 @@ def test_a_real_command_is_stopped_while_it_imports(
     assert done.returncode == 128 + number, done.stderr
     noted, message = done.stderr.strip().splitlines()
     assert noted == f"{number.name}: ending once all is saved; once more ends at once"
-    assert message.startswith(f"gpt1.train: stopped by {number.name}: {BEFORE}; to go on: ")
+    assert message.startswith(f"gpt1 train: stopped by {number.name}: {BEFORE}; to go on: ")
     assert not run.directory.exists()
 
 
 def test_an_analysis_that_is_stopped_has_all_results_before_it(
     whole: dict[str, Any], run: Run
 ) -> None:
-    change = before("gpt1.analysis:analyse_rocstories", sends_itself(SIGTERM))
+    change = before("gpt1.reports.analysis:analyse_rocstories", sends_itself(SIGTERM))
     done = run.do("--analysis", changes=[change])
     assert done.status == 128 + SIGTERM
     assert "stopped by SIGTERM: all results are written" in done.message()
@@ -173,7 +181,11 @@ def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
 ) -> None:
     run.do(changes=[update(6, sends_itself(SIGTERM))])
     kept = run.checkpoints()
-    for target in ("gpt1.datasets:rocstories", "gpt1.checkpoint:load", "gpt1.logs:_lines_until"):
+    for target in (
+        "gpt1.datasets.story_cloze:rocstories",
+        "gpt1.training.checkpoint:load",
+        "gpt1.training.logs:_lines_until",
+    ):
         done = run.do("--resume", changes=[before(target, sends_itself(SIGTERM))])
         assert done.status == 128 + SIGTERM
         assert f"stopped by SIGTERM: {BEFORE}" in done.message()
@@ -184,7 +196,7 @@ def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
 
 
 def test_a_run_without_epochs_can_be_stopped_too(run: Run) -> None:
-    change = before("gpt1.trainer:Trainer._do_updates", sends_itself(SIGTERM))
+    change = before("gpt1.training.trainer:Trainer._do_updates", sends_itself(SIGTERM))
     done = run.do("--n_iter", "0", changes=[change])
     assert done.status == 128 + SIGTERM
     assert "stopped by SIGTERM: after update 0 of 0, all saved" in done.message()
@@ -214,7 +226,7 @@ def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
 def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any], run: Run) -> None:
     for words in ([], ["--resume"], ["--resume"]):
         call = 1 if words else 3
-        change = before("gpt1.trainer:predict_logits", sends_itself(SIGTERM), call=call)
+        change = before("gpt1.training.trainer:predict_logits", sends_itself(SIGTERM), call=call)
         assert run.do(*words, changes=[change]).status == 128 + SIGTERM
         assert run.checkpoints()[-1] == 8
     assert run.do("--resume").status == 0
@@ -227,7 +239,7 @@ def test_an_evaluation_killed_after_its_line_is_logged_once(
 ) -> None:
     """The log has the line already, the checkpoint does not know of it."""
     run.do(changes=[update(8, sends_itself(SIGTERM))])
-    change = before("gpt1.trainer:Trainer._save_checkpoint", sends_itself(SIGKILL))
+    change = before("gpt1.training.trainer:Trainer._save_checkpoint", sends_itself(SIGKILL))
     assert run.do("--resume", changes=[change]).status == -SIGKILL
     assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4, 8]
     assert run.do("--resume").status == 0
@@ -252,7 +264,7 @@ def test_a_second_signal_ends_at_once(
 
 def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
     """As from ``timeout``, which signals its child and then the child's group, and a terminal."""
-    longer = partial(processes.set_constant, "gpt1.stopping", "ECHO", DEADLINE)
+    longer = partial(processes.set_constant, "gpt1.runtime.stopping", "ECHO", DEADLINE)
     done = run.do(changes=[longer, update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
     assert done.status == 128 + SIGTERM
     assert SAVED.format(6) in done.message()
@@ -311,17 +323,21 @@ def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 PAIR_MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
-    "reading stories": (partial(before, "gpt1.datasets:rocstories"), BEFORE, None),
+    "reading stories": (partial(before, "gpt1.datasets.story_cloze:rocstories"), BEFORE, None),
     "in an epoch": (partial(update, 6), SAVED.format(6), 6),
     "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
-    "evaluation": (partial(before, "gpt1.trainer:predict_logits", call=3), SAVED.format(9), 9),
+    "evaluation": (
+        partial(before, "gpt1.training.trainer:predict_logits", call=3),
+        SAVED.format(9),
+        9,
+    ),
     "last evaluation": (
-        partial(before, "gpt1.trainer:predict_logits", call=6),
+        partial(before, "gpt1.training.trainer:predict_logits", call=6),
         SAVED.format(12),
         12,
     ),
     "predicting the test set": (
-        partial(before, "gpt1.trainer:predict_logits", call=7),
+        partial(before, "gpt1.training.trainer:predict_logits", call=7),
         TRAINED,
         12,
     ),
@@ -381,7 +397,7 @@ def test_a_handler_that_interrupts_a_write_to_stderr_writes_too() -> None:
     """Python refuses a print within a print, and says so by a traceback."""
     code = """
 import io, os, signal, sys
-from gpt1.stopping import StopRequests
+from gpt1.runtime.stopping import StopRequests
 class Interrupted(io.RawIOBase):
     def writable(self):
         return True
@@ -404,8 +420,8 @@ def test_nothing_catches_a_stop_but_the_end(capsys: pytest.CaptureFixture[str]) 
         except Exception:
             return 0
 
-    assert report_errors("gpt1.train", body) == 143
-    assert capsys.readouterr().err == "gpt1.train: stopped by SIGTERM: here; to go on: there\n"
+    assert report_errors("gpt1 train", body) == 143
+    assert capsys.readouterr().err == "gpt1 train: stopped by SIGTERM: here; to go on: there\n"
 
 
 def test_only_the_main_thread_listens() -> None:

@@ -16,9 +16,10 @@ import pytest
 import tiny
 from processes import SIGKILL, Run, before, sends_itself
 
-from gpt1 import analysis, submissions
-from gpt1.errors import InputError
-from gpt1.submissions import Record
+from gpt1.reports import analysis
+from gpt1.runtime.errors import InputError
+from gpt1.training import submissions
+from gpt1.training.submissions import Record
 
 PREDICTIONS = [0, 1, 1, 0]
 TEXT = "index\tprediction\n0\t0\n1\t1\n2\t1\n3\t0\n"
@@ -189,7 +190,7 @@ def test_the_command_line_says_what_it_knows(
     assert analysis.main(words) == 2
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
-    assert stderr.startswith("gpt1.analysis: error: a.jsonl: not the log of the run that made")
+    assert stderr.startswith("gpt1 analysis: error: a.jsonl: not the log of the run that made")
     assert stderr.count("\n") == 1
     Path("t.run.json").unlink()
     assert analysis.main(words) == 0
@@ -276,7 +277,7 @@ def test_results_that_moved_are_known(first: Run, tmp_path: Path) -> None:
 @on_linux
 def test_a_log_begun_anew_is_not_that_of_the_older_submission(first: Run) -> None:
     """The run is the same to the bit; its log may yet come to other evaluations."""
-    stopped = before("gpt1.trainer:Trainer.submit", sends_itself(SIGKILL))
+    stopped = before("gpt1.training.trainer:Trainer.submit", sends_itself(SIGKILL))
     assert first.do(*FIRST, changes=[stopped]).status == -SIGKILL
     with pytest.raises(InputError, match="another run of the name first began this log: finish"):
         identify(first.submission, first.log)
@@ -332,7 +333,7 @@ def test_a_kill_among_the_writes_makes_no_mix(
     path = run.submission if place == "own" else last(run)
     old = {path: path.read_text() for path in (first.submission, last(first))}
     renamed = f"{path.parent.name}/{path.stem}.{file}"
-    kill = before("gpt1.files:os.replace", sends_itself(SIGKILL), matching=renamed)
+    kill = before("gpt1.runtime.files:os.replace", sends_itself(SIGKILL), matching=renamed)
     assert run.do(*SECOND, changes=[kill]).status == -SIGKILL
     if path in old:
         assert path.read_text() == old[path]

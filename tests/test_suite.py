@@ -14,7 +14,7 @@ from typing import Any
 import processes
 import pytest
 
-from gpt1 import cli
+from gpt1.commands import cli
 
 ROOT = Path(__file__).parent.parent
 CONFTEST = f"""

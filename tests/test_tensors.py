@@ -17,8 +17,8 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpt1.errors import Gpt1Error
-from gpt1.tensors import read_safetensors, saved_by_name
+from gpt1.runtime.errors import Gpt1Error
+from gpt1.weights.tensors import read_safetensors, saved_by_name
 
 TENSORS = {
     "scalar": torch.tensor(3.5),

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt1 import text_utils
-from gpt1.errors import InputError
-from gpt1.text_utils import EnglishWords, TextEncoder, text_standardize
+from gpt1.runtime.errors import InputError
+from gpt1.text_utils import encoder as text_utils
+from gpt1.text_utils.encoder import EnglishWords, TextEncoder, text_standardize
 
 MERGES = ["t h", "th e</w>", "th e", "' s</w>", "n '", "n' t</w>", "i n", "in g</w>", "a a", "\\ n"]
 LETTERS = string.printable[:95].replace(" ", "") + "éàβ½ß…“”‘’\n"

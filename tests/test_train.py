@@ -23,14 +23,19 @@ import torch
 from torch import Tensor
 
 import gpt1
-from gpt1 import checkpoint, datasets, jl, predict, prepare, steps, train, trainer, weights
-from gpt1.batches import ChoiceArrays
-from gpt1.device import environment
-from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.predict import Score
-from gpt1.ranks import Ranks, tower_seed
-from gpt1.settings import DEMO_DEFAULTS, Settings, parse
-from gpt1.trainer import EXTRA_EVALUATIONS, Trainer
+from gpt1.batches.packing import ChoiceArrays
+from gpt1.commands import train
+from gpt1.datasets import story_cloze as datasets
+from gpt1.inference import prediction as predict
+from gpt1.inference.prediction import Score
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.runtime.device import environment
+from gpt1.runtime.ranks import Ranks, tower_seed
+from gpt1.settings.training import DEMO_DEFAULTS, Settings, parse
+from gpt1.training import checkpoint, prepare, steps, trainer
+from gpt1.training.trainer import EXTRA_EVALUATIONS, Trainer
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 ROOT = Path(__file__).parent.parent
 BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates an epoch
@@ -593,7 +598,7 @@ def test_what_the_page_calls_refused_is_refused(
 ) -> None:
     before = files_of(run.directory)
     assert run.main(*shlex.split(words)) == 2
-    assert capsys.readouterr().err.count("gpt1.train: error: ") == 1
+    assert capsys.readouterr().err.count("gpt1 train: error: ") == 1
     assert files_of(run.directory) == before
 
 
@@ -703,8 +708,8 @@ def assert_refused(
     assert run.main("--submit", *words) == status
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
-    assert stderr.startswith("gpt1.train: error: ")
-    assert stderr.count("gpt1.train: error: ") == 1
+    assert stderr.startswith("gpt1 train: error: ")
+    assert stderr.count("gpt1 train: error: ") == 1
     for part in parts:
         assert part in stderr
     assert files_of(run.directory) == before
@@ -814,7 +819,7 @@ def test_analysis_without_anything_to_analyse_is_noticed_before_training(
     before = stale(run) if earlier else {}
     assert run.main("--analysis", "--n_iter", "1") == 2
     stdout, stderr = capsys.readouterr()
-    assert stderr.startswith("gpt1.train: error: --analysis: needs the run's own predictions")
+    assert stderr.startswith("gpt1 train: error: --analysis: needs the run's own predictions")
     assert stderr.count("\n") == 1
     assert "--submit" in stderr
     assert stdout == ""
@@ -831,7 +836,7 @@ def test_a_name_that_stands_in_the_way_of_a_file(
 def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> None:
     done = in_process(run.flags("--n_transfer", "3"), run)
     assert (done.status, done.stdout) == (2, "")
-    assert done.stderr.startswith("gpt1.train: error: --n_transfer 3")
+    assert done.stderr.startswith("gpt1 train: error: --n_transfer 3")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -839,8 +844,8 @@ def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> Non
 
 
 def test_probabilities_are_those_of_the_submission(run: Run) -> None:
-    from gpt1.analysis import read_submission
-    from gpt1.calibration import read_probs
+    from gpt1.reports.analysis import read_submission
+    from gpt1.reports.calibration import read_probs
 
     assert run.main("--submit", "--probs", "--n_iter", "1") == 0
     choices_ = read_probs(run.submission.with_name("ROCStories.probs.tsv"))
@@ -884,7 +889,7 @@ def test_what_cannot_be_written_is_said_before_training(
 ) -> None:
     assert run.main("--probs") == 2
     assert "--probs: they are of the predictions of --submit" in capsys.readouterr().err
-    monkeypatch.setattr("gpt1.outputs.find_spec", lambda name: None)
+    monkeypatch.setattr("gpt1.training.outputs.find_spec", lambda name: None)
     assert_refused(run, ["--tensorboard", "board"], 2, capsys, "gpt1[tensorboard]")
 
 
@@ -962,8 +967,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 KILLED = """
 import os, signal, sys
-from gpt1 import train
-from gpt1.trainer import Trainer
+from gpt1.commands import train
+from gpt1.training.trainer import Trainer
 
 update = Trainer._update
 

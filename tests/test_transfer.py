@@ -20,10 +20,13 @@ import tiny
 import torch
 from released import released_layout, write_released
 
-from gpt1 import convert, hub, jl, prepare, train, weights
-from gpt1.errors import InputError
-from gpt1.model import DoubleHeadsModel
-from gpt1.settings import Settings, Sources
+from gpt1.commands import convert, train
+from gpt1.model.transformer import DoubleHeadsModel
+from gpt1.runtime.errors import InputError
+from gpt1.settings.training import Settings, Sources
+from gpt1.training import prepare
+from gpt1.weights import hub, jl
+from gpt1.weights import released as weights
 
 N_EMBD, N_HEAD, DEPTH, N_POSITIONS, N_VOCAB, N_CTX = 12, 3, 3, 16, 11, 8
 LAYOUTS = ("released", "hub")
@@ -239,7 +242,7 @@ def test_a_whole_run_says_what_it_used(
         assert note == ""
     else:
         name = "config.json" if run.layout == "hub" else "gpt1_config.json"
-        assert note.startswith("gpt1.train: --n_head 8: according to ")
+        assert note.startswith("gpt1 train: --n_head 8: according to ")
         assert note.endswith(f"/{name} the layers that are taken were trained with 4 heads\n")
 
 
@@ -308,6 +311,6 @@ def test_beside_a_full_list_the_number_of_layers_to_take_has_no_effect_and_is_no
     for n_transfer in ("-1", "1", "3"):
         assert run.main(*start, "--n_transfer", n_transfer) == 0
         note = f"--n_transfer {n_transfer} has no effect: --init_params gives all 2 layers"
-        assert capsys.readouterr().err == f"gpt1.train: {note}\n"
+        assert capsys.readouterr().err == f"gpt1 train: {note}\n"
         assert run.lines("rocstories.jsonl")[0]["n_transfer"] == 2
         assert all(map(np.array_equal, jl.read_jl(run.best), jl.read_jl(listed)))

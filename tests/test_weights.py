@@ -27,9 +27,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from released import released_layout, write_released
 
-from gpt1 import jl, weights
-from gpt1.errors import Gpt1Error, InputError
-from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.weights import jl
+from gpt1.weights import released as weights
 
 CONFIG = ModelConfig(n_vocab=11, n_special=3, n_ctx=7, n_embd=8, n_head=2, n_layer=2)
 SIZES = {"n_embd": 8, "n_layer": 3, "n_ctx": 7, "n_vocab": 11}

@@ -1,0 +1,1 @@
+"""Token ids to the packed tensors that the model computes on."""

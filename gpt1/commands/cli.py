@@ -1,0 +1,68 @@
+"""``gpt1 COMMAND ...``: all programs under one name, the same as ``python -m gpt1 COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import gpt1
+from gpt1.runtime.errors import InputError, report_errors
+
+COMMANDS = {
+    "train": "fine-tune on ROCStories as the paper did, and predict its test set",
+    "analysis": "say how good a submission is, and how sure that is",
+    "score": "choose the endings of your own stories with a fine-tuned model",
+    "generate": "continue a text with a pretrained or a fine-tuned model",
+    "download": "fetch the released weights and check them",
+    "convert": "between the released layout, parameter lists and the model hub's layout",
+    "plot": "learning curves, tables of runs, attention maps",
+}
+
+_USAGE = """\
+usage: gpt1 COMMAND ...      (the same as python -m gpt1 COMMAND ...)
+
+Fine-tune GPT-1 as the paper did, with the same numbers step by step.
+
+commands:
+{commands}
+
+  gpt1 COMMAND --help shows a command's flags, with examples; gpt1 --version shows the version.
+
+examples:
+  # fine-tune on the bundled demo, or on what is in data/ and model/
+  gpt1 train --dataset rocstories --submit
+
+  # how good is it?
+  gpt1 analysis submission/rocstories/ROCStories.tsv --log log/rocstories.jsonl
+
+  # the released weights, into model/
+  gpt1 download"""
+
+
+def usage() -> str:
+    """What ``gpt1 --help`` shows."""
+    width = max(map(len, COMMANDS))
+    rows = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return _USAGE.format(commands="\n".join(rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; returns its exit status."""
+    return report_errors("gpt1", lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"gpt1 {gpt1.__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise InputError(
+            f"{name}: there is no such command; give one of {', '.join(COMMANDS)}, see gpt1 --help"
+        )
+    status: int = importlib.import_module(f"gpt1.commands.{name}").main(rest)
+    return status

@@ -1,0 +1,272 @@
+"""Files to stories: reads the Story Cloze CSVs, says what is wrong in them and where, and splits.
+
+Knows no tokens: what leaves here is text and labels. The splits are those of the original's
+``rocstories`` in its ``datasets.py``, down to the order of the rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import read_text
+
+VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
+TEST_CSV = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
+N_TRAIN = 1497
+N_VALID = 374
+
+COLUMNS = (
+    "InputStoryid",
+    "InputSentence1",
+    "InputSentence2",
+    "InputSentence3",
+    "InputSentence4",
+    "RandomFifthSentenceQuiz1",
+    "RandomFifthSentenceQuiz2",
+    "AnswerRightEnding",
+)
+"""The header of a cloze CSV; the original goes by these positions."""
+
+SPLIT_SEED = 3535999445
+"""The original's seed for the split, apart from the seed of the run."""
+
+REQUEST_FORM = "https://cs.rochester.edu/nlp/rocstories/"
+
+
+class Cloze(NamedTuple):
+    """Stories with two endings each; the four lists are equally long, one entry a story.
+
+    Attributes:
+        stories: the four sentences, joined by one space.
+        endings1: the first ending offered.
+        endings2: the second ending offered.
+        labels: which ending is right: 0 the first, 1 the second.
+    """
+
+    stories: list[str]
+    endings1: list[str]
+    endings2: list[str]
+    labels: list[int]
+
+
+def rocstories(
+    data_dir: str | Path, n_train: int = N_TRAIN, n_valid: int = N_VALID
+) -> tuple[Cloze, Cloze, Cloze]:
+    """The training, validation and test splits (paper section 4.2; the original's ``rocstories``).
+
+    Training and validation stories are both drawn from the validation CSV, by scikit-learn's
+    ``train_test_split`` with the original's seed. The test stories are the test CSV in its order.
+    If the validation CSV does not have ``n_train + n_valid`` rows, the proportion is kept.
+
+    Args:
+        data_dir: the directory that holds :data:`VALIDATION_CSV` and :data:`TEST_CSV`.
+        n_train: stories to train on, at least 1.
+        n_valid: stories to validate on, at least 1.
+
+    Raises:
+        InputError: a CSV is missing or malformed, or has too few rows to split.
+    """
+    require_csvs(data_dir)
+    validation_path = Path(data_dir) / VALIDATION_CSV
+    stories = read_cloze(validation_path)
+    train_rows, valid_rows = split_rows(len(stories.labels), n_train, n_valid, validation_path)
+    test = read_cloze(Path(data_dir) / TEST_CSV)
+    return _take(stories, train_rows), _take(stories, valid_rows), test
+
+
+def missing_csvs(data_dir: str | Path) -> list[Path]:
+    """Those of the two cloze CSVs that ``data_dir`` lacks."""
+    paths = [Path(data_dir) / name for name in (VALIDATION_CSV, TEST_CSV)]
+    return [path for path in paths if not os.path.exists(path)]
+
+
+def require_csvs(data_dir: str | Path) -> None:
+    """Check that both cloze CSVs are there.
+
+    Raises:
+        InputError: one or both are missing; says which, where to get them and where to put them.
+    """
+    missing = missing_csvs(data_dir)
+    if missing:
+        names = " and ".join(f'"{path.name}"' for path in missing)
+        raise InputError(
+            f"{data_dir}: no {names} here. The ROCStories cloze CSVs (spring 2016) are sent on "
+            f"request: fill in the form at {REQUEST_FORM} and put both files, their names "
+            f"unchanged, into {data_dir}."
+        )
+
+
+def read_cloze(path: str | Path) -> Cloze:
+    """Read one cloze CSV strictly (the original's ``_rocstories``, which trusts its file).
+
+    UTF-8 with or without a byte-order mark, any line ends, newlines allowed inside quotes. The
+    first row must be :data:`COLUMNS`; every other row has eight cells, none of them blank, the
+    last one 1 or 2.
+
+    Raises:
+        InputError: the file cannot be read or breaks a rule above; names the line, counted from 1
+            as in an editor. No content of a file raises anything else.
+    """
+    text = read_text(path, "the cloze CSV")
+    rows = csv_rows(path, text)
+    _check_header(path, next(rows, None))
+    result = Cloze([], [], [], [])
+    for line, cells in rows:
+        _check_row(path, line, cells)
+        result.stories.append(" ".join(cells[1:5]))
+        result.endings1.append(cells[5])
+        result.endings2.append(cells[6])
+        result.labels.append(int(cells[7].strip()) - 1)
+    if not result.labels:
+        raise InputError(
+            f"{path}, line 2: the file ends after its header, but at least one story was "
+            "expected; get a complete copy."
+        )
+    return result
+
+
+def csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the line it begins on; a quoted newline makes a row longer than a line."""
+    # newline=None makes every kind of line end "\n", as the original's text-mode open does.
+    reader = csv.reader(_lines_without_nul(path, io.StringIO(text, newline=None)), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, {_span(line, reader.line_num)}: {_csv_problem(error)}"
+            ) from error
+        yield line, cells
+
+
+def _lines_without_nul(path: str | Path, lines: io.StringIO) -> Iterator[str]:
+    # Python 3.10's csv module refuses NUL, later ones keep it: refuse it under all of them.
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise InputError(
+                f"{path}, line {number}: there is a NUL character, which no text has; save the "
+                "file as UTF-8 text or get an undamaged copy."
+            )
+        yield line
+
+
+def _span(first: int, last: int) -> str:
+    return f"lines {first} to {last}" if last > first else f"line {first}"
+
+
+def _csv_problem(error: csv.Error) -> str:
+    """What is wrong with a row that the csv module refuses, and what to do."""
+    if "unexpected end of data" in str(error):
+        return (
+            "a quoted cell begins here and never ends; close it with a double quote, and write "
+            'a quote inside a quoted cell as "".'
+        )
+    if "field limit" in str(error):
+        return (
+            f"a cell is longer than {csv.field_size_limit()} characters, but one sentence was "
+            "expected; look for a quote that is not closed."
+        )
+    return (
+        f"not a row of comma-separated cells ({error}); put a cell with a comma, quote or newline "
+        'in double quotes, and write a quote inside it as "".'
+    )
+
+
+def _check_header(path: str | Path, first: tuple[int, list[str]] | None) -> None:
+    expected = ",".join(COLUMNS)
+    if first is None:
+        raise InputError(
+            f"{path}, line 1: the file is empty, but the header {expected} was expected; get a "
+            "complete copy."
+        )
+    line, cells = first
+    if tuple(cells) == COLUMNS:
+        return
+    missing = [name for name in COLUMNS if name not in cells]
+    if len(missing) == len(COLUMNS):
+        problem = "there is no header row"
+    elif missing:
+        problem = f"the header lacks {', '.join(missing)}"
+    else:
+        problem = "the header has other columns or another order"
+    raise InputError(f"{path}, line {line}: {problem}; make the first line {expected}")
+
+
+def _check_row(path: str | Path, line: int, cells: list[str]) -> None:
+    """Raise an :class:`InputError` unless the row has eight filled cells and a label."""
+    where = f"{path}, line {line}"
+    if not cells:
+        raise InputError(
+            f"{where}: the line is blank, but a story of {len(COLUMNS)} cells was expected; "
+            "delete the line."
+        )
+    if len(cells) != len(COLUMNS):
+        raise InputError(
+            f"{where}: the row has {len(cells)} cells, but {len(COLUMNS)} were expected as in the "
+            "header; put cells with commas in double quotes and add what is missing."
+        )
+    for column, cell in zip(COLUMNS, cells, strict=True):
+        if not cell.strip():
+            raise InputError(
+                f"{where}: {column} is empty, but text was expected; fill the cell or delete "
+                "the row."
+            )
+    if cells[-1].strip() not in ("1", "2"):
+        raise InputError(
+            f"{where}: {COLUMNS[-1]} is {cells[-1][:20]!r}, but 1 or 2 was expected; write the "
+            "number of the right ending."
+        )
+
+
+def split_rows(
+    n_rows: int,
+    n_train: int = N_TRAIN,
+    n_valid: int = N_VALID,
+    source: str | Path = VALIDATION_CSV,
+) -> tuple[list[int], list[int]]:
+    """The numbers of the rows to train on and to validate on, in the original's order.
+
+    Args:
+        n_rows: stories there are; unless ``n_train + n_valid``, the proportion is kept.
+        n_train: stories to train on, at least 1.
+        n_valid: stories to validate on, at least 1.
+        source: the file they are from, for the message.
+
+    Raises:
+        InputError: there are too few to split.
+    """
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    if n_train < 1 or n_valid < 1:
+        raise InputError(
+            f"n_train={n_train}, n_valid={n_valid}: both must be at least 1; leave them out for "
+            f"the paper's {N_TRAIN} and {N_VALID}."
+        )
+    if n_rows < 2:
+        raise InputError(
+            f"{source}, line 2: the only story in the file, but at least 2 were expected, one to "
+            "train and one to validate on; add stories."
+        )
+    if n_rows != n_train + n_valid:
+        n_valid = round(n_rows * n_valid / (n_train + n_valid))
+        n_valid = min(max(n_valid, 1), n_rows - 1)
+    train, valid = train_test_split(list(range(n_rows)), test_size=n_valid, random_state=SPLIT_SEED)
+    return train, valid
+
+
+def _take(cloze: Cloze, rows: list[int]) -> Cloze:
+    return Cloze(
+        [cloze.stories[row] for row in rows],
+        [cloze.endings1[row] for row in rows],
+        [cloze.endings2[row] for row in rows],
+        [cloze.labels[row] for row in rows],
+    )

@@ -1,0 +1,211 @@
+"""Next-token logits one step at a time: each token is computed once, keys and values are kept.
+
+Axes: B prompts, R rows of a cache (R / B copies of each prompt), Q tokens per prompt in a call,
+T cache slots, L layers, D width, H heads, K head size, n_vocab tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt1.model.contexts import Attend, heads_first, heads_last
+from gpt1.model.transformer import DoubleHeadsModel, with_products
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Cache:
+    """Keys and values of all layers. Prompts of a batch end in one slot: padding is on the left.
+
+    Attributes:
+        keys, values: [L, R, H, T, K].
+        layers: the keys and the values of each layer, as parts of the same memory.
+        start: [R], the first slot that is not padding.
+        n_prompt: slots of the longest prompt.
+        length: slots in use.
+    """
+
+    def __init__(self, shape: tuple[int, ...], start: Tensor) -> None:
+        self.keys, self.values = (torch.empty(shape, device=start.device) for _ in range(2))
+        self.layers = list(zip(self.keys, self.values, strict=True))
+        self.start = start
+        self.n_prompt = self.length = 0
+        self._is_padded = bool(start.any())
+
+    def visible(self) -> Tensor | None:
+        """[R, 1, 1, T so far + 1], what the next token sees, or None if that is everything."""
+        if not self._is_padded:
+            return None
+        slots = torch.arange(self.length + 1, device=self.start.device)
+        return (slots >= self.start[:, None])[:, None, None]
+
+    @torch.inference_mode()
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i go on from what row ``rows[i]`` holds; both are copies of one prompt."""
+        own = slice(self.n_prompt, self.length)  # the prompt's slots are the same in all copies
+        for cache in (self.keys, self.values):
+            cache[:, :, :, own] = cache[:, rows, :, own]
+
+
+class Decoder:
+    """A model made ready for generation: what it computes is that of its language-model head.
+
+    The softmax of the model runs over special and position rows of ``we``, too; here they have
+    no logits, so that they are never produced. After changing the model make a new decoder.
+
+    Args:
+        model: any mode; there is no dropout here.
+        precision: ``fp32``, or ``bf16`` for products with parameters in bfloat16; attention,
+            sums and norms stay in float32.
+
+    Raises:
+        ValueError: another precision.
+    """
+
+    def __init__(self, model: DoubleHeadsModel, precision: str = "fp32") -> None:
+        if precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+        dtype = DTYPES[precision]
+        self.config = model.config
+        prepared = with_products(model, lambda conv: PreparedLinear(conv.w, conv.b, dtype))
+        self._model = prepared.float().eval()
+        self._head = PreparedLinear(self._model.we[: self.config.n_vocab].T, None, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self._model.we.device
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], n_new: int, copies: int = 1
+    ) -> tuple[Cache, Tensor]:
+        """Read prompts into a new cache.
+
+        Args:
+            prompts: B lists of token ids, special tokens allowed, none empty.
+            n_new: steps that the cache has room for.
+            copies: rows of the cache for each prompt, one after another.
+
+        Returns:
+            The cache, and the logits after each row's prompt, [R, n_vocab], float32.
+
+        Raises:
+            ValueError: a prompt is empty, has no room for ``n_new`` tokens in ``n_ctx``, or holds
+                an id that is not the id of a token.
+        """
+        config = self.config
+        lengths = [len(prompt) for prompt in prompts]
+        Q = max(lengths)
+        if min(lengths) < 1 or Q + n_new > config.n_ctx:
+            raise ValueError(f"{min(lengths)} to {Q} + {n_new} tokens, n_ctx is {config.n_ctx}")
+        if max(map(max, prompts)) >= config.first_position:
+            raise ValueError(f"{max(map(max, prompts))} is the id of a position, not of a token")
+        ids = torch.tensor([[0] * (Q - len(prompt)) + list(prompt) for prompt in prompts])
+        start = (Q - torch.tensor(lengths)).to(self.device)
+        rows, H = len(prompts) * copies, config.n_head
+        shape = (config.n_layer, rows, H, Q + n_new, config.n_embd // H)
+        cache = Cache(shape, start.repeat_interleave(copies))
+        logits = self._forward(ids.to(self.device), start, cache, _visible_in_prompts(start, Q))
+        cache.n_prompt = Q
+        return cache, logits.repeat_interleave(copies, 0)
+
+    @torch.inference_mode()
+    def step(self, cache: Cache, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; the logits after it, [R, n_vocab], float32."""
+        return self._forward(tokens[:, None], cache.start, cache, cache.visible())
+
+    def _forward(self, ids: Tensor, start: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
+        """Tokens [B, Q] for the next slots to the logits after the last of them, [B, n_vocab]."""
+        B, Q = ids.shape
+        slots = torch.arange(cache.length, cache.length + Q, device=ids.device)
+        positions = self.config.first_position + (slots - start[:, None]).clamp(min=0)
+        x = self._model.embed(self._model.we, ids.flatten(), positions.flatten())
+        contexts = [Cached(*layer, cache.length, (B, Q), visible) for layer in cache.layers]
+        x = self._model.transform(x, contexts)
+        cache.length += Q
+        return self._head(x.view(B, Q, -1)[:, -1])
+
+
+def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
+    """[B, 1, Q, Q]: what each slot of the prompts sees; padding sees itself, and is not seen."""
+    slots = torch.arange(Q, device=start.device)
+    causal = slots <= slots[:, None]
+    seen = (slots >= start[:, None])[:, None, None]  # [B, 1, 1, Q]
+    return causal & seen | (slots == slots[:, None])
+
+
+@dataclass(eq=False)
+class Cached(Attend):
+    """One layer of generation: the new tokens see the tokens in the cache and one another.
+
+    Attributes:
+        keys, values: [R, H, T, K], the layer's part of the cache, which receives the new ones.
+        length: slots that are in use.
+        grid: (B, Q); B is R except for the prompts, of which the cache may hold copies.
+        visible: bool [B, 1, Q, slots], which slots each new token sees; None for all.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int
+    grid: tuple[int, int]
+    visible: Tensor | None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        """:meth:`gpt1.model.contexts.Attend.__call__` with N = M = B * Q, without dropout."""
+        q, k, v = (heads_first(part, self.grid) for part in (q, k, v))
+        end = self.length + self.grid[1]
+        copies = len(self.keys) // self.grid[0]
+        for cache, new in ((self.keys, k), (self.values, v)):
+            all_rows = new if copies == 1 else new.repeat_interleave(copies, 0)
+            cache[:, :, self.length : end] = all_rows
+        if self.length > 0:
+            k, v = self.keys[:, :, :end], self.values[:, :, :end]
+        return heads_last(F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible))
+
+
+class PreparedLinear:
+    """``x @ w + b`` for rows x in float32; the product is done in ``dtype``.
+
+    With few rows the time goes into reading w, and the CPU's usual routine reads it slowly in
+    either layout. oneDNN, with a copy of w in its own layout, reads at the memory's speed.
+
+    Args:
+        w: [n_in, n_out].
+        b: [n_out], or None.
+        dtype: of the product.
+    """
+
+    def __init__(self, w: Tensor, b: Tensor | None, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        w = w.detach().to(dtype)
+        packed = _pack(w)
+        self.is_packed = packed is not None
+        self.w = w.T if packed is None else packed
+        self.b = None if b is None else b.detach().to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, n_in] to [N, n_out]."""
+        x = x.to(self.dtype)
+        if self.is_packed:
+            x = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
+        else:
+            x = F.linear(x, self.w, self.b)
+        return x.float()
+
+
+def _pack(w: Tensor) -> Tensor | None:
+    """w [n_in, n_out] in oneDNN's layout; None if torch or the machine does not offer it."""
+    if w.device.type != "cpu":
+        return None
+    try:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(w.T)
+    except (AttributeError, RuntimeError):  # a torch or a machine that cannot, or not this type
+        return None
+    return packed

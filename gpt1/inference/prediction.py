@@ -1,0 +1,80 @@
+"""A model's choices over a whole split, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.model.transformer import DoubleHeadsModel
+from gpt1.runtime.device import arithmetic
+from gpt1.runtime.ranks import Ranks
+
+
+class Score(NamedTuple):
+    """Mean cross entropy of the choice in nats, and accuracy in percent."""
+
+    cost: float
+    accuracy: float
+
+
+@contextmanager
+def evaluating(model: DoubleHeadsModel) -> Iterator[None]:
+    """Dropout off and no gradients within the block; the model's mode is restored after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def predict_logits(
+    model: DoubleHeadsModel,
+    arrays: ChoiceArrays,
+    ranks: Ranks,
+    *,
+    n_batch: int,
+    precision: str = "fp32",
+) -> npt.NDArray[np.float32]:
+    """Choice logits of all stories, [n, C], the same on every rank.
+
+    Args:
+        model: on the rank's device.
+        arrays: the stories; each rank takes its part of them.
+        ranks: this process among those of the run.
+        n_batch: stories at a time; the last batch may be smaller.
+        precision: as ``--precision``.
+    """
+    part = arrays.take(ranks.own_part(arrays.n_stories))
+    logits = np.zeros(part.X.shape[:2], dtype=np.float32)
+    found = [torch.zeros(0, part.X.shape[1], device=ranks.device)]
+    # Stories of a length together: attention, which works on a padded form, has less padding.
+    by_length = np.argsort(part.M.sum((1, 2)), kind="stable")
+    with evaluating(model), arithmetic(precision, ranks.device):
+        for begin in range(0, part.n_stories, n_batch):
+            stories = part.take(by_length[begin : begin + n_batch])
+            batch = pack(stories, model.config.clf_token, share_prefix=True)
+            found.append(model.choice_logits(batch.to(ranks.device)).float())
+    logits[by_length] = torch.cat(found).cpu().numpy()  # once: to read a number is to wait for it
+    return ranks.gather(logits)
+
+
+def score(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Score:
+    """Cost and accuracy of choices (the original's ``iter_apply`` and ``log``).
+
+    Args:
+        logits: [n, C], as the model gives them: the cost is that of unscaled logits.
+        labels: [n], the index of the right choice.
+    """
+    z = logits.astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    cost = -log_p[np.arange(len(labels)), labels].mean()
+    return Score(float(cost), float((logits.argmax(-1) == labels).mean() * 100))

@@ -1,0 +1,158 @@
+"""Attention contexts: everything that differs between the uses of a layer.
+
+A layer is written once, as :class:`gpt1.model.transformer.Block`. Training, prediction, generation
+and attention maps each pass it a context, which says which rows of the layer's output are needed
+and which tokens each of these rows sees.
+
+Axes: N packed tokens, M rows of a layer's output that are needed, G rows of T positions in the
+padded grid that attention works on, Q queries per grid row, D width, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt1.batches.packing import Batch
+from gpt1.model.dropout import keep_mask
+
+
+class Attend(Protocol):
+    """The attention context of one layer."""
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Select from x [N, D] the rows for which the layer's output is needed, [M, D].
+
+        All rows, unless a context says otherwise.
+        """
+        return x
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        """Average the values that each query sees, weighted by attention.
+
+        Args:
+            q: [M, H, K], the queries of the rows that :meth:`rows` selects.
+            k, v: [N, H, K], the keys and values of all rows.
+            p: dropout rate of the attention weights.
+
+        Returns:
+            [M, D], the heads side by side.
+        """
+        ...
+
+
+def heads_first(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[G * T, H, K] to [G, H, T, K]; one of the two numbers in ``grid`` may be -1."""
+    return x.view(*grid, *x.shape[1:]).transpose(1, 2)
+
+
+def heads_last(a: Tensor) -> Tensor:
+    """[G, H, T, K] to [G * T, D]."""
+    return a.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
+    """Average the values by the attention weights under dropout.
+
+    On the CPU torch's fused attention is slow with dropout, and in bfloat16 it is slow in any
+    case: two matrix products take half the time.
+
+    Args:
+        q: [G, H, Q, K].
+        k, v: [G, H, T, K].
+        visible: bool [G, 1, Q, T]; None for the causal mask, with Q = T.
+        p: dropout rate of the weights.
+
+    Returns:
+        [G, H, Q, K].
+    """
+    if q.device.type != "cpu" or (p == 0 and q.dtype != torch.bfloat16):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=p
+        )
+    weights = attention_weights(q, k, visible)
+    if p:
+        weights = weights * keep_mask(weights.shape, p, weights)
+    return torch.matmul(weights.to(v.dtype), v)
+
+
+def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(K)) over the visible positions (the original's ``_attn``).
+
+    Positions that are not visible score -infinity here and -1e9 in the original: the softmax of
+    either is exactly 0. Shapes are those of :func:`attention`; the result is [G, H, Q, T].
+    """
+    if visible is None:
+        T = q.shape[2]
+        visible = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, -math.inf)
+    scores = (q * k.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+    return torch.softmax(scores, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(Attend):
+    """Whole sequences: each token sees itself and the tokens before it in its grid row.
+
+    ``Packed((B, T))`` is the context of B plain sequences of T tokens without padding.
+
+    Attributes:
+        grid: (G, T).
+        slots: int64 [N], the place of each token in the flattened grid; None if the N tokens
+            fill the grid in order.
+        visible: bool [G, 1, T, T], which positions each position sees; None for the causal mask.
+        attention: what is computed on the grid, with the arguments of :func:`attention`.
+    """
+
+    grid: tuple[int, int]
+    slots: Tensor | None = None
+    visible: Tensor | None = None
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor] = attention
+
+    @classmethod
+    def of(cls, batch: Batch) -> Packed:
+        """The context of a batch."""
+        is_full = len(batch.slots) == math.prod(batch.grid)
+        return cls(batch.grid, None if is_full else batch.slots, batch.visible())
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[N, H, K] to [G, H, T, K], zeros on padding."""
+        if self.slots is not None:
+            x = x.new_zeros(math.prod(self.grid), *x.shape[1:]).index_copy(0, self.slots, x)
+        return heads_first(x, self.grid)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        """:meth:`Attend.__call__` with M = N."""
+        a = heads_last(self.attention(self.pad(q), self.pad(k), self.pad(v), self.visible, p))
+        return a if self.slots is None else a.index_select(0, self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifyOnly(Attend):
+    """The last layer of a prediction, of which only the ``_classify_`` rows are needed.
+
+    Attributes:
+        packed: the context of the other layers.
+        classify: int64 [M], these rows, Q of them per grid row.
+        visible: bool [G, 1, Q, T], the positions that each of them sees.
+    """
+
+    packed: Packed
+    classify: Tensor
+    visible: Tensor
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[N, D] to the ``_classify_`` rows, [M, D]."""
+        return x[self.classify]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+        """:meth:`Attend.__call__` with M = G * Q, without dropout."""
+        q = heads_first(q, (self.packed.grid[0], -1))
+        k, v = self.packed.pad(k), self.packed.pad(v)
+        return heads_last(F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible))

@@ -1,0 +1,473 @@
+"""GPT-1 with a language-model head and a choice head (paper, sections 3.1 and 3.2).
+
+Axes: B examples, S sequences per example (the choices), T positions, N packed tokens, M rows of a
+layer's output that are needed, D width, H heads, K head size, R targets of the language model,
+V rows of ``we``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt1.batches.packing import Batch
+from gpt1.model.contexts import Attend, ClassifyOnly, Packed
+from gpt1.model.dropout import dropout, dropped_matrix, keep_mask
+
+LN_EPSILON = 1e-5
+INIT_STD = 0.02
+N_SPECIAL = 3
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "swish": F.silu,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and dropout rates of a :class:`DoubleHeadsModel`, under the original's names.
+
+    Attributes:
+        n_vocab: BPE tokens in the vocabulary.
+        n_special: 3 rows for `_start_`, `_delimiter_` and `_classify_` after the vocabulary, or
+            0 for a language model without these tokens, which has no ``clf_token``.
+        n_ctx: position rows, the longest sequence the model takes, in tokens.
+        n_embd: width D of the hidden states.
+        n_head: attention heads H; divides ``n_embd``.
+        n_layer: layers.
+        embd_pdrop, attn_pdrop, resid_pdrop, clf_pdrop: dropout rates in [0, 1).
+        afn: activation of the MLP, ``gelu``, ``relu`` or ``swish``.
+
+    Raises:
+        ValueError: a size is not positive, ``n_special`` is neither 3 nor 0, the heads do not
+            divide the width, a rate is outside [0, 1), or the activation is unknown.
+    """
+
+    n_vocab: int = 40478
+    n_special: int = N_SPECIAL
+    n_ctx: int = 512
+    n_embd: int = 768
+    n_head: int = 12
+    n_layer: int = 12
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    clf_pdrop: float = 0.1
+    afn: str = "gelu"
+
+    def __post_init__(self) -> None:
+        for name in ("n_vocab", "n_ctx", "n_embd", "n_head"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_special not in (0, N_SPECIAL):
+            raise ValueError(f"n_special must be {N_SPECIAL} or 0, not {self.n_special}")
+        if self.n_layer < 0:
+            raise ValueError(f"n_layer must not be negative, but is {self.n_layer}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.afn not in ACTIVATIONS:
+            raise ValueError(f"afn must be one of {', '.join(ACTIVATIONS)}, not {self.afn!r}")
+
+    @property
+    def n_rows(self) -> int:
+        """V, rows of ``we``: vocabulary, special tokens, positions."""
+        return self.first_position + self.n_ctx
+
+    @property
+    def first_position(self) -> int:
+        """Row of ``we`` of position 0, which follows all token rows."""
+        return self.n_vocab + self.n_special
+
+    @property
+    def clf_token(self) -> int:
+        """Id of ``_classify_``, the last of the special tokens.
+
+        Raises:
+            ValueError: the model has no special tokens.
+        """
+        if not self.n_special:
+            raise ValueError("n_special is 0: the model has no _classify_ token")
+        return self.first_position - 1
+
+
+class Losses(NamedTuple):
+    """The losses of a batch.
+
+    total: the scalar to differentiate, mean(clf) + lm_coef * mean(lm).
+    clf: [B], cross entropy of the choice in each example.
+    lm: [B, S], language-model loss of each sequence, or None where it is left out.
+    """
+
+    total: Tensor
+    clf: Tensor
+    lm: Tensor | None
+
+
+class Conv1D(nn.Module):
+    """``x @ w + b`` with w stored [n_in, n_out] (the original's ``conv1d`` of width 1)."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(n_in, n_out))
+        self.b = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, n_in] to [N, n_out]."""
+        return torch.addmm(self.b, x, self.w)
+
+    def columns(self, x: Tensor, columns: slice) -> Tensor:
+        """[N, n_in] to these columns of the result only."""
+        return torch.addmm(self.b[columns], x, self.w[:, columns])
+
+
+class LayerNorm(nn.Module):
+    """The original's ``norm``: gain ``g``, bias ``b``, epsilon 1e-5 under the root."""
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.empty(n_embd))
+        self.b = nn.Parameter(torch.empty(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each row of [N, D] on its own."""
+        g = self.g
+        return F.layer_norm(x, g.shape, g, self.b, LN_EPSILON)
+
+
+class Attention(nn.Module):
+    """Masked multi-head self-attention (the original's ``attn``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.attn_pdrop = config.attn_pdrop
+        self.resid_pdrop = config.resid_pdrop
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Rows x [N, D] to the attention of the rows that the context needs, [M, D]."""
+        a = attend(*self._qkv(x, attend), self.attn_pdrop if self.training else 0.0)
+        return dropout(self.c_proj(a), self.resid_pdrop, self.training)
+
+    def _qkv(self, x: Tensor, attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the needed rows [M, H, K], keys and values of all rows [N, H, K]."""
+        N, D = x.shape
+        needed = attend.rows(x)
+        if needed is not x and isinstance(self.c_attn, Conv1D):  # its columns can be had apart
+            q = self.c_attn.columns(needed, slice(D))
+            kv = self.c_attn.columns(x, slice(D, None))
+            k, v = kv.view(N, 2, self.n_head, -1).unbind(1)
+            return q.view(-1, *k.shape[1:]), k, v
+        q, k, v = self.c_attn(x).view(N, 3, self.n_head, -1).unbind(1)
+        return attend.rows(q), k, v
+
+
+class MLP(nn.Module):
+    """The position-wise feed-forward part (the original's ``mlp``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.afn]
+        self.resid_pdrop = config.resid_pdrop
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] to [N, D]."""
+        hidden = self.activation(self.c_fc(x))
+        return dropout(self.c_proj(hidden), self.resid_pdrop, self.training)
+
+
+class Block(nn.Module):
+    """One layer, normalised after each residual sum (the original's ``block``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config)
+        self.ln_1 = LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.ln_2 = LayerNorm(config.n_embd)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Rows [N, D] to those that the context needs, [M, D]."""
+        n = self.ln_1(attend.rows(x) + self.attn(x, attend))
+        out: Tensor = self.ln_2(n + self.mlp(n))
+        return out
+
+
+class ChoiceHead(nn.Module):
+    """One logit per sequence from its ``_classify_`` state (the original's ``clf``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.clf_pdrop = config.clf_pdrop
+        self.w = nn.Parameter(torch.empty(config.n_embd, 1))
+        self.b = nn.Parameter(torch.empty(1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, S, D] to [B, S]; the sequences of an example share one dropout mask."""
+        if self.training and self.clf_pdrop:
+            h = h * keep_mask((h.shape[0], 1, h.shape[2]), self.clf_pdrop, h)
+        return (h @ self.w + self.b).squeeze(-1)
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type that matrix products on x are asked for: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    """The type for sums and exponentials of values such as x."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """sum over rows of weight * cross entropy of softmax(h @ w.T), a few rows at a time.
+
+    The logits of a batch are its largest tensor by far ([R, V]: half a gigabyte for 32
+    stories), so they exist for one chunk of rows only, and their gradient is taken while
+    they are there: the backward pass multiplies by one number.
+    """
+
+    ROWS = 512  # at most
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, w: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """h [R, D], w [V, D], targets [R], weights [R] to (scalar, [R]).
+
+        The three matrix products are taken in the type of ``h``, everything else in the type of
+        ``weights``. The gradient of ``w`` is summed over the chunks at least in float32: the error
+        of a sum in bfloat16 would grow with the number of chunks.
+        """
+        R = h.shape[0]
+        matrix = w.to(h.dtype)  # w itself if it has that type
+        with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ce = torch.empty_like(weights)
+        dh = torch.empty_like(h) if with_gradient else None
+        dw = torch.zeros_like(w, dtype=_at_least_float32(w)) if with_gradient else None
+        # One buffer for all chunks: fresh memory of this size costs as much as filling it.
+        n_chunks = max(1, math.ceil(R / _WeightedCrossEntropy.ROWS))
+        size = math.ceil(R / n_chunks)  # even ones: a short last product would be a slow one
+        buffer = h.new_empty(size, w.shape[0])
+        is_mixed = dw is not None and dw.dtype != h.dtype
+        product = torch.empty_like(matrix) if is_mixed else None
+        for begin in range(0, R, size or 1):
+            rows = slice(begin, min(begin + size, R))
+            target = targets[rows, None]
+            logits = torch.mm(h[rows], matrix.T, out=buffer[: rows.stop - begin])
+            z = logits.to(weights.dtype)  # the buffer itself unless that is bfloat16
+            z_target = z.gather(1, target)
+            highest = z.amax(-1, keepdim=True)
+            p = z.sub_(highest).exp_()
+            total = p.sum(-1, keepdim=True)
+            ce[rows] = (highest + total.log() - z_target).squeeze(1)
+            if dh is not None and dw is not None:
+                weight = weights[rows, None]
+                d = p.mul_(weight / total).scatter_add_(1, target, -weight).to(h.dtype)
+                torch.mm(d, matrix, out=dh[rows])
+                if product is None:
+                    dw.addmm_(d.T, h[rows])
+                else:
+                    dw += torch.mm(d.T, h[rows], out=product)
+        ctx.save_for_backward(dh, dw)
+        ctx.w_dtype = w.dtype
+        ctx.mark_non_differentiable(ce)
+        return (ce * weights).sum(), ce
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The gradients that the forward pass took, times that of the sum."""
+        dh, dw = ctx.saved_tensors
+        return dh * grads[0], (dw * grads[0]).to(ctx.w_dtype), None, None
+
+
+class DoubleHeadsModel(nn.Module):
+    """The Transformer, a tied language-model head and a choice head over packed batches.
+
+    ``we`` [V, D] holds token, special and position rows in one matrix, serves as the input
+    embedding and as the output matrix, and its softmax runs over all V rows.
+
+    Args:
+        config: sizes and dropout rates.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.we = nn.Parameter(torch.empty(config.n_rows, config.n_embd))
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.clf = ChoiceHead(config)
+
+    @torch.no_grad()
+    def init_parameters(self, generator: torch.Generator | None = None) -> None:
+        """N(0, 0.02) for matrices, 0 for biases, 1 and 0 for layer norms (FIDELITY, 12)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(".g"):
+                parameter.fill_(1)
+            elif name.endswith(".b"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0, INIT_STD, generator=generator)
+
+    def compile_layers(self) -> None:
+        """Let torch compile the layers, once for all lengths; names of parameters stay."""
+        for block in self.h:
+            block.compile(dynamic=True)
+
+    def hidden_states(self, batch: Batch, we: Tensor | None = None) -> Tensor:
+        """Top-layer states of all tokens of a batch, [N, D].
+
+        Args:
+            batch: the packed tokens.
+            we: [V, D], this training step's embedding matrix [drawn here].
+        """
+        we = self._dropped_we() if we is None else we
+        x = self.embed(we, batch.tokens, batch.positions)
+        return self.transform(x, [Packed.of(batch)] * len(self.h))
+
+    def sequence_states(self, tokens: Tensor, attend: Packed | None = None) -> Tensor:
+        """Top-layer states of plain sequences, which have no choices.
+
+        Args:
+            tokens: int64 [B, T], token ids.
+            attend: an attention context on the grid (B, T) [the causal mask].
+
+        Returns:
+            [B, T, D].
+
+        Raises:
+            ValueError: T is 0 or more than ``n_ctx``.
+        """
+        B, T = tokens.shape
+        if not 1 <= T <= self.config.n_ctx:
+            raise ValueError(f"{T} tokens; the model takes from 1 to {self.config.n_ctx}")
+        first = self.config.first_position
+        positions = torch.arange(first, first + T, device=tokens.device).repeat(B)
+        x = self.embed(self._dropped_we(), tokens.flatten(), positions)
+        contexts = [attend or Packed((B, T))] * len(self.h)
+        return self.transform(x, contexts).view(B, T, -1)
+
+    def choice_logits(self, batch: Batch) -> Tensor:
+        """One logit per sequence, [B, S].
+
+        Without dropout the last layer is evaluated only at the ``_classify_`` positions.
+        """
+        if self.training or not self.h:
+            h = self.hidden_states(batch)[batch.clf_rows]
+        else:
+            packed = Packed.of(batch)
+            last = ClassifyOnly(packed, batch.clf_rows.flatten(), batch.visible_to_clf())
+            x = self.embed(self.we, batch.tokens, batch.positions)
+            x = self.transform(x, [*[packed] * (len(self.h) - 1), last])
+            h = x.view(*batch.clf_rows.shape, -1)
+        logits: Tensor = self.clf(h)
+        return logits
+
+    def losses(self, batch: Batch, lm_coef: float) -> Losses:
+        """The training loss and its parts (FIDELITY, 8 to 10).
+
+        Args:
+            batch: with labels.
+            lm_coef: weight of the language-model loss; 0 leaves it out altogether.
+        """
+        if batch.labels is None:
+            raise ValueError("a loss needs a batch with labels")
+        we = self._dropped_we()
+        h = self.hidden_states(batch, we)
+        logits = self.clf(h[batch.clf_rows]).to(_at_least_float32(h))
+        clf = F.cross_entropy(logits, batch.labels, reduction="none")
+        total = clf.mean()
+        if not lm_coef:
+            return Losses(total, clf, None)
+        mean_lm, lm = self._lm_losses(h, we, batch)
+        return Losses(total + lm_coef * mean_lm, clf, lm)
+
+    def forward(self, batch: Batch, lm_coef: float = 0.5) -> Losses:
+        """:meth:`losses`."""
+        return self.losses(batch, lm_coef)
+
+    def embed(self, we: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The input of the layers, [N, D].
+
+        Args:
+            we: [V, D], the parameter, or the same under dropout.
+            tokens, positions: int64 [N], rows of ``we``.
+        """
+        rows = torch.stack([tokens, positions])  # one look-up has one gradient of we
+        return F.embedding(rows, we).sum(0).to(_matmul_dtype(we))
+
+    def transform(self, x: Tensor, contexts: Sequence[Attend]) -> Tensor:
+        """Apply the layers to x [N, D], each with its own attention context: [M, D]."""
+        for block, attend in zip(self.h, contexts, strict=True):
+            x = block(x, attend)
+        return x
+
+    def _dropped_we(self) -> Tensor:
+        """``we`` under this training step's one mask, which input and output share."""
+        return dropped_matrix(self.we, self.config.embd_pdrop, self.training)
+
+    def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean over all sequences (differentiable), and each sequence's loss [B, S]."""
+        B, S = batch.clf_rows.shape
+        weights = batch.lm_weights.sum(1) / (B * S)
+        dtype = _matmul_dtype(h)
+        mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            h[batch.lm_rows].to(dtype),
+            we,
+            batch.lm_targets,
+            weights.to(_at_least_float32(h)),
+        )
+        lm = ce.new_zeros(B, S).index_add(0, batch.lm_story, ce[:, None] * batch.lm_weights)
+        return mean, lm
+
+
+def with_products(
+    model: DoubleHeadsModel, make: Callable[[Conv1D], Callable[[Tensor], Tensor]]
+) -> DoubleHeadsModel:
+    """Copy a model, with another function or module in place of each :class:`Conv1D`.
+
+    Args:
+        model: is not changed; the copy has the same mode and shares the memory of all parameters
+            but those of the replaced modules.
+        make: gives what to call instead, which maps [N, n_in] to [N, n_out].
+    """
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    copied = copy.deepcopy(model, shared)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                delattr(parent, name)  # make need not give a module
+                setattr(parent, name, make(child))
+    return copied.train(model.training)
+
+
+def linear_layers(model: DoubleHeadsModel) -> DoubleHeadsModel:
+    """Copy a model with ``nn.Linear`` in place of each :class:`Conv1D`; its outputs are the same.
+
+    Exporters and quantisers look for ``nn.Linear``. The copy shares the memory of the other
+    parameters, as in :func:`with_products`.
+    """
+
+    def linear(conv: Conv1D) -> nn.Linear:
+        n_in, n_out = conv.w.shape
+        layer = nn.Linear(n_in, n_out, device="meta")
+        layer.weight, layer.bias = nn.Parameter(conv.w.detach().T.contiguous()), conv.b
+        return layer
+
+    return with_products(model, linear)

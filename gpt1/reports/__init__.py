@@ -1,0 +1,1 @@
+"""Reading logs and submissions: statistics, calibration, figures."""

@@ -1,0 +1,362 @@
+"""How sure a model was of its choices, and whether it was right to be.
+
+A submission has the choice alone; the file of probabilities beside it has what the model gave
+to either ending. A model is calibrated if of all choices made with probability p a share p is
+right. The original writes no probabilities: nothing here has a counterpart there.
+
+Axes: n stories, 2 choices. Confidence is the probability of the ending that was chosen, 0.5 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import atomic_write, read_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from matplotlib.figure import Figure
+
+    from gpt1.datasets.story_cloze import Cloze
+
+HEADER = "index\tprediction\tprob_0\tprob_1"
+N_BINS = 10
+SUM_TOLERANCE = 1e-6  # files of other programs may have rounded
+N_DRAWS = 1000  # of a calibrated model, to see what chance does
+
+_ROW = re.compile(r"(\d+)\t([01])\t(\d(?:\.\d+)?(?:e-\d+)?)\t(\d(?:\.\d+)?(?:e-\d+)?)", re.ASCII)
+
+
+class Choices(NamedTuple):
+    """What a model chose, and how sure it was.
+
+    Attributes:
+        predictions: int64 [n], 0 for the first ending, 1 for the second, as in a submission.
+        probs: float64 [n, 2], a probability for either ending.
+    """
+
+    predictions: npt.NDArray[np.int64]
+    probs: npt.NDArray[np.float64]
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """Probability of the ending that was chosen, [n]."""
+        import numpy as np
+
+        return self.probs[np.arange(len(self.predictions)), self.predictions]
+
+
+class Bin(NamedTuple):
+    """Stories whose confidence is at least ``low`` and less than ``high`` (the last: or 1).
+
+    Attributes:
+        low, high: where the bin begins and ends.
+        n: stories in it.
+        n_right: those of them that were chosen right.
+        confidence: their mean confidence; NaN without stories.
+    """
+
+    low: float
+    high: float
+    n: int
+    n_right: int
+    confidence: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right choices; NaN without stories."""
+        return self.n_right / self.n if self.n else math.nan
+
+
+def choices_of(logits: npt.NDArray[Any]) -> Choices:
+    """The choices that logits [n, 2] stand for: argmax, and softmax in float64.
+
+    Logits of a diverged model, which are not finite, give probabilities of NaN.
+    """
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):
+        z = logits.astype(np.float64)
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return Choices(logits.argmax(-1), e / e.sum(-1, keepdims=True))
+
+
+# The file
+
+
+def table(choices: Choices) -> str:
+    """The text of a file of probabilities: a submission's columns, then ``prob_0``, ``prob_1``.
+
+    Each probability has the digits that it takes to read the same float64 back.
+    """
+    rows = [HEADER]
+    for index, (prediction, probs) in enumerate(zip(*choices, strict=True)):
+        rows.append(f"{index}\t{prediction}\t{float(probs[0])!r}\t{float(probs[1])!r}")
+    return "\n".join(rows) + "\n"
+
+
+def write_probs(path: str | Path, logits: npt.NDArray[Any]) -> None:
+    """Write the probabilities that choice logits [n, 2] stand for, as :func:`table` has them.
+
+    Raises:
+        Gpt1Error: the file cannot be written.
+    """
+    with atomic_write(path, "w") as file:
+        file.write(table(choices_of(logits)))
+
+
+def read_probs(path: str | Path) -> Choices:
+    """Read what :func:`write_probs` wrote, bit for bit; lines end in LF or CRLF.
+
+    Raises:
+        InputError: the file is missing or differs from that format, the two probabilities do
+            not sum to 1, or the prediction is the less probable ending; names the line.
+    """
+    import numpy as np
+
+    text = read_text(path, "the file of probabilities").replace("\r\n", "\n")
+    header, *rows = text.removesuffix("\n").split("\n")
+    if header != HEADER:
+        raise InputError(
+            f"{path}, line 1: expected the header {HEADER!r}, found {header!r:.60}; "
+            "name a file that training wrote with --probs."
+        )
+    if not rows:
+        raise InputError(f"{path}: no probabilities after the header; write the file again.")
+    values = [_row(path, index, row) for index, row in enumerate(rows)]
+    predictions, probs = zip(*values, strict=True)
+    return Choices(np.array(predictions, dtype=np.int64), np.array(probs, dtype=np.float64))
+
+
+def _row(path: str | Path, index: int, row: str) -> tuple[int, tuple[float, float]]:
+    """Prediction and probabilities in the row of story ``index``."""
+    where = f"{path}, line {index + 2}"
+    match = _ROW.fullmatch(row)
+    if match is None or match[1] != str(index):
+        remedy = "the model had diverged" if "nan" in row else "write the file again"
+        raise InputError(
+            f"{where}: expected index {index}, 0 or 1, and two probabilities from 0 to 1, with "
+            f"tabs between them, found {row!r:.60}; {remedy}."
+        )
+    prediction, probs = int(match[2]), (float(match[3]), float(match[4]))
+    if abs(sum(probs) - 1) > SUM_TOLERANCE:
+        raise InputError(
+            f"{where}: expected two probabilities that sum to 1, found {probs[0]} and {probs[1]}; "
+            "write the file again."
+        )
+    if probs[prediction] < probs[1 - prediction]:
+        raise InputError(
+            f"{where}: expected the more probable ending as the prediction, found {prediction} "
+            f"with {probs[0]} and {probs[1]}; write the file again."
+        )
+    return prediction, probs
+
+
+# Numbers
+
+
+def reliability(choices: Choices, labels: Sequence[int], n_bins: int = N_BINS) -> list[Bin]:
+    """Stories by confidence, in ``n_bins`` bins of equal width over 0.5 to 1, empty ones too.
+
+    Raises:
+        ValueError: choices and labels are not equally many.
+    """
+    import numpy as np
+
+    _check_equally_many(choices, labels)
+    edges, which = _binned(choices.confidence, n_bins)
+    right = choices.predictions == np.asarray(labels)
+    n, n_right, sums = (
+        np.bincount(which, weights, n_bins) for weights in (None, right, choices.confidence)
+    )
+    return [
+        Bin(
+            low=float(edges[i]),
+            high=float(edges[i + 1]),
+            n=int(n[i]),
+            n_right=int(n_right[i]),
+            confidence=float(sums[i] / n[i]) if n[i] else math.nan,
+        )
+        for i in range(n_bins)
+    ]
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean over stories of |accuracy - mean confidence| of a story's bin (Guo et al., 2017).
+
+    0 for a model that is right exactly as often as it says; at most 1.
+
+    Raises:
+        ValueError: there is no story in the bins.
+    """
+    n = sum(item.n for item in bins)
+    if not n:
+        raise ValueError("no stories")
+    return sum(abs(item.n_right - item.n * item.confidence) for item in bins if item.n) / n
+
+
+def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, float]:
+    """What :func:`expected_calibration_error` shows for a model that is calibrated perfectly.
+
+    It is not 0: in a bin of few stories the accuracy is off by chance. Found by drawing
+    outcomes with the given confidences, always the same draws.
+
+    Returns:
+        The mean, and what one draw in twenty exceeds.
+    """
+    import numpy as np
+
+    confidence = choices.confidence
+    _, which = _binned(confidence, n_bins)
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(N_DRAWS):
+        surplus = (rng.random(len(confidence)) < confidence) - confidence
+        errors.append(np.abs(np.bincount(which, surplus)).sum() / len(confidence))
+    return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def brier_score(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
+    """Mean of (1 - p)**2, p the right ending's probability: 0 at best, 0.25 for a coin, up to 1."""
+    return float(((1 - _of_right(probs, labels)) ** 2).mean())
+
+
+def log_loss(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
+    """Mean of -log p in nats, p the right ending's probability: training's cost of the choice.
+
+    0 at best, log 2 for a coin, infinite if a right ending was held to be impossible.
+    """
+    import numpy as np
+
+    with np.errstate(divide="ignore"):
+        return float(-np.log(_of_right(probs, labels)).mean())
+
+
+def most_confident_mistakes(choices: Choices, labels: Sequence[int], n: int) -> list[int]:
+    """Indices of the ``n`` wrong choices of highest confidence, or of all if there are fewer.
+
+    The most confident comes first, of equals the one of the lower index.
+    """
+    _check_equally_many(choices, labels)
+    confidence, predictions = choices.confidence.tolist(), choices.predictions.tolist()
+    wrong = [i for i, label in enumerate(labels) if predictions[i] != label]
+    return sorted(wrong, key=lambda i: -confidence[i])[:n]
+
+
+def _check_equally_many(choices: Choices, labels: Sequence[int]) -> None:
+    if len(choices.predictions) != len(labels):
+        raise ValueError(f"{len(choices.predictions)} choices, {len(labels)} labels")
+
+
+def _binned(
+    confidence: npt.NDArray[np.float64], n_bins: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """The edges of the bins, [n_bins + 1], and the bin of each story, [n]."""
+    import numpy as np
+
+    edges = np.linspace(0.5, 1, n_bins + 1)
+    return edges, np.searchsorted(edges[1:-1], confidence, side="right")
+
+
+def _of_right(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Probability of each story's right ending, [n]."""
+    import numpy as np
+
+    return np.take_along_axis(probs, np.asarray(labels)[:, None], axis=1)[:, 0]
+
+
+# Text and picture
+
+
+def report(choices: Choices, cloze: Cloze, n_mistakes: int) -> str:
+    """Calibration in numbers, a table of it, and the most confident mistakes, as text.
+
+    Args:
+        choices: of a model, for these stories.
+        cloze: the stories with their labels.
+        n_mistakes: how many to show; 0 leaves that part out.
+    """
+    bins = reliability(choices, cloze.labels)
+    by_chance, rarely = error_by_chance(choices)
+    confidence = choices.confidence.mean()
+    surplus = (confidence - sum(item.n_right for item in bins) / len(cloze.labels)) * 100
+    lines = [
+        f"Mean confidence: {confidence * 100:.2f} %, {abs(surplus):.2f} points "
+        f"{'over' if surplus > 0 else 'under'} the accuracy",
+        f"Expected calibration error: {expected_calibration_error(bins) * 100:.2f} % in "
+        f"{len(bins)} bins; a perfectly calibrated model shows {by_chance * 100:.2f} % on average, "
+        f"one time in 20 over {rarely * 100:.2f} %",
+        f"Brier score: {brier_score(choices.probs, cloze.labels):.4f} (a coin has 0.25)",
+        f"Log-loss: {log_loss(choices.probs, cloze.labels):.4f} nats (a coin has 0.6931)",
+        "",
+        *_table_of(bins),
+    ]
+    if n_mistakes:
+        lines += ["", *_mistakes(choices, cloze, n_mistakes)]
+    return "\n".join(lines)
+
+
+def _table_of(bins: Sequence[Bin]) -> list[str]:
+    rows = [f"{'confidence':14}{'stories':>9}{'right':>7}{'mean confidence':>17}{'accuracy':>10}"]
+    for item in bins:
+        row = f"{item.low:.2f} to {item.high:.2f}  {item.n:9}{item.n_right:7}"
+        if item.n:
+            row += f"{item.confidence * 100:15.1f} %{item.accuracy * 100:8.1f} %"
+        rows.append(row)
+    return rows
+
+
+def _mistakes(choices: Choices, cloze: Cloze, n: int) -> list[str]:
+    """The stories a model got wrong although it was sure, with both endings."""
+    shown = most_confident_mistakes(choices, cloze.labels, n)
+    if not shown:
+        return ["No mistakes."]
+    n_wrong = int((choices.predictions != cloze.labels).sum())
+    lines = [f"The most confident mistakes, {len(shown)} of {n_wrong}:"]
+    for i in shown:
+        lines += ["", *_wrapped(f"{i}  ", cloze.stories[i])]
+        for choice, ending in enumerate((cloze.endings1[i], cloze.endings2[i])):
+            mark = "right " if choice == cloze.labels[i] else "chosen"
+            lines += _wrapped(f"   {mark} {choices.probs[i, choice]:.4f}  ", ending)
+    return lines
+
+
+def _wrapped(begin: str, text: str) -> list[str]:
+    return textwrap.wrap(text, width=96, initial_indent=begin, subsequent_indent=" " * len(begin))
+
+
+def reliability_figure(bins: Sequence[Bin]) -> Figure:
+    """Accuracy over confidence, a bar a bin, and below it how many stories a bar stands for.
+
+    Args:
+        bins: from :func:`reliability`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5.6), dpi=150, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    filled = [item for item in bins if item.n]
+    starts, widths = [item.low for item in filled], [item.high - item.low for item in filled]
+    bars: dict[str, Any] = {"align": "edge", "color": "#56b4e9", "edgecolor": "white"}
+
+    above.bar(starts, [item.accuracy for item in filled], widths, label="accuracy", **bars)
+    points = [item.confidence for item in filled], [item.accuracy for item in filled]
+    above.plot(*points, "o", color="#0072b2", label="at the mean confidence")
+    above.plot([0.5, 1], [0.5, 1], "--", color="#444444", label="perfectly calibrated")
+    above.set(xlim=(0.5, 1), ylim=(0, 1), ylabel="share of right choices")
+    error = expected_calibration_error(bins)
+    above.set_title(f"Expected calibration error {error * 100:.2f} %")
+    above.legend(loc="lower right", framealpha=0.95)
+
+    counts = below.bar(starts, [item.n for item in filled], widths, **bars)
+    below.bar_label(counts, fontsize=8)
+    below.margins(y=0.25)  # room for the numbers
+    below.set(xlabel="confidence: probability of the ending chosen", ylabel="stories")
+    return figure

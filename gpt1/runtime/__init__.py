@@ -1,0 +1,1 @@
+"""The operating system and processes: errors, whole files, stopping, devices, ranks."""

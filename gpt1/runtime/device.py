@@ -1,0 +1,140 @@
+"""The device that a process computes on: its choice, its arithmetic and its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt1.runtime.errors import InputError
+
+
+def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """Return the device that ``--device`` names, or the default: CUDA if there is one, else CPU.
+
+    Args:
+        name: a device as torch names it, or None for the default.
+        local_rank: this process's number on its machine, which selects its GPU.
+
+    Raises:
+        InputError: there is no such device, or it is not on this machine.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: cannot be used on this machine: {reason}") from error
+    if device.type == "meta":
+        raise InputError("--device meta: holds no numbers; use cpu, cuda or mps")
+    return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Check that ``device`` can compute with ``--precision``.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(
+            f"--precision tf32: needs a CUDA device, and this run is on {device.type}; "
+            "use fp32 or bf16"
+        )
+
+
+def set_matmul_precision(precision: str) -> None:
+    """Allow TF32 in float32 matrix products if ``--precision`` is tf32, and forbid it otherwise.
+
+    This setting holds for the whole process.
+    """
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether bfloat16 matrix products are faster on ``device`` than float32 ones."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which matrix products run in bfloat16 if ``--precision`` is bf16.
+
+    Parameters, optimizer state and reductions stay in float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc, where it is the C library, to reuse large freed blocks.
+
+    By default glibc returns every block above 32 MiB to the system at once. A training step on
+    the CPU then spends much of its time in page faults, on the same tensors in each step.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max, never = -1, -4, -1
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, never)
+    except (OSError, AttributeError):
+        pass  # Another C library makes the program slower, not wrong.
+
+
+def make_deterministic() -> None:
+    """Ask torch for GPU kernels that give the same bits every time; CPU kernels always do."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # no uninitialized memory is ever read
+    torch.backends.cudnn.benchmark = False
+    # The backward passes of these two attention kernels add up in any order.
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+
+
+def environment(device: torch.device, world: int) -> dict[str, str | int]:
+    """Describe what the bits of a run depend on besides its settings, by names for messages.
+
+    Sums are split among threads and processes, and each kind of processor or GPU, and each
+    version of a library, may add up in another order.
+
+    Args:
+        device: the device that the run computes on.
+        world: the number of processes.
+    """
+    is_cuda = device.type == "cuda"
+    found: dict[str, str | int] = {
+        "the device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "the number of processes": world,
+        "torch's version": str(torch.__version__),
+        "NumPy's version": np.__version__,
+    }
+    if device.type == "cpu":
+        with_bf16 = " with bfloat16" if has_bf16(device) else ""
+        found |= {
+            "the processor": _processor_name(),
+            "the processor's instruction set": torch.backends.cpu.get_cpu_capability() + with_bf16,
+            "the number of threads": torch.get_num_threads(),
+        }
+    return found
+
+
+def _processor_name() -> str:
+    """The processor's name as Linux gives it, or its architecture."""
+    with suppress(OSError):
+        name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if name:
+            return name[1]
+    return platform.machine()

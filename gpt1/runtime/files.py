@@ -1,0 +1,275 @@
+"""Whole files only: a result appears under its name complete, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import lock_descriptor
+
+from gpt1.runtime.errors import Gpt1Error, InputError
+
+_LARGEST_TEXT = 1 << 30
+
+# Errors of reading for which the file itself is to blame; for all others it is the machine.
+_FILES_FAULT = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+    *(errno.EACCES, errno.EPERM),
+}
+_MACHINE_REMEDIES = {
+    errno.ENOMEM: "free memory, or allow the process more of it (ulimit -v)",
+    errno.EMFILE: "allow the process more open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which have too many files open",
+}
+_SEE_TO_THE_DISK = "see that the disk or the network file system works"
+
+
+@contextmanager
+def write_errors(path: str | Path) -> Iterator[None]:
+    """Report an :class:`OSError` of the block as a failure to write the file ``path``.
+
+    Args:
+        path: the file's final name. The block only prepares, writes or renames that file.
+
+    Raises:
+        Gpt1Error: the file or its directory cannot be written (disk full, no permission).
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Gpt1Error(
+            f"{path}: cannot be written: {reason}; what stood there before is untouched. "
+            "Free space or name another directory."
+        ) from error
+
+
+class _RawOutput(io.FileIO):
+    """An open temporary file whose failed writes name the file that it is to become.
+
+    Args:
+        temporary: the file's present name.
+        path: its final name.
+    """
+
+    def __init__(self, temporary: str, path: Path) -> None:
+        super().__init__(temporary, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        """Write as :class:`io.FileIO` does, but raise :class:`Gpt1Error`."""
+        with write_errors(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path`` that takes its name when the block ends well.
+
+    The data are on the disk before the rename, so that a crash at any moment leaves either
+    the old file or the new one, whole. Missing parent directories are made.
+
+    An :class:`OSError` that the block itself raises, for example because it reads another file,
+    passes through unchanged. A library that writes by the file's name and not through the file
+    object is called within :func:`write_errors`.
+
+    Args:
+        path: the final name.
+        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with ``\\n`` line ends. The file's
+            ``name`` is its path, for libraries that write by name.
+
+    Raises:
+        Gpt1Error: the directory or file cannot be written (disk full, no permission).
+    """
+    path = Path(path)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with _kept_locked(handle), _open_output(temporary, path, mode) as file:
+            yield file
+            with write_errors(path):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()  # Windows renames no open file
+                os.chmod(temporary, 0o666 & ~_umask())
+                os.replace(temporary, path)
+                _sync_directory(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _open_output(temporary: str, path: Path, mode: str) -> IO[Any]:
+    """Open a temporary file for :func:`atomic_write`, buffered."""
+    with write_errors(path):
+        buffered = io.BufferedWriter(_RawOutput(temporary, path))
+    return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8", newline="\n")
+
+
+@contextmanager
+def _kept_locked(handle: int) -> Iterator[None]:
+    """Lock a file for as long as it is temporary, which tells it from what a dead process left."""
+    try:
+        try_lock(handle)
+        if os.name != "posix":  # there an open file cannot get another name
+            os.close(handle)
+        yield
+    finally:
+        if os.name == "posix":
+            os.close(handle)
+
+
+def remove_leftovers(directory: Path, names: str) -> None:
+    """Remove what killed processes left of writing files, but nothing that is being written.
+
+    Args:
+        directory: where they are.
+        names: a pattern as for :mod:`glob`.
+    """
+    for temporary in directory.glob(f".{names}.????????"):
+        with suppress(OSError), open(temporary, "r+b") as file:
+            if try_lock(file):
+                temporary.unlink()
+
+
+def try_lock(file: IO[Any] | int) -> bool:
+    """Lock an open file until it is closed, unless another process has locked it.
+
+    The kernel keeps the lock, so that a dead process holds none. On a file system without such
+    locks (some network file systems) nothing is locked.
+
+    Returns:
+        Whether no other process holds the lock.
+    """
+    try:
+        return lock_descriptor(file if isinstance(file, int) else file.fileno(), blocking=False)
+    except OSError:
+        return True
+
+
+def check_writable(directory: Path) -> None:
+    """Make a directory if need be and see whether files can be made in it.
+
+    Raises:
+        Gpt1Error: they cannot, before any work has been done for them.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise Gpt1Error(
+            f"{directory}: cannot be written: {error.strerror}; name another directory."
+        ) from error
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a UTF-8 file, byte-order mark removed, or an :class:`InputError`.
+
+    Args:
+        path: the file, at most a gigabyte: what is larger is none of ours.
+        what: what it should be, for the message ("the BPE merges").
+    """
+    check_regular(path, what)
+    if os.path.getsize(path) > _LARGEST_TEXT:
+        raise InputError(f"{path}: too large to be {what}; name another file.")
+    data = read_bytes(path, what)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: {what} must be UTF-8 text, but byte "
+            f"0x{data[error.start]:02x} is not; save the file as UTF-8."
+        ) from error
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """The bytes of a file, or an :class:`InputError` that says which file is missing."""
+    check_regular(path, what)
+    with read_errors(path, what):
+        return Path(path).read_bytes()
+
+
+def check_regular(path: str | Path, what: str) -> None:
+    """See that there is a file, and that reading it comes to an end.
+
+    Raises:
+        InputError: there is none, or it is a directory, a pipe or a device.
+    """
+    try:
+        with read_errors(path, what):
+            mode = os.stat(path).st_mode
+    except ValueError as error:  # a name that no file can have
+        raise unreadable(path, what, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise InputError(f"{path}: {what} cannot be read: this is {kind}; name a file.")
+
+
+@contextmanager
+def read_errors(path: str | Path, what: str) -> Iterator[None]:
+    """Report an :class:`OSError` or a :class:`MemoryError` of the block as a failure to read.
+
+    Args:
+        path: the file. The block only reads that file.
+        what: what it should be, for the message ("the BPE merges").
+
+    Raises:
+        Gpt1Error: the file could not be read; an :class:`InputError` if the fault is the file's
+            (see :func:`unreadable`).
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, what, error) from error
+
+
+def unreadable(
+    path: str | Path, what: str, error: Exception, *, remedy: str = "name another file"
+) -> Gpt1Error:
+    """Make the error for a file that could not be read.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+        error: an OSError, a MemoryError, or a ValueError for a name that no file can have.
+        remedy: what helps if the fault is the file's: it is missing, a directory, or closed to us.
+
+    Returns:
+        An :class:`InputError` if the fault is the file's. If it is the machine's (a failing disk,
+        too many open files, too little memory), a :class:`Gpt1Error` with a remedy for that.
+    """
+    out_of_memory = isinstance(error, MemoryError)
+    number = errno.ENOMEM if out_of_memory else getattr(error, "errno", None)
+    reason = "it does not fit into memory" if out_of_memory else getattr(error, "strerror", None)
+    message = f"{path}: {what} cannot be read: {reason or error}; "
+    if number is None or number in _FILES_FAULT:
+        return InputError(f"{message}{remedy}.")
+    return Gpt1Error(f"{message}{_MACHINE_REMEDIES.get(number, _SEE_TO_THE_DISK)}.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(directory: Path) -> None:
+    """Put the rename itself on the disk, where the system can (Windows cannot)."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

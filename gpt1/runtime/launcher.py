@@ -1,0 +1,121 @@
+"""Start the processes of a run on one machine with several GPUs.
+
+torch's elastic launcher is not used: when it is asked to end, it loses the exit statuses of its
+processes and kills them after 30 seconds even if they are still saving their state. When one
+process fails, it ends the others before they can report the cause. ``torch.multiprocessing``,
+which the elastic launcher is built on, grants them a grace period.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException
+from torch.multiprocessing.spawn import start_processes as spawn_processes
+
+from gpt1.runtime.errors import Gpt1Error
+from gpt1.runtime.stopping import end_with_parent, handled_signals
+
+GRACE = 15.0  # seconds that processes get to end by themselves, then once more after SIGTERM
+START_METHOD = "spawn"  # CUDA does not work in forked processes
+
+
+def processes_to_start(device_name: str | None, n_gpu: int) -> int:
+    """Return how many processes the program should start itself: 1 except on several GPUs.
+
+    That is the largest divisor of ``n_gpu`` for which there are enough GPUs, so that every process
+    has the same number of towers. Under torchrun the processes exist already.
+    """
+    if "WORLD_SIZE" in os.environ or device_name not in (None, "cuda"):
+        return 1
+    if not torch.cuda.is_available():
+        return 1
+    available = min(torch.cuda.device_count(), n_gpu)
+    return max(n for n in range(1, available + 1) if n_gpu % n == 0)
+
+
+def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
+    """Run ``body(argv)`` in n processes of this machine, joined in a group.
+
+    SIGTERM and SIGINT are passed on to the processes as SIGTERM, unless this process ignores them.
+    When one process fails, the others are ended, too, within twice ``GRACE`` seconds. When this
+    process is killed, the others end as after SIGTERM.
+
+    Returns:
+        The exit status: 0, that of the process that failed, or 143 or 130 after a signal.
+
+    Raises:
+        Gpt1Error: a signal that did not pass through this process ended one of the processes.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    request: int | None = None
+
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal request
+        request = request or number
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in handled_signals()}
+    try:
+        context = spawn_processes(  # type: ignore[no-untyped-call]
+            _run_rank, (body, list(argv), n, store.port), n, join=False, start_method=START_METHOD
+        )
+        if request is not None:  # The signal came before all processes were started.
+            pass_on(request, None)
+        status = _wait_for_all(context)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if request is not None and status in (128 + signal.SIGTERM, -signal.SIGTERM):
+        return 128 + request
+    if status < 0:
+        raise Gpt1Error(
+            f"one of the {n} processes was ended by {signal.Signals(-status).name}, as Linux does "
+            "when memory runs out. Start the run again with --resume."
+        )
+    return status
+
+
+def _wait_for_all(context: ProcessContext) -> int:
+    """Wait until all processes have ended; return the first bad exit status, or 0.
+
+    The status is negative for a signal. Of two processes that failed at the same time, a signal
+    is the cause and an exit status the consequence.
+    """
+    finished = False
+    while not finished:
+        wait(list(context.sentinels))
+        failed: list[int] = [p.exitcode for p in context.processes if p.exitcode]
+        try:
+            finished = context.join(grace_period=GRACE)
+        except ProcessExitedException as error:
+            return min([*failed, error.exit_code])
+    return 0
+
+
+def _run_rank(
+    rank: int, body: Callable[[Sequence[str]], int], argv: list[str], world: int, port: int
+) -> None:
+    """Run one of the started processes, with the environment that torchrun would give it."""
+    end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # The parent is dead already.
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which passes it on.
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # The parent serves the store.
+    )
+    sys.exit(body(argv))

@@ -1,0 +1,1 @@
+"""Settings: their groups, the command line and configuration files. Knows no torch."""

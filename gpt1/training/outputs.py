@@ -1,0 +1,109 @@
+"""Where a run's results go, and that nobody else writes there."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import check_writable, remove_leftovers
+from gpt1.runtime.locks import RunLock
+from gpt1.settings.training import Settings
+from gpt1.training.submissions import SUBMISSION, record_path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run, named after it (``desc`` of :class:`gpt1.settings.training.Settings`)."""
+
+    settings: Settings
+
+    @property
+    def directory(self) -> Path:
+        """Of parameters and checkpoints."""
+        return Path(self.settings.save_dir) / self.settings.name
+
+    @property
+    def best_params(self) -> Path:
+        """The parameters of the best epoch."""
+        return self.directory / "best_params.jl"
+
+    @property
+    def log(self) -> Path:
+        """Settings and evaluations, the original's log."""
+        return Path(self.settings.log_dir) / f"{self.settings.name}.jsonl"
+
+    @property
+    def updates(self) -> Path:
+        """A line an update."""
+        return Path(self.settings.log_dir) / f"{self.settings.name}.updates.jsonl"
+
+    @property
+    def submission(self) -> Path:
+        """The run's own predictions for the test stories."""
+        return Path(self.settings.submission_dir) / self.settings.name / SUBMISSION
+
+    @property
+    def probs(self) -> Path:
+        """The probabilities of the predictions."""
+        return self.submission.with_suffix(".probs.tsv")
+
+    @property
+    def last_submission(self) -> Path:
+        """The original's path: a copy of the submission of the run that wrote one last."""
+        return Path(self.settings.submission_dir) / SUBMISSION
+
+    def check(self) -> None:
+        """See before any work whether the results can be written, and analysed.
+
+        Raises:
+            InputError: ``--analysis`` will have nothing to report, ``--probs`` is given without
+                ``--submit``, the run has the name of a file in the place of its directory, or
+                TensorBoard is not installed.
+            Gpt1Error: a directory cannot be written.
+        """
+        settings = self.settings
+        if settings.analysis and not settings.submit:
+            raise InputError(
+                "--analysis: needs the run's own predictions; give --submit too, or look at an "
+                "earlier run's with gpt1 analysis"
+            )
+        if settings.analysis and settings.n_iter == 0:
+            raise InputError(
+                "--analysis: --n_iter 0 makes no evaluation to report; leave one of the two out"
+            )
+        if settings.probs and not settings.submit:
+            raise InputError("--probs: they are of the predictions of --submit; give it too")
+        copies = (self.last_submission, record_path(self.last_submission))
+        if settings.name.casefold() in (path.name.casefold() for path in copies):
+            raise InputError(
+                f"--desc {settings.name}: {self.submission.parent} is the place of a file; give "
+                "another --desc"
+            )
+        if settings.tensorboard is not None:
+            if find_spec("tensorboard") is None:
+                raise InputError("--tensorboard: pip install 'gpt1[tensorboard]', or leave it out")
+            check_writable(Path(settings.tensorboard))
+        check_writable(self.log.parent)
+        check_writable(self.directory)
+        if settings.submit:
+            check_writable(self.submission.parent)
+            check_writable(self.last_submission.parent)
+
+    def claim(self, lock: RunLock) -> None:
+        """Keep other runs of this name out, and remove what killed ones left half written.
+
+        Raises:
+            InputError: another run of this name is alive.
+        """
+        own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
+        lock.take(own, self.settings.name)
+        remove_leftovers(self.directory, self.best_params.name)
+        remove_leftovers(self.directory, "checkpoint-*.safetensors")
+        written = [self.log, self.updates, self.probs]
+        for path in (self.submission, self.last_submission):
+            written += [path, record_path(path)]
+        for path in written:
+            remove_leftovers(path.parent, glob.escape(path.name))

@@ -1,0 +1,106 @@
+"""The numbers of the logs as TensorBoard shows them (the extra ``gpt1[tensorboard]``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt1.reports.runs import Run
+from gpt1.runtime.errors import Gpt1Error, InputError
+
+_FLUSH_SECONDS = 10  # how far TensorBoard lags behind a run at most
+_NOT_SCALARS = ("n_updates", "time")  # they say where and when the scalars stand
+
+
+class TensorBoard:
+    """A directory of event files with the same scalars as the two logs of a run.
+
+    They are named after the fields of the logs: ``update/clf_cost``, ``evaluation/va_acc`` and so
+    on. Opening a directory again begins anew, as opening a log does: its files stay, but
+    TensorBoard no longer shows what they hold. So a run that is resumed writes again what it keeps
+    of its logs, and no update appears twice or is lost.
+
+    Args:
+        directory: where the event files go; made if need be.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+        Gpt1Error: the directory cannot be written.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "tensorboard is missing: pip install 'gpt1[tensorboard]', or do without its option"
+            ) from error
+        self.directory = Path(directory)
+        make: Any = SummaryWriter
+        with self._trouble_reported():
+            self._writer: Any = make(str(directory), purge_step=0, flush_secs=_FLUSH_SECONDS)
+
+    def update(self, n_updates: int, values: Mapping[str, float | None]) -> None:
+        """Write the figures of an update.
+
+        Args:
+            n_updates: its number.
+            values: figures by name, or a whole line of the log: its ``time`` becomes that of the
+                scalars, its ``n_updates`` is not needed again, and what is None is left out.
+        """
+        self._write("update", n_updates, values)
+
+    def evaluation(self, n_updates: int, values: Mapping[str, float | None]) -> None:
+        """Write the figures of an evaluation after ``n_updates``; as :meth:`update`."""
+        self._write("evaluation", n_updates, values)
+
+    def update_line(self, line: Mapping[str, Any]) -> None:
+        """Write a line of the log of updates; that of an event has no figures."""
+        if "event" not in line:
+            self.update(line["n_updates"], line)
+
+    def evaluation_line(self, line: Mapping[str, Any]) -> None:
+        """Write a line of the log of evaluations; its first, the settings, has no figures."""
+        if "va_acc" in line:
+            self.evaluation(line["n_updates"], line)
+
+    def close(self) -> None:
+        """Write what waits and close the file."""
+        with self._trouble_reported():
+            self._writer.close()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
+        when = values.get("time")
+        with self._trouble_reported():
+            for name, value in values.items():
+                if value is not None and name not in _NOT_SCALARS:
+                    self._writer.add_scalar(f"{kind}/{name}", value, step, walltime=when)
+
+    @contextmanager
+    def _trouble_reported(self) -> Iterator[None]:
+        """TensorBoard writes in a thread, whose trouble shows at some later call."""
+        try:
+            yield
+        except OSError as error:
+            raise Gpt1Error(
+                f"{self.directory}: TensorBoard's files cannot be written: "
+                f"{error.strerror or error}; free space or name another directory."
+            ) from error
+
+
+def write_run(run: Run, directory: str | Path) -> None:
+    """Write all figures of a run's logs, in place of what TensorBoard shows of the directory.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+        Gpt1Error: the directory cannot be written.
+    """
+    board = TensorBoard(directory)
+    for update in run.updates:
+        board.update_line(asdict(update))
+    for evaluation in run.evaluations:
+        board.evaluation_line(asdict(evaluation))
+    board.close()
