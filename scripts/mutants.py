@@ -98,8 +98,8 @@ def try_one(module: str, text: str) -> tuple[str, str, str]:
     with tempfile.TemporaryDirectory(prefix="gpt1-mutant-") as directory:
         copy = Path(directory) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "log"))
-        (copy / "gpt1" / path.name).write_text(text, "utf-8")
-        names = [f"tests/test_{name}.py" for name in TESTS[module]]
+        (copy / path.relative_to(ROOT)).write_text(text, "utf-8")
+        names = [str(*(copy / "tests").rglob(f"test_{name}.py")) for name in TESTS[module]]
         process = multiprocessing.get_context("fork").Process(target=_test, args=(copy, names))
         process.start()
         process.join(SECONDS)

@@ -14,7 +14,7 @@ import pytest
 import gpt1
 from gpt1.commands import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def status_of(argv: list[str]) -> int:

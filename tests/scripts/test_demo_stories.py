@@ -23,7 +23,7 @@ from gpt1.datasets.story_cloze import (
     rocstories,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "data" / "demo"
 
 

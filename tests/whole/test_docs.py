@@ -12,7 +12,7 @@ import pytest
 from gpt1.commands.generate import Options
 from gpt1.settings.training import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *(ROOT / room / "README.md" for room in ("data", "model"))]
 # Names in capitals that no source of the project defines: variables of Slurm's, and what the
@@ -49,7 +49,9 @@ def own_flags() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_named_tests_exist(page: Path) -> None:
     for file, test in re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text()):
-        assert re.search(rf"^def {test}\b", (ROOT / "tests" / file).read_text(), re.M), test
+        assert re.search(rf"^def {test}\b", next((ROOT / "tests").rglob(file)).read_text(), re.M), (
+            test
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

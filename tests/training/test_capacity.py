@@ -27,7 +27,7 @@ from gpt1.training.capacity import Need
 from gpt1.training.outputs import Outputs
 from gpt1.training.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GPT1 = ModelConfig(n_ctx=77)  # on ROCStories
 
 

@@ -37,7 +37,7 @@ from gpt1.training.trainer import EXTRA_EVALUATIONS, Trainer
 from gpt1.weights import jl
 from gpt1.weights import released as weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates an epoch
 NO_DROPOUT = [
     word for kind in ("embd", "attn", "resid", "clf") for word in (f"--{kind}_pdrop", "0")

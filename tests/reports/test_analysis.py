@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gpt1.reports import analysis
 from gpt1.runtime.errors import InputError
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "analysis.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "analysis.py"
 VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
 TEST_CSV = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
 CSV_HEADER = (

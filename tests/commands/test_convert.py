@@ -27,7 +27,7 @@ from gpt1.training import prepare
 from gpt1.weights import released as weights
 from gpt1.weights.jl import read_jl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model" / "demo"
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -347,7 +347,6 @@ def test_a_damaged_list_is_refused(
 
 
 def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys; from gpt1.commands import convert; convert._parser(); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys\nfrom gpt1.commands import convert\nconvert._parser()\n"
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -23,7 +23,7 @@ import tiny
 
 from gpt1.datasets import story_cloze as datasets
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # tried by hand, or by CI itself
 # Hours, gigabytes or the network: of these only the flags are tried.

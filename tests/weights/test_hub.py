@@ -36,7 +36,7 @@ from gpt1.weights import hub
 from gpt1.weights import released as weights
 from gpt1.weights.hub import Pieces
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model" / "demo"
 N_VOCAB, N_POSITIONS, N_EMBD, N_HEAD, N_LAYER = 50, 20, 16, 4, 3
 SPECIAL = SpecialTokens.after(N_VOCAB)

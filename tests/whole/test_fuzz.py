@@ -5,7 +5,7 @@ and hostile parts, so that the damage gets past lengths and checksums. How many 
 is given is set in ``tests/conftest.py``; they are the same in each run. The long run tries new
 ones each time, as many as asked for:
 
-    GPT1_FUZZ_EXAMPLES=10000 python -m pytest tests/test_fuzz.py
+    GPT1_FUZZ_EXAMPLES=10000 python -m pytest tests/whole/test_fuzz.py
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import pytest
 import reference
 import tiny
 import torch
-from test_model import SMALL, their_model
+from peers import SMALL, their_model
 
 from gpt1.batches.packing import EncodedCloze, SpecialTokens, transform_roc
 from gpt1.commands import plot
@@ -47,7 +47,7 @@ from gpt1.weights import released as weights
 
 pytest.importorskip("matplotlib")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).parents[2]
 SPECIAL = SpecialTokens.after(SMALL.n_vocab)
 START_OF_PICTURE = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 

@@ -16,7 +16,7 @@ import tiny
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.reports.analysis import read_submission
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from peers import NO_DROPOUT, SMALL, their_model
 from reference import assert_within
 from torch import Tensor, nn
 
@@ -43,8 +44,6 @@ from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.ranks import Ranks
 
 SHARING = pytest.mark.parametrize("share_prefix", [False, True], ids=["unshared", "shared"])
-NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)
-SMALL = ModelConfig(n_vocab=7, n_ctx=24, n_embd=12, n_head=3, n_layer=2, **NO_DROPOUT)
 
 
 @pytest.fixture(autouse=True)
@@ -289,34 +288,6 @@ def test_choices_are_those_of_transformers_double_heads(share_prefix: bool) -> N
         expected = theirs(input_ids=tokens, mc_token_ids=last).mc_logits
         found = model.choice_logits(packed(arrays, share_prefix=share_prefix))
     assert_close(found, expected, 1e-5)
-
-
-def their_model(kind: Callable[..., nn.Module], ours: DoubleHeadsModel) -> nn.Module:
-    """A model of transformers with our weights."""
-    from transformers import OpenAIGPTConfig
-
-    config = ours.config
-    n_tokens = config.n_vocab + config.n_special
-    theirs = kind(
-        OpenAIGPTConfig(
-            vocab_size=n_tokens,
-            n_positions=config.n_ctx,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            afn=config.afn,
-            num_labels=1,
-        )
-    )
-    inner = getattr(theirs, "transformer", theirs)
-    with torch.no_grad():
-        inner.tokens_embed.weight.copy_(ours.we[:n_tokens])
-        inner.positions_embed.weight.copy_(ours.we[n_tokens:])
-        own = dict(ours.named_parameters())
-        for name, p in inner.h.named_parameters():
-            ours_is = ".g" if ".ln_" in name else ".w"
-            p.copy_(own["h." + name.replace(".weight", ours_is).replace(".bias", ".b")])
-    return theirs.eval()
 
 
 def arrays_of_lengths(lengths: np.ndarray, generator: np.random.RandomState) -> ChoiceArrays:

@@ -19,7 +19,7 @@ from gpt1.commands.train import main
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
 from gpt1.settings.training import Settings, parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(n_vocab=50, n_ctx=24, n_embd=32, n_head=4, n_layer=2)
 DROPOUTS = ["--embd_pdrop", "--attn_pdrop", "--resid_pdrop", "--clf_pdrop"]
 NO_DROPOUT = [word for flag in DROPOUTS for word in (flag, "0")]
