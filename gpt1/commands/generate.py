@@ -14,10 +14,9 @@ from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt1.inference.pretrained import add_model_arguments, from_arguments
-from gpt1.runtime.errors import InputError, report_errors
+from gpt1.runtime.errors import InputError, join_problems, report_errors
 from gpt1.runtime.files import read_text
 from gpt1.settings.arguments import Parser, number
-from gpt1.settings.training import join_problems
 
 if TYPE_CHECKING:
     from gpt1.inference.decoding import Decoder

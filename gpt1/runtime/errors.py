@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
@@ -27,6 +27,13 @@ class InputError(Gpt1Error):
     """Something handed over is wrong: a file, a value, a flag, or their combination."""
 
     exit_status = 2
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """Make one message of one problem or of several."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n  ".join([f"{len(problems)} problems:", *problems])
 
 
 class Stopped(BaseException):

@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gpt1.runtime.errors import InputError
+from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.arguments import Parser
 
 DATASETS = ("rocstories",)
@@ -280,13 +280,6 @@ def check_values(values: dict[str, Any]) -> list[str]:
         if check is not None and value is not None and (message := check(value)):
             problems.append(f"--{item.name} {_shown(str(value))}: {message}")
     return problems
-
-
-def join_problems(problems: Sequence[str]) -> str:
-    """One message from one problem or several."""
-    if len(problems) == 1:
-        return problems[0]
-    return "\n  ".join([f"{len(problems)} problems:", *problems])
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

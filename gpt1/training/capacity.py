@@ -18,8 +18,7 @@ from typing import NamedTuple
 import torch
 
 from gpt1.model.transformer import ModelConfig
-from gpt1.runtime.errors import InputError
-from gpt1.settings.training import join_problems
+from gpt1.runtime.errors import InputError, join_problems
 from gpt1.training import checkpoint
 from gpt1.training.outputs import Outputs
 from gpt1.training.submissions import table

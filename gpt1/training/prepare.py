@@ -13,8 +13,8 @@ from gpt1.batches import packing as batches
 from gpt1.batches.packing import ChoiceArrays, EncodedCloze, SpecialTokens
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
-from gpt1.runtime.errors import InputError
-from gpt1.settings.training import Settings, Sources, join_problems
+from gpt1.runtime.errors import InputError, join_problems
+from gpt1.settings.training import Settings, Sources
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.weights import hub
 from gpt1.weights import released as weights

@@ -28,10 +28,10 @@ from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.reports.calibration import write_probs
 from gpt1.runtime.device import environment
-from gpt1.runtime.errors import Gpt1Error, InputError, Stopped
+from gpt1.runtime.errors import Gpt1Error, InputError, Stopped, join_problems
 from gpt1.runtime.ranks import Ranks, Replica, tower_seed
 from gpt1.runtime.stopping import StopRequests
-from gpt1.settings.training import Settings, Sources, join_problems
+from gpt1.settings.training import Settings, Sources
 from gpt1.training import capacity, checkpoint, submissions
 from gpt1.training.logs import JsonLines, UpdateLog
 from gpt1.training.outputs import Outputs

@@ -1,0 +1,95 @@
+"""Read settings from a configuration file: TOML, JSON, or the first line of a run's log."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import read_text
+from gpt1.settings.fields import Setting
+
+LOG_SUFFIX = ".jsonl"
+_WHAT = "the configuration file"
+
+
+def read_config(path: str, settings: Mapping[str, Setting]) -> tuple[dict[str, Any], list[str]]:
+    """Read flat keys that are named like the flags.
+
+    Args:
+        path: a file that ends in ``.toml``, ``.json`` or ``.jsonl``; of the last kind, the log of
+            a run, the first line counts, and what the program added to it is passed over.
+        settings: the settings of the command, by name.
+
+    Returns:
+        The values by name, null left aside, and a problem for each key or value that is wrong.
+
+    Raises:
+        InputError: the file cannot be read at all.
+    """
+    table = _read_table(Path(path))
+    if path.endswith(LOG_SUFFIX):
+        table = {name: value for name, value in table.items() if name in settings}
+    values, problems = {}, []
+    for name, value in table.items():
+        where = f"--config {path}: {name}"
+        if name not in settings:
+            near = difflib.get_close_matches(name, settings, n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{where}: there is no such setting{guess}")
+        elif value is not None:
+            try:
+                values[name] = _converted(settings[name], value)
+            except ValueError as error:
+                problems.append(f"{where} is {json.dumps(value, default=str):.60}: {error}")
+    return values, problems
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """The keys and values of a file."""
+    text = read_text(path, _WHAT)
+    if path.suffix == LOG_SUFFIX:
+        text = text.partition("\n")[0]
+    try:
+        table = _parse_toml(path, text) if path.suffix == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"--config {path}: {_WHAT} is not {path.suffix.removeprefix('.').upper() or 'JSON'}: "
+            f"{error!s:.200}; correct the file"
+        ) from error
+    if not isinstance(table, dict):
+        raise InputError(f"--config {path}: expected keys with values, such as lr = 6.25e-5")
+    return table
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    if sys.version_info < (3, 11):
+        raise InputError(
+            f"--config {path}: TOML needs Python 3.11 or newer; write the file as JSON"
+        )
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def _converted(setting: Setting, value: Any) -> Any:
+    """A value of the file as the setting's type, by the rules of the command line."""
+    if setting.many:
+        if not isinstance(value, list):
+            raise ValueError("must be a list")
+        return tuple(_converted_one(setting, each) for each in value)
+    return _converted_one(setting, value)
+
+
+def _converted_one(setting: Setting, value: Any) -> Any:
+    if isinstance(value, bool) != (setting.kind is bool) or not isinstance(
+        value, bool | int | float | str
+    ):
+        raise ValueError(f"must be of type {setting.kind.__name__}")
+    if setting.kind is str and not isinstance(value, str):
+        raise ValueError("must be text, in quotes")
+    return setting.convert(str(value).lower() if isinstance(value, bool) else str(value))

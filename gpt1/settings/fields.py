@@ -1,0 +1,209 @@
+"""Declare settings: each field of a frozen dataclass group is one flag of a command line.
+
+A group is written once, with help, bounds and choices beside each field; the command line, the
+configuration file and Python calls all read it through :class:`Setting`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Check = Callable[[Any], str | None]
+"""Takes a value and returns what it must be, such as "must be at least 1", or None if it fits."""
+
+
+def at_least(low: float) -> Check:
+    """Accept numbers from ``low`` on."""
+    return lambda x: None if x >= low else f"must be at least {low:g}"
+
+
+def above(low: float) -> Check:
+    """Accept numbers greater than ``low``."""
+    return lambda x: None if x > low else f"must be greater than {low:g}"
+
+
+def between(low: float, high: float) -> Check:
+    """Accept numbers from ``low`` to ``high``, both included."""
+    return lambda x: None if low <= x <= high else f"must be from {low:g} to {high:g}"
+
+
+def fraction(x: float) -> str | None:
+    """Accept numbers from 0 to 1, without 1."""
+    return None if 0 <= x < 1 else "must be at least 0 and less than 1"
+
+
+def not_negative(x: float) -> str | None:
+    """Accept numbers from 0 on; the original takes a negative value for 0, and logs another run."""
+    return None if x >= 0 else "must be at least 0; the original takes a negative value for 0"
+
+
+def rate(x: float) -> str | None:
+    """Accept dropout rates."""
+    return not_negative(x) if x < 0 else fraction(x)
+
+
+def warmup_share(x: float) -> str | None:
+    """Accept shares of all updates; a number of updates would keep the rate near 0 for long."""
+    return None if 0 <= x <= 1 else "must be from 0 to 1: a share of all updates, not their number"
+
+
+def seed_number(x: int) -> str | None:
+    """Accept the seeds that NumPy takes."""
+    return None if 0 <= x < 2**32 else "must be at least 0 and less than 2**32"
+
+
+def plain_name(x: str) -> str | None:
+    """Accept names that stay inside the directory they are used in."""
+    if x in ("", ".", "..") or set(x) & set("/\\\0\n"):
+        return "must be a plain name, without slashes: it names log and save files"
+    return None if len(x) <= 100 else "must be at most 100 characters: it names log and save files"
+
+
+def setting(
+    default: Any,
+    help: str,
+    check: Check | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    may_change: bool = False,
+    argument: bool = False,
+) -> Any:
+    """Declare a field of a group.
+
+    Args:
+        default: the value where none is given; ``dataclasses.MISSING`` if one must be given.
+        help: what it means, for ``--help``; a default is added unless the text has brackets.
+        check: which values are allowed, besides the field's type and ``choices``.
+        choices: the only values allowed.
+        metavar: what ``--help`` shows for the value, such as ``DIR`` [``N`` or ``X`` for numbers].
+        may_change: whether a resumed run may have another value than before.
+        argument: whether the command takes it by its place instead of by a flag.
+    """
+    rules = {
+        "help": help,
+        "check": check,
+        "choices": choices,
+        "metavar": metavar,
+        "may_change": may_change,
+        "argument": argument,
+    }
+    return field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One declared setting.
+
+    Attributes:
+        name: its name as a flag, without dashes, and as a keyword argument.
+        kind: ``bool``, ``int``, ``float`` or ``str``: the type of the value, or of each value.
+        many: whether it holds a tuple of values.
+        default: the value where none is given, or ``MISSING``.
+    """
+
+    name: str
+    kind: type
+    many: bool
+    default: Any
+    help: str
+    check: Check | None
+    choices: tuple[str, ...]
+    metavar: str
+    may_change: bool
+    argument: bool
+
+    @property
+    def shown(self) -> str:
+        """Its name as the command line spells it."""
+        return self.name.upper() if self.argument else f"--{self.name}"
+
+    @property
+    def place(self) -> str:
+        """What ``--help`` shows in the place of a value."""
+        if self.choices:
+            return "{" + ",".join(self.choices) + "}"
+        return self.metavar or {int: "N", float: "X"}.get(self.kind, "TEXT")
+
+    def convert(self, text: str) -> Any:
+        """Turn the text of one value into its type.
+
+        Raises:
+            ValueError: the text is none of that type; says what it must be.
+        """
+        if self.kind is bool:
+            if text not in ("true", "false"):
+                raise ValueError("must be true or false")
+            return text == "true"
+        if self.kind is int:
+            return _number(int, text, "must be a whole number")
+        if self.kind is float:
+            number: float = _number(float, text, "must be a number")
+            if not math.isfinite(number):
+                raise ValueError("must be a finite number")
+            return number
+        if self.metavar in ("FILE", "DIR") or not self.choices:
+            _check_name(text)
+        return text
+
+    def problem(self, value: Any) -> str | None:
+        """What a value must be, if it is not; None stands for "not given" and always fits."""
+        if value is None:
+            return None
+        for each in value if self.many else (value,):
+            if self.choices and each not in self.choices:
+                return f"must be one of {', '.join(self.choices)}"
+            if self.check is not None and (message := self.check(each)):
+                return message
+        return None
+
+
+def _number(kind: Callable[[str], Any], text: str, message: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(message) from None
+
+
+def _check_name(text: str) -> None:
+    """Refuse what no file can be called: most texts name files."""
+    if not text:
+        raise ValueError("must not be empty")
+    if "\0" in text or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        raise ValueError("must be a name that a file can have")
+
+
+@functools.cache
+def settings_of(group: type) -> tuple[Setting, ...]:
+    """The settings that a group declares, in the order of its fields."""
+    hints = typing.get_type_hints(group)
+    found = []
+    for item in dataclasses.fields(group):
+        if "help" in item.metadata:
+            kind, many = _kind(hints[item.name])
+            found.append(
+                Setting(name=item.name, kind=kind, many=many, default=item.default, **item.metadata)
+            )
+    return tuple(found)
+
+
+def _kind(hint: Any) -> tuple[type, bool]:
+    """The type of a field's value, or of each of several; None is left aside."""
+    if isinstance(hint, types.UnionType):
+        hint = next(each for each in typing.get_args(hint) if each is not types.NoneType)
+    many = typing.get_origin(hint) is tuple
+    return (typing.get_args(hint)[0] if many else hint), many
+
+
+def is_required(setting: Setting) -> bool:
+    """Whether a value must be given."""
+    return setting.default is MISSING
