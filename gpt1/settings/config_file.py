@@ -13,6 +13,9 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.settings.fields import Setting
 
+if sys.version_info >= (3, 11):
+    import tomllib
+
 LOG_SUFFIX = ".jsonl"
 _WHAT = "the configuration file"
 
@@ -67,13 +70,9 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:
-    if sys.version_info < (3, 11):
-        raise InputError(
-            f"--config {path}: TOML needs Python 3.11 or newer; write the file as JSON"
-        )
-    import tomllib
-
-    return tomllib.loads(text)
+    if sys.version_info >= (3, 11):
+        return tomllib.loads(text)
+    raise InputError(f"--config {path}: TOML needs Python 3.11; write the file as JSON")
 
 
 def _converted(setting: Setting, value: Any) -> Any:

@@ -145,7 +145,7 @@ class DeviceSettings:
     precision: str = setting("fp32", "arithmetic; tf32 needs CUDA", choices=PRECISIONS)
     share_prefix: bool = setting(
         False,
-        "compute a context once for all its answers in training too: one dropout mask for all",
+        "compute a context once for all its answers in training too: they share a dropout mask",
     )
     compile: bool = setting(False, "compile the layers with torch.compile; needs a C++ compiler")
     fast: bool = setting(
