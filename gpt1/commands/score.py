@@ -20,7 +20,7 @@ from gpt1.reports import calibration
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.files import atomic_write, check_writable, read_text
 from gpt1.settings.arguments import Parser, number
-from gpt1.settings.training import LEAST_N_CTX
+from gpt1.settings.groups import LEAST_N_CTX
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
+from gpt1.tasks import ACCURACY, ChoiceIndex, Choices, Example, Splits, Submission, Task
 
 VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
 TEST_CSV = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
@@ -270,3 +271,34 @@ def _take(cloze: Cloze, rows: list[int]) -> Cloze:
         [cloze.endings2[row] for row in rows],
         [cloze.labels[row] for row in rows],
     )
+
+
+def read_splits(data_dir: Path) -> Splits:
+    """Read :func:`rocstories` as examples, each with its number in its file, counted from 1."""
+    train, valid, test = rocstories(data_dir)
+    train_rows, valid_rows = split_rows(len(train.labels) + len(valid.labels))
+    return Splits(
+        _examples(train, data_dir / VALIDATION_CSV, train_rows),
+        _examples(valid, data_dir / VALIDATION_CSV, valid_rows),
+        _examples(test, data_dir / TEST_CSV, range(len(test.labels))),
+    )
+
+
+def _examples(cloze: Cloze, path: Path, rows: Sequence[int]) -> list[Example]:
+    return [
+        Example((story, ending1, ending2), label, f"{path}, story {row + 1}")
+        for story, ending1, ending2, label, row in zip(*cloze, rows, strict=True)
+    ]
+
+
+ROCSTORIES = Task(
+    name="rocstories",
+    title="ROCStories",
+    files=(VALIDATION_CSV, TEST_CSV),
+    remedy=f"ask for ROCStories at {REQUEST_FORM} and put the CSVs there",
+    read=read_splits,
+    layout=Choices(),
+    target=ChoiceIndex(),
+    metrics=(ACCURACY,),
+    submission=Submission("ROCStories.tsv"),
+)

@@ -1,10 +1,9 @@
-"""A model's choices over a whole split, and what they cost."""
+"""The logits of a model over a whole split, and what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +13,6 @@ from gpt1.batches.packing import ChoiceArrays, pack
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks
-
-
-class Score(NamedTuple):
-    """Mean cross entropy of the choice in nats, and accuracy in percent."""
-
-    cost: float
-    accuracy: float
 
 
 @contextmanager
@@ -66,15 +58,14 @@ def predict_logits(
     return ranks.gather(logits)
 
 
-def score(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Score:
-    """Cost and accuracy of choices (the original's ``iter_apply`` and ``log``).
+def mean_cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
+    """Return the mean cross entropy in nats (the cost of the original's ``log``).
 
     Args:
         logits: [n, C], as the model gives them: the cost is that of unscaled logits.
-        labels: [n], the index of the right choice.
+        labels: [n], the index of the right choice or class.
     """
     z = logits.astype(np.float64)
     z -= z.max(-1, keepdims=True)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    cost = -log_p[np.arange(len(labels)), labels].mean()
-    return Score(float(cost), float((logits.argmax(-1) == labels).mean() * 100))
+    return float(-log_p[np.arange(len(labels)), labels].mean())

@@ -1,9 +1,9 @@
 """A run's state on disk: enough to go on to the same bits, and nothing that runs when read.
 
-A checkpoint is one safetensors file. Its tensors are the model's and the optimizer's; its
-header holds settings and counters as JSON, and a SHA-256 of everything. Random states need no
-place in it: the order of the data and the dropout of every tower follow from the seed and the
-number of updates done (:func:`gpt1.runtime.ranks.tower_seed`).
+A checkpoint is one safetensors file that only this program writes. Its tensors are those of the
+model and the optimizer. Its header holds settings and counters as JSON, and a SHA-256 of all of it.
+Random states need no place in it: the order of the data and the dropout of every tower follow from
+the seed and the number of updates done (:func:`gpt1.runtime.ranks.tower_seed`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpt1.model import DoubleHeadsModel
 from gpt1.opt.adam import OpenAIAdam
-from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.runtime.device import environment
+from gpt1.runtime.errors import Gpt1Error, InputError, join_problems
 from gpt1.runtime.files import unreadable
+from gpt1.runtime.ranks import Ranks
 from gpt1.weights.tensors import read_safetensors, saved_by_name
 
-FORMAT = "gpt1 checkpoint 1"
+FORMAT = "gpt1 checkpoint 2"
 KEPT = 2
 DAMAGED = ".damaged"  # the end of the name of one that could not be read
 _REMEDY = "use the one before it"
@@ -48,7 +52,6 @@ class RunState:
             :func:`gpt1.runtime.device.environment` gives it; empty if that is not known.
         tensors: the model's and the optimizer's tensors by name.
         optimizer: the rest of the optimizer's state: plain data.
-        source: where it was read from, for messages.
     """
 
     n_updates: int
@@ -57,7 +60,6 @@ class RunState:
     environment: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor]
     optimizer: list[dict[str, Any]]
-    source: str = "the state of this run"
 
 
 def capture(
@@ -86,53 +88,22 @@ def capture(
 
 
 def restore(state: RunState, model: torch.nn.Module, optimizer: OpenAIAdam) -> None:
-    """Put a state back into a model and an optimizer made with the same settings.
-
-    Raises:
-        DamagedError: it is not a state of such a run; both are then untouched.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    groups = [{**group, "t": state.n_updates} for group in own]
-    if state.optimizer != groups or any(state.n_updates > group["t_total"] for group in groups):
-        raise DamagedError(
-            f"{state.source}: its optimizer's settings do not fit this run after "
-            f"{state.n_updates} updates; {_REMEDY}"
-        )
-    _check_tensors(state, model, optimizer)
+    """Put a state back into a model and an optimizer that were made with the same settings."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name in state.tensors.keys() - {f"model.{name}" for name in model.state_dict()}:
         _, index, key = name.split(".")
         entries.setdefault(int(index), {})[key] = state.tensors[name]
     model.load_state_dict({name: state.tensors[f"model.{name}"] for name in model.state_dict()})
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    optimizer.load_state_dict({"state": entries, "param_groups": state.optimizer})
 
 
-def _check_tensors(state: RunState, model: torch.nn.Module, optimizer: OpenAIAdam) -> None:
-    """See that a state has the tensors of this run, all of them and no other."""
-    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    for index, parameter in enumerate(parameters if state.n_updates else ()):
-        expected |= {f"optimizer.{index}.{key}": parameter for key in ("m", "v")}
-    odd = sorted(expected.keys() ^ state.tensors.keys())
-    if odd:
-        problem = "is missing" if odd[0] in expected else "is not this model's"
-        raise DamagedError(f"{state.source}: its tensor {odd[0]!r:.80} {problem}; {_REMEDY}")
-    for name, tensor in state.tensors.items():
-        found, right = ((list(t.shape), t.dtype) for t in (tensor, expected[name]))
-        if found != right:
-            raise DamagedError(
-                f"{state.source}: its tensor {name} has shape {found[0]} and type {found[1]}, "
-                f"expected {right[0]} and {right[1]}; {_REMEDY}"
-            )
-
-
-def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
+def save(directory: Path, state: RunState, identity: Mapping[str, Any]) -> Path:
     """Write a checkpoint, whole or not at all, then drop all but the last two.
 
     Args:
         directory: the run's directory.
         state: what :func:`capture` gave.
-        meaning: the settings that a resumed run must share.
+        identity: what a resumed run must share: settings, model and data.
 
     Returns:
         The file written.
@@ -148,7 +119,7 @@ def save(directory: Path, state: RunState, meaning: Mapping[str, Any]) -> Path:
             "evaluated": state.evaluated,
             "environment": state.environment,
             "optimizer": state.optimizer,
-            "meaning": dict(meaning),
+            "identity": dict(identity),
         }
     )
     metadata = {"format": FORMAT, "state": header, "sha256": _digest(header, tensors)}
@@ -189,8 +160,6 @@ def checkpoints(directory: Path) -> list[Path]:
 def load(path: Path) -> tuple[RunState, dict[str, Any]]:
     """Read a checkpoint: its state, and the settings it was made under.
 
-    Whether the state is one of a certain model is for :func:`restore` to say.
-
     Raises:
         DamagedError: the file is damaged or no checkpoint of this format.
         Gpt1Error: the machine could not read the file (a failing disk, a missing permission, too
@@ -211,41 +180,15 @@ def load(path: Path) -> tuple[RunState, dict[str, Any]]:
     header = metadata.get("state", "")
     if metadata.get("sha256") != _digest(header, tensors):
         raise DamagedError(f"{path}: damaged: its SHA-256 is another; {_REMEDY}")
-    values = _header_values(path, header)
-    meaning = values.pop("meaning")
-    return RunState(**values, tensors=tensors, source=str(path)), meaning
+    values = json.loads(header)
+    identity = values.pop("identity")
+    return RunState(**values, tensors=tensors), identity
 
 
 def _machine_error(path: Path, error: OSError | MemoryError) -> Gpt1Error:
     """The error for a checkpoint, or for their directory, that could not be read."""
     message = unreadable(path, "the saved state", error, remedy="put it back or make it readable")
     return Gpt1Error(f"{message} It was left as it is; go on with --resume when it can be read.")
-
-
-# The values in a checkpoint's header, and how a message calls them.
-_HEADER: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n_updates": (lambda x: type(x) is int and 0 <= x < 10**8, "a number of updates"),
-    "best_score": (lambda x: type(x) in (int, float) and 0 <= x <= 100, "a percentage"),
-    "evaluated": (lambda x: isinstance(x, bool), "true or false"),
-    "environment": (lambda x: isinstance(x, dict), "an object"),
-    "optimizer": (lambda x: isinstance(x, list), "a list of parameter groups"),
-    "meaning": (lambda x: isinstance(x, dict), "an object of settings"),
-}
-
-
-def _header_values(path: Path, header: str) -> dict[str, Any]:
-    """The values of ``_HEADER``: the digest shows who wrote them only if nobody forged it."""
-    try:
-        values = json.loads(header)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: its state is not JSON: {error!s:.200}; {_REMEDY}") from error
-    if not isinstance(values, dict):
-        raise DamagedError(f"{path}: its state is not a JSON object; {_REMEDY}")
-    values.setdefault("environment", {})  # earlier versions did not write it
-    for name, (is_right, expected) in _HEADER.items():
-        if not is_right(values.get(name)):
-            raise DamagedError(f"{path}: its {name} is not {expected}; {_REMEDY}")
-    return {name: values[name] for name in _HEADER}
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -256,3 +199,120 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All that changes while a run trains.
+
+    Attributes:
+        model: on the device of its rank.
+        optimizer: of the model's parameters.
+        n_updates: updates done.
+        best_score: the best score of an evaluation so far.
+        evaluated: whether the evaluation that was due after the last update, if any, is done.
+    """
+
+    model: DoubleHeadsModel
+    optimizer: OpenAIAdam
+    best_score: float
+    n_updates: int = 0
+    evaluated: bool = True
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest two are kept.
+
+    Args:
+        directory: where they are.
+        ranks: the processes of the run, of which the main one writes.
+        say: shows a message to the user; called on the main rank alone.
+    """
+
+    def __init__(self, directory: Path, ranks: Ranks, say: Callable[[str], None]) -> None:
+        self.directory, self.ranks, self._say = directory, ranks, say
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint, or None if there is none."""
+        return next(reversed(checkpoints(self.directory)), None)
+
+    def clear(self) -> None:
+        """Remove all checkpoints: those of an earlier run must not pass for the new one's."""
+        clear(self.directory)
+
+    def save(self, state: TrainState, identity: Mapping[str, Any]) -> None:
+        """Write the state of a run; on the main rank alone."""
+        captured = capture(
+            state.model,
+            state.optimizer,
+            state.n_updates,
+            state.best_score,
+            evaluated=state.evaluated,
+            environment=environment(self.ranks.device, self.ranks.world),
+        )
+        save(self.directory, captured, identity)
+
+    def restore(self, state: TrainState, identity: Mapping[str, Any], n_updates: int) -> bool:
+        """Go back to the newest checkpoint that can be read; return whether there was any at all.
+
+        Args:
+            state: receives what the checkpoint holds.
+            identity: what the checkpoint must share with this run.
+            n_updates: updates of the whole run, for the message.
+
+        Raises:
+            InputError: the settings are not those of the run, or no checkpoint can be read.
+        """
+        files = self.ranks.on_main_rank(partial(checkpoints, self.directory))
+        for path in reversed(files):
+            try:
+                found, own = self.ranks.on_main_rank(partial(load, path))
+            except DamagedError as error:
+                aside = self.ranks.on_main_rank(partial(set_aside, path))
+                self._tell(f"--resume: {error} (it is now {aside.name})")
+                continue
+            self.ranks.on_all_ranks(partial(_check_identity, own, identity, path))
+            restore(found, state.model, state.optimizer)
+            state.n_updates, state.best_score = found.n_updates, found.best_score
+            state.evaluated = found.evaluated
+            self._tell(f"--resume: going on after update {state.n_updates} of {n_updates}")
+            self._warn_of_changes(found.environment)
+            return True
+        if files:
+            none_left = InputError(
+                f"--resume: no checkpoint in {self.directory}/ can be read (they are kept as "
+                f"*{DAMAGED}); start anew without --resume"
+            )
+            none_left.reported_elsewhere = not self.ranks.is_main
+            raise none_left
+        self._tell(f"--resume: no checkpoint in {self.directory}/; starting anew")
+        return False
+
+    def _warn_of_changes(self, before: Mapping[str, Any]) -> None:
+        """Say what differs between here and where a checkpoint was written, if that is known."""
+        changes = [
+            f"{name} was {before[name]!s:.100} and is now {value}"
+            for name, value in environment(self.ranks.device, self.ranks.world).items()
+            if before.get(name, value) != value
+        ]
+        if changes:
+            self._tell(
+                "--resume: warning: the run may end with other numbers than without the "
+                f"interruption, since {', '.join(changes)}"
+            )
+
+    def _tell(self, message: str) -> None:
+        if self.ranks.is_main:
+            self._say(message)
+
+
+def _check_identity(found: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Raise an error unless a checkpoint is one of a run with these settings, model and data."""
+    problems = [
+        f"--resume: {name} was {found.get(name)!r:.100} in {path} and is now {own[name]!r}; give "
+        "the same settings, or another --desc to start anew"
+        for name in own
+        if own[name] != found.get(name)
+    ]
+    if problems:
+        raise InputError(join_problems(problems))

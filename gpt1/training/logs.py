@@ -1,27 +1,30 @@
-"""The two logs of a run: the original's lines, and one line per update, with the run's events."""
+"""What a run logs, prints, keeps and shows while it trains: listeners of the training loop."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from tqdm import tqdm
 
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
+from gpt1.training.checkpoint import TrainState
+from gpt1.training.loop import Evaluation, Listener, Update
+from gpt1.training.tensorboard import TensorBoard
 
 Mirror = Callable[[Mapping[str, Any]], None]
-Check = Callable[[int, Sequence[float]], str | None]
 
 DIVERGING = "diverging"  # the event of a run whose costs are far above those of a guess
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, each with the time in seconds since 1970 last.
+    """A file of JSON objects, one per line, each with the time in seconds since 1970 last.
 
     Args:
         path: the file; made anew unless ``keep`` says what to keep of it.
@@ -106,66 +109,145 @@ def _counts(found: object, n_updates: int) -> bool:
     return type(found) is int and found <= n_updates
 
 
-class UpdateLog:
-    """The log of updates, which reads numbers off the device only now and then.
-
-    To ask a GPU for a number is to wait for it; here numbers wait instead, ``delay`` updates
-    at most, and are read together.
+class Logs(Listener):
+    """The two logs of a run: settings and evaluations as in the original, and a line per update.
 
     Args:
-        log: where the lines go.
-        delay: updates that may wait; 0 writes each at once.
-        with_lm: whether there is a language-model loss; without it ``lm_cost`` is null.
-        check: is given each update's number and numbers before they are written. What it returns
-            is a warning that the run diverges.
-        warn: shows a warning. The log's first one is shown, and is an event in the log.
+        evaluations: path of the first.
+        updates: path of the second.
+        settings: the first line of the first log: what the run was made with.
+        warn: shows a warning to the user.
+        tensorboard: a directory in which TensorBoard shows the figures, too.
+
+    Attributes:
+        first: the first line of the first log, which is that of the resumed run if there is one.
     """
 
     def __init__(
         self,
-        log: JsonLines,
-        *,
-        delay: int,
-        with_lm: bool,
-        check: Check = lambda n_updates, numbers: None,
-        warn: Callable[[str], None] = lambda warning: None,
+        evaluations: Path,
+        updates: Path,
+        settings: Mapping[str, Any],
+        warn: Callable[[str], None],
+        tensorboard: str | None = None,
     ) -> None:
-        self._log = log
-        self._delay = delay
-        self._with_lm = with_lm
-        self._check = check
-        self._warn = warn
-        self._waiting: list[tuple[int, float, float, Tensor]] = []
+        self._paths, self._settings = (evaluations, updates), settings
+        self._warn, self._tensorboard = warn, tensorboard
+        self._open = ExitStack()
+        self.first: Mapping[str, Any] = {}
 
-    def write(self, n_updates: int, lr: float, numbers: Tensor) -> None:
-        """Note an update: its number, learning rate, and [clf cost, LM cost, gradient norm]."""
-        self._waiting.append((n_updates, time.time(), lr, numbers))
-        if len(self._waiting) > self._delay:
-            self.flush()
+    def started(self, state: TrainState, *, resumed: bool) -> None:
+        """Begin both logs, or cut them back to the checkpoint that the run goes on from."""
+        keep = state.n_updates if resumed else None
+        # An evaluation that is still to be made is not in the log, even if it was made once.
+        keep_evaluations = None if keep is None else keep - (not state.evaluated)
+        mirrors: tuple[Mirror | None, Mirror | None] = (None, None)
+        if self._tensorboard is not None:
+            board = TensorBoard(self._tensorboard)
+            self._open.callback(board.close)
+            mirrors = (board.evaluation_line, board.update_line)
+        self._evaluations = JsonLines(self._paths[0], keep_evaluations, mirrors[0])
+        self._open.callback(self._evaluations.close)
+        if self._evaluations.is_new:
+            self._evaluations.write(**self._settings)
+        self.first = self._evaluations.first
+        self._updates = JsonLines(self._paths[1], keep, mirrors[1])
+        self._open.callback(self._updates.close)
 
-    def flush(self) -> None:
-        """Write what waits."""
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, []
-        rows = torch.stack([numbers for *_, numbers in waiting]).tolist()
-        for (n_updates, when, lr, _), (clf, lm, norm) in zip(waiting, rows, strict=True):
-            warning = self._check(n_updates, (clf, lm, norm))
-            self._log.write(
-                n_updates=n_updates,
-                clf_cost=clf,
-                lm_cost=lm if self._with_lm else None,
-                lr=lr,
-                grad_norm=norm,
-                time=when,
+    def updated(self, update: Update) -> None:
+        """Write a line of the log of updates."""
+        self._updates.write(**update._asdict())
+
+    def warned(self, update: Update, message: str) -> None:
+        """Show the first warning of a run, and note it as an event in the log of updates."""
+        if DIVERGING not in self._updates.events:
+            self._updates.write(
+                n_updates=update.n_updates, event=DIVERGING, message=message, time=update.time
             )
-            if warning and DIVERGING not in self._log.events:
-                self._log.write(n_updates=n_updates, event=DIVERGING, message=warning, time=when)
-                self._warn(warning)
+            self._warn(f"warning: {message}")
 
-    def close(self) -> None:
-        """Write what waits and close the log."""
-        try:
-            self.flush()
-        finally:
-            self._log.close()
+    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
+        """Write a line of the log of evaluations."""
+        counts = {"n_epochs": evaluation.n_epochs, "n_updates": evaluation.n_updates}
+        self._evaluations.write(**counts, **evaluation.figures)
+
+    def closed(self) -> None:
+        """Close both logs."""
+        self._open.close()
+
+
+class Printer(Listener):
+    """Prints a line for each evaluation, as the original does."""
+
+    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
+        """Print epochs, updates, both costs, and both scores of the first metric."""
+        words = [str(evaluation.n_epochs), str(evaluation.n_updates)]
+        figures = list(evaluation.figures.values())[:4]
+        words += [f"{x:.3f}" for x in figures[:2]] + [f"{x:.2f}" for x in figures[2:]]
+        print(" ".join(words))
+        sys.stdout.flush()
+
+
+class Keeper(Listener):
+    """Calls ``save`` before the first update, and whenever an evaluation is the best so far."""
+
+    def __init__(self, save: Callable[[], None]) -> None:
+        self._save = save
+
+    def started(self, state: TrainState, *, resumed: bool) -> None:
+        """Keep what the run starts from, unless it goes on from a checkpoint."""
+        if not resumed:
+            self._save()
+
+    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
+        """Keep what was just evaluated, if it is the best so far."""
+        if is_best:
+            self._save()
+
+
+class History(Listener):
+    """Remembers every evaluation, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+        self.updates: list[Update] = []
+
+    def updated(self, update: Update) -> None:
+        """Remember the figures of an update."""
+        self.updates.append(update)
+
+    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
+        """Remember an evaluation."""
+        self.evaluations.append(evaluation)
+
+
+class Bar(Listener):
+    """One progress bar for all updates of a run, on stderr if that is a terminal."""
+
+    def __init__(self, n_updates: int) -> None:
+        self._n_updates = n_updates
+        self._bar: Any = None
+
+    def started(self, state: TrainState, *, resumed: bool) -> None:
+        """Show the bar."""
+        self._bar = tqdm(
+            total=self._n_updates,
+            initial=state.n_updates,
+            unit="update",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def stepped(self, n_updates: int) -> None:
+        """Move the bar."""
+        self._bar.update(n_updates - self._bar.n)
+
+    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
+        """Clear the bar, so that the line of the evaluation has a line of its own."""
+        self._bar.clear()
+
+    def closed(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()

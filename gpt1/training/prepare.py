@@ -2,94 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze, SpecialTokens
-from gpt1.datasets import story_cloze as datasets
-from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.batches.task_data import TaskData, load_task_data
+from gpt1.datasets import TASKS
+from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import InputError, join_problems
-from gpt1.settings.training import Settings, Sources
+from gpt1.settings.training import Settings
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import N_SPECIAL
+from gpt1.training.fine_tuning import special_rows
+from gpt1.training.sources import Sources
 from gpt1.weights import hub
 from gpt1.weights import released as weights
 
-N_SPECIAL = 3
-SPECIAL_STD = 0.02  # of the rows that the original draws for its special tokens
 
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A data set ready for the model.
-
-    Attributes:
-        train, valid, test: the splits, train in loaded order.
-        n_vocab: pieces in the vocabulary.
-        n_ctx: T, the longest sequence in tokens.
-    """
-
-    train: ChoiceArrays
-    valid: ChoiceArrays
-    test: ChoiceArrays
-    n_vocab: int
-    n_ctx: int
-
-    def sha256(self) -> str:
-        """A digest of all arrays, by which a resumed run knows its data again."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.valid, self.test):
-            for array in (split.X, split.M, split.Y):
-                digest.update(b"none" if array is None else array.tobytes())
-        return digest.hexdigest()
-
-
-def load_task(settings: Settings, sources: Sources, *, verbose: bool) -> Task:
-    """Read and encode ROCStories (FIDELITY, 1 to 6).
+def load_data(settings: Settings, sources: Sources, *, verbose: bool) -> TaskData:
+    """Read and encode the data set of a run (FIDELITY, 1 to 6).
 
     Args:
-        settings: for ``n_ctx`` and ``spacy_rules``.
+        settings: for ``dataset``, ``n_ctx`` and ``spacy_rules``.
         sources: where data and vocabulary are.
         verbose: whether a progress bar may be shown.
 
     Raises:
-        InputError: a CSV, the vocabulary or the merges are not what they should be.
+        InputError: a data file, the vocabulary or the merges are not what they should be.
     """
-    splits = datasets.rocstories(sources.data_dir)
     encoder = TextEncoder(
         sources.encoder_path,
         sources.bpe_path,
         spacy_rules=settings.spacy_rules,
         check_merges=True,
     )
-    train, valid, test = (_encode(split, encoder, verbose) for split in splits)
-    test = test._replace(labels=None)  # a run does not look at them
-    n_vocab = len(encoder.encoder)
-    special = SpecialTokens.after(n_vocab)
-    n_ctx = batches.context_length((train, valid, test), settings.n_ctx)
-    max_len = batches.max_part_length(settings.n_ctx)
-
-    def arrays(split: EncodedCloze) -> ChoiceArrays:
-        return batches.transform_roc(split, special, n_ctx=n_ctx, max_len=max_len)
-
-    return Task(
-        train=arrays(train), valid=arrays(valid), test=arrays(test), n_vocab=n_vocab, n_ctx=n_ctx
-    )
+    task = TASKS[settings.dataset]
+    return load_task_data(task, sources.data_dir, encoder, n_ctx=settings.n_ctx, verbose=verbose)
 
 
-def _encode(split: datasets.Cloze, encoder: TextEncoder, verbose: bool) -> EncodedCloze:
-    stories, endings1, endings2 = (
-        encoder.encode(texts, verbose=verbose)
-        for texts in (split.stories, split.endings1, split.endings2)
-    )
-    return EncodedCloze(stories, endings1, endings2, split.labels)
-
-
-def resolve(settings: Settings, sources: Sources, task: Task) -> tuple[Settings, ModelConfig]:
+def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Settings, ModelConfig]:
     """Decide the model's sizes and how many layers it takes from the checkpoint.
 
     A size that no flag gives is the checkpoint's, or the original's where there is no checkpoint.
@@ -103,7 +56,7 @@ def resolve(settings: Settings, sources: Sources, task: Task) -> tuple[Settings,
     Raises:
         InputError: a flag contradicts the checkpoint, or sizes do not fit together.
     """
-    known = _checkpoint_sizes(settings, sources, task)
+    known = _checkpoint_sizes(settings, sources, data)
     sizes, problems = _model_sizes(settings, known)
     depth, _ = known.get("n_layer", (0, ""))
     n_transfer, more_problems = _layers_to_take(settings, sizes["n_layer"], depth)
@@ -113,9 +66,9 @@ def resolve(settings: Settings, sources: Sources, task: Task) -> tuple[Settings,
     if problems:
         raise InputError(join_problems(problems))
     config = ModelConfig(
-        n_vocab=task.n_vocab,
+        n_vocab=data.n_vocab,
         n_special=N_SPECIAL,
-        n_ctx=task.n_ctx,
+        n_ctx=data.n_ctx,
         **sizes,
         embd_pdrop=settings.embd_pdrop,
         attn_pdrop=settings.attn_pdrop,
@@ -221,7 +174,7 @@ def _activation_problem(settings: Settings, sources: Sources) -> list[str]:
 
 
 def _checkpoint_sizes(
-    settings: Settings, sources: Sources, task: Task
+    settings: Settings, sources: Sources, data: TaskData
 ) -> dict[str, tuple[int, str]]:
     """Sizes that files give, each with the file that does."""
     known: dict[str, tuple[int, str]] = {}
@@ -234,14 +187,14 @@ def _checkpoint_sizes(
         config = hub.read_config(sources.model_dir)
         source = str(sources.model_dir / hub.CONFIG)
         if settings.n_transfer != -1:
-            hub.n_special_rows(config, task.n_vocab, sources.model_dir)
+            hub.n_special_rows(config, data.n_vocab, sources.model_dir)
         known = {"n_embd": (config.n_embd, source), "n_layer": (config.n_layer, source)}
     elif settings.n_transfer != -1 or (sources.model_dir / weights.SHAPES_FILE).is_file():
         shapes = weights.read_shapes(sources.model_dir)
         source = str(sources.model_dir / weights.SHAPES_FILE)
-        if shapes.n_vocab != task.n_vocab and settings.n_transfer != -1:
+        if shapes.n_vocab != data.n_vocab and settings.n_transfer != -1:
             raise InputError(
-                f"{sources.encoder_path} has {task.n_vocab} pieces, but {source} is for "
+                f"{sources.encoder_path} has {data.n_vocab} pieces, but {source} is for "
                 f"{shapes.n_vocab}; use the vocabulary that came with the weights"
             )
         known = {"n_embd": (shapes.n_embd, source), "n_layer": (shapes.n_layer, source)}
@@ -271,7 +224,7 @@ def build_model(
         stream: the run's NumPy stream; the special tokens' rows are drawn from it, whether
             they are used or not. A hub directory that has such rows keeps its own.
     """
-    special = (stream.randn(config.n_special, config.n_embd) * SPECIAL_STD).astype(np.float32)
+    special = special_rows(stream, config.n_embd)
     if settings.init_params is not None:
         path = Path(settings.init_params)
         model = DoubleHeadsModel(config)

@@ -1,0 +1,120 @@
+"""The examples of a task as arrays of token ids, laid out as the original's ``transform_roc``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt1.batches.packing import ChoiceArrays
+from gpt1.tasks import Example, Task
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import SpecialTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """A data set ready for the model.
+
+    Attributes:
+        task: what it is.
+        train, valid, test: the splits, the training split in the order in which it was read. The
+            test split has no labels, so that a run cannot look at them.
+        examples: the training examples, in the same order.
+        test_labels: the labels of the test split for those who judge a finished run; None where
+            they are not known.
+        n_vocab: entries of the vocabulary.
+        n_ctx: T, the longest sequence of all splits in tokens.
+    """
+
+    task: Task
+    train: ChoiceArrays
+    valid: ChoiceArrays
+    test: ChoiceArrays
+    examples: Sequence[Example] = ()
+    test_labels: Sequence[int] | None = None
+    n_vocab: int
+    n_ctx: int
+
+    def sha256(self) -> str:
+        """Return a digest of all arrays, by which a resumed run knows its data again."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.valid, self.test):
+            for array in (split.X, split.M, split.Y):
+                digest.update(b"none" if array is None else array.tobytes())
+        return digest.hexdigest()
+
+
+def load_task_data(
+    task: Task, data_dir: str | Path, encoder: TextEncoder, *, n_ctx: int, verbose: bool = False
+) -> TaskData:
+    """Read the examples of a task and encode them.
+
+    Args:
+        task: what to read.
+        data_dir: where its files are.
+        encoder: turns texts into token ids.
+        n_ctx: the most tokens that a sequence may have.
+        verbose: whether a progress bar may be shown.
+
+    Raises:
+        InputError: a file is not what it should be.
+    """
+    splits = task.read(Path(data_dir))
+    special = SpecialTokens.after(len(encoder.encoder))
+    sequences = [
+        [
+            task.layout.sequences(texts, special, n_ctx)
+            for texts in _encode(split, encoder, verbose=verbose)
+        ]
+        for split in splits
+    ]
+    longest = max(len(ids) for split in sequences for example in split for ids in example)
+    train, valid, test = (to_arrays(split, special, n_ctx=longest) for split in sequences)
+    return TaskData(
+        task=task,
+        train=train._replace(Y=_labels(splits.train)),
+        valid=valid._replace(Y=_labels(splits.valid)),
+        test=test,
+        examples=splits.train,
+        test_labels=[each.label for each in splits.test if each.label is not None] or None,
+        n_vocab=len(encoder.encoder),
+        n_ctx=longest,
+    )
+
+
+def _encode(
+    examples: Sequence[Example], encoder: TextEncoder, *, verbose: bool
+) -> list[list[list[int]]]:
+    """Return the ids of each text of each example."""
+    texts = [text for example in examples for text in example.texts]
+    ids = iter(encoder.encode(texts, verbose=verbose))
+    return [[next(ids) for _ in example.texts] for example in examples]
+
+
+def _labels(examples: Sequence[Example]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.asarray([example.label for example in examples], dtype=np.int32)
+
+
+def to_arrays(
+    examples: Sequence[Sequence[Sequence[int]]], special: SpecialTokens, *, n_ctx: int
+) -> ChoiceArrays:
+    """Return the sequences of examples as arrays without labels (the original's ``transform_roc``).
+
+    Args:
+        examples: B examples of S sequences each, of at most ``n_ctx`` token ids.
+        special: ids of the special tokens; the rows of the positions follow them.
+        n_ctx: T.
+    """
+    n_sequences = max((len(sequences) for sequences in examples), default=0)
+    X = np.zeros((len(examples), n_sequences, n_ctx, 2), dtype=np.int32)
+    M = np.zeros((len(examples), n_sequences, n_ctx), dtype=np.float32)
+    X[:, :, :, 1] = np.arange(special.classify + 1, special.classify + 1 + n_ctx)
+    for b, sequences in enumerate(examples):
+        for s, ids in enumerate(sequences):
+            X[b, s, : len(ids), 0] = ids
+            M[b, s, : len(ids)] = 1
+    return ChoiceArrays(X, M, None)

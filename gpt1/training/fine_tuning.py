@@ -1,0 +1,192 @@
+"""Fine-tuning as a job of the training loop: batches of a task, its gradients and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from math import log
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils import shuffle
+from torch import Tensor
+
+from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.task_data import TaskData
+from gpt1.inference.prediction import mean_cross_entropy, predict_logits
+from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.runtime.ranks import Ranks, Replica, tower_seed
+from gpt1.settings.groups import DeviceSettings, LoopSettings
+from gpt1.tasks.task import describe_sources
+from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD
+from gpt1.training.checkpoint import TrainState
+from gpt1.training.loop import Evaluation, Update
+from gpt1.training.steps import tower_gradients
+
+Rows = npt.NDArray[np.int64]
+
+EXTRA_EVALUATIONS = (1000, 2000, 4000, 8000, 16000, 32000)
+"""Updates of the first epoch after which the original evaluates, besides the end of each epoch."""
+
+
+CLF_LIMIT, LM_LIMIT = 10, 3
+"""A run is said to diverge when the mean cost of an update exceeds so many times the cost of a
+uniform guess, the logarithm of the number of outcomes.
+
+A language model begins at about that cost with fresh weights, and far below with trained ones. At
+three times, the right token has on average (the geometric mean) the probability V**-3: only weights
+that were destroyed are so sure of wrong tokens. There are few classes, so that one example costs
+several times ln 2 where a sound model is confidently wrong, and a batch may be small: at ten times,
+two classes give the right one a probability of 2**-10 on average.
+"""
+
+
+def divergence_warning(
+    update: int, clf_cost: float, lm_cost: float, *, n_classes: int, n_rows: int
+) -> str | None:
+    """Return a warning if the mean costs of an update show that the run diverges.
+
+    Args:
+        update: its number.
+        clf_cost: classification cost, in nats per example.
+        lm_cost: language-model cost, in nats per token; 0 without that loss.
+        n_classes: classes, or choices.
+        n_rows: rows of ``we``, over which the softmax of the language model runs.
+    """
+    limits = (
+        ("classification", clf_cost, CLF_LIMIT, n_classes),
+        ("language-model", lm_cost, LM_LIMIT, n_rows),
+    )
+    found = [
+        f"the {name} cost is {cost:.4g}, above {factor} times ln {n} = {factor * log(n):.4g}"
+        for name, cost, factor, n in limits
+        if cost > factor * log(n)
+    ]
+    if not found:
+        return None
+    return (
+        f"update {update}: {', and '.join(found)}. The run has probably diverged, and then its "
+        "results are of no use: train anew with a lower --lr."
+    )
+
+
+def special_rows(stream: np.random.RandomState, n_embd: int) -> npt.NDArray[np.float32]:
+    """Draw the rows [3, D] of the special tokens, first of all from the stream of a run."""
+    return (stream.randn(N_SPECIAL, n_embd) * SPECIAL_STD).astype(np.float32)
+
+
+class FineTuning:
+    """Fine-tune on a task, with the language-model loss beside it (paper, section 3.2).
+
+    Args:
+        data: the task and its arrays.
+        loop: batches, epochs, seed and the weight of the language-model loss.
+        device: precision, and whether contexts are shared.
+        config: the sizes of the model.
+        settings: the settings that a continued run must share, besides model and data.
+    """
+
+    def __init__(
+        self,
+        data: TaskData,
+        loop: LoopSettings,
+        device: DeviceSettings,
+        *,
+        config: ModelConfig,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.data, self.loop, self.device, self.config = data, loop, device, config
+        self.updates_per_epoch = data.train.n_stories // loop.batch_size
+        self.n_updates = self.updates_per_epoch * loop.n_iter
+        self._identity = {**settings, "model": asdict(config), "data": data.sha256()}
+
+    def work(self) -> Iterator[Rows]:
+        """Yield the training rows of each update; the last partial batch of an epoch is dropped.
+
+        One NumPy stream is drawn from in the original's order: rows of special tokens, then a
+        shuffle per epoch.
+        """
+        stream = np.random.RandomState(self.loop.seed)
+        special_rows(stream, self.config.n_embd)
+        size = self.loop.batch_size
+        for _ in range(self.loop.n_iter):
+            order = shuffle(np.arange(self.data.train.n_stories), random_state=stream)
+            for step in range(self.updates_per_epoch):
+                yield order[step * size : (step + 1) * size]
+
+    def gradients(self, replica: Replica[DoubleHeadsModel], work: Rows, update: int) -> Tensor:
+        """Leave the gradients of an update in the model, averaged over towers; return its costs."""
+        loop = self.loop
+        return tower_gradients(
+            replica,
+            self.data.train.take(work),
+            seeds=[tower_seed(loop.seed, update, tower) for tower in range(loop.n_gpu)],
+            lm_coef=loop.lm_coef,
+            precision=self.device.precision,
+            share_prefix=self.device.share_prefix,
+        )
+
+    def warning(self, update: Update) -> str | None:
+        """Return a warning if the costs of an update show that the run diverges."""
+        return divergence_warning(
+            update.n_updates,
+            update.clf_cost,
+            update.lm_cost or 0.0,
+            n_classes=self.data.train.X.shape[1],
+            n_rows=self.config.n_rows,
+        )
+
+    def evaluation_due(self, update: int) -> bool:
+        """Return whether an epoch ends, or the original evaluates within the first epoch."""
+        extra = update in EXTRA_EVALUATIONS and update < self.updates_per_epoch
+        return extra or update % self.updates_per_epoch == 0
+
+    def evaluate(self, state: TrainState, ranks: Ranks) -> Evaluation:
+        """Compute costs and metrics, for training on its first ``n_valid`` examples as there."""
+        train = self._figures(
+            self.data.train.take(slice(0, self.data.valid.n_stories)), state, ranks
+        )
+        valid = self._figures(self.data.valid, state, ranks)
+        figures = {
+            f"{split}_{name}": found[name]
+            for name in train
+            for split, found in (("tr", train), ("va", valid))
+        }
+        return Evaluation(
+            n_epochs=state.n_updates // self.updates_per_epoch,
+            n_updates=state.n_updates,
+            figures=figures,
+            score=figures[f"va_{self.data.task.metrics[0].name}"],
+        )
+
+    def _figures(self, arrays: ChoiceArrays, state: TrainState, ranks: Ranks) -> dict[str, float]:
+        """Return cost and metrics of a split by their names."""
+        assert arrays.Y is not None  # both splits that are evaluated have labels
+        logits = self.predict(state.model, arrays, ranks)
+        predictions = self.data.task.target.decide(logits)
+        metrics = self.data.task.metrics
+        return {
+            "cost": mean_cross_entropy(logits, arrays.Y),
+            **{metric.name: metric.compute(predictions, arrays.Y) for metric in metrics},
+        }
+
+    def predict(
+        self, model: DoubleHeadsModel, arrays: ChoiceArrays, ranks: Ranks
+    ) -> npt.NDArray[np.float32]:
+        """Return the logits [n, C] of a split, the same on every rank."""
+        return predict_logits(
+            model,
+            arrays,
+            ranks,
+            n_batch=self.loop.batch_size,
+            precision=self.device.precision,
+        )
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return what a continued run must share: settings, model and data."""
+        return self._identity
+
+    def describe(self, work: Rows) -> str:
+        """Name the file and the numbers of the examples of an update."""
+        return describe_sources([self.data.examples[row] for row in work])

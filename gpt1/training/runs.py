@@ -1,0 +1,318 @@
+"""Whole fine-tuning runs: data, model, training, and the submission."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+import gpt1
+from gpt1.batches.task_data import TaskData
+from gpt1.datasets import TASKS
+from gpt1.model import DoubleHeadsModel
+from gpt1.opt import OpenAIAdam
+from gpt1.reports.calibration import write_probs
+from gpt1.runtime import device
+from gpt1.runtime.errors import InputError, Stopped
+from gpt1.runtime.locks import RunLock
+from gpt1.runtime.ranks import Ranks, joined
+from gpt1.runtime.stopping import StopRequests
+from gpt1.settings.groups import OptimizerSettings
+from gpt1.settings.training import Settings, from_keywords
+from gpt1.training import capacity, submissions
+from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
+from gpt1.training.fine_tuning import FineTuning
+from gpt1.training.logs import Bar, History, Keeper, Logs
+from gpt1.training.loop import Evaluation, Listener, Trainer, Update
+from gpt1.training.outputs import Outputs
+from gpt1.training.prepare import build_model, load_data, notes, resolve
+from gpt1.training.sources import Sources, find_sources
+from gpt1.weights import jl
+from gpt1.weights import released as weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run has made, on its main rank; on others only what they know.
+
+    Attributes:
+        settings: what the run was made with, every size decided.
+        outputs: its files.
+        data: what it was trained on.
+        model: on the device of the run; the parameters of the best evaluation if the run kept
+            them (``submit``), else the last ones.
+        evaluations: in the order in which they were made, since the last start of the run.
+        updates: the figures of the updates since the last start of the run.
+        best_score: the best score of an evaluation, by the first metric of the task.
+        predictions: [n], of the test split; None without ``submit``.
+    """
+
+    settings: Settings
+    outputs: Outputs
+    data: TaskData
+    model: DoubleHeadsModel
+    evaluations: Sequence[Evaluation]
+    updates: Sequence[Update]
+    best_score: float
+    predictions: npt.NDArray[np.int32] | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The first metric's best validation score, and all of the test split if it has labels."""
+        metrics = self.data.task.metrics
+        found = {f"valid_{metrics[0].title}": self.best_score}
+        if self.predictions is not None and self.data.test_labels is not None:
+            labels = np.asarray(self.data.test_labels)
+            for metric in metrics:
+                found[f"test_{metric.title}"] = metric.compute(self.predictions, labels)
+        return found
+
+
+def say(message: str) -> None:
+    """Write a message to stderr, above the progress bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def fine_tune(
+    dataset: str = "rocstories", *, listeners: Sequence[Listener] = (), **settings: Any
+) -> Result:
+    """Fine-tune a pretrained model on a data set, and predict its test split.
+
+    Args:
+        dataset: as ``--dataset`` takes it.
+        listeners: are told what happens while it trains.
+        settings: any flag of ``gpt1 train`` by its name, such as ``n_iter=1``. ``submit`` is true
+            unless it is given: the best parameters are kept, and predict the test split.
+
+    Raises:
+        InputError: an argument or a file is not what it should be.
+        Gpt1Error: a result cannot be written, or the run diverged.
+        KeyboardInterrupt: it was interrupted, and has saved its state: ``resume=True`` goes on.
+    """
+    chosen = from_keywords({"submit": True, "dataset": dataset, **settings})
+    sources = find_sources(chosen, TASKS[chosen.dataset])
+    if sources.demo:
+        chosen = chosen.for_demo()
+    try:
+        with (
+            StopRequests() as stop,
+            RunLock() as lock,
+            joined(chosen.device, chosen.n_gpu) as ranks,
+        ):
+            return run_fine_tuning(chosen, sources, ranks, stop, lock, listeners=listeners)
+    except Stopped as error:
+        raise KeyboardInterrupt(str(error)) from None
+
+
+def run_fine_tuning(
+    settings: Settings,
+    sources: Sources,
+    ranks: Ranks,
+    stop: StopRequests,
+    lock: RunLock,
+    *,
+    listeners: Sequence[Listener] = (),
+) -> Result:
+    """Make a whole run: data, model, training, and with ``submit`` the submission.
+
+    Args:
+        settings: as given, or the demo's.
+        sources: where to read from.
+        ranks: this process among those of the run.
+        stop: requests to end.
+        lock: keeps other runs of this name out until the caller opens it.
+        listeners: are told what happens, besides those that keep logs and parameters.
+
+    Raises:
+        InputError: something of the user's is wrong; nothing has been written then.
+        Gpt1Error: a result cannot be written, the run diverged, or another process ended.
+        Stopped: it was asked to end, and has saved its state.
+    """
+    settings = _set_up(settings, ranks)
+    outputs = Outputs(settings)
+    ranks.on_main_rank(outputs.check)
+    ranks.on_main_rank(lambda: outputs.claim(lock))
+    data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks))
+    if settings.compile:
+        model.compile_layers()
+    job = FineTuning(data, settings, settings, config=model.config, settings=settings.identity())
+    optimizer = make_optimizer(model, settings, n_updates=job.n_updates)
+    state = TrainState(model=model, optimizer=optimizer, best_score=data.task.metrics[0].lowest)
+    logs, history = _logs(settings, sources, ranks, outputs), History()
+    keepers = [Keeper(partial(_write_params, outputs, model))] if settings.submit else []
+    trainer = Trainer(
+        job,
+        state,
+        ranks,
+        checkpoints=Checkpoints(outputs.directory, ranks, say),
+        listeners=(Bar(job.n_updates), logs, *listeners, *keepers, history),
+        stop=stop,
+        save_every=settings.save_every,
+        with_lm=settings.lm_coef != 0,
+    )
+    resumed = trainer.restore() if settings.resume else False
+    ranks.on_main_rank(lambda: _check_disks(trainer, outputs, data, resumed=resumed))
+    trainer.train(resumed=resumed)
+    predictions = None
+    if settings.submit:
+        stop.where = "training is over and saved, the submission is not written"
+        run_id = logs.first.get("run_id")
+        predictions = _submit(job, state, ranks, outputs, run_id)
+    stop.where = "all results are written"
+    return Result(
+        settings=settings,
+        outputs=outputs,
+        data=data,
+        model=model,
+        evaluations=history.evaluations,
+        updates=history.updates,
+        best_score=state.best_score,
+        predictions=predictions,
+    )
+
+
+def _set_up(settings: Settings, ranks: Ranks) -> Settings:
+    """Decide what depends on the device, and set the arithmetic of this process."""
+    if settings.fast:
+        is_cuda = ranks.device.type == "cuda"
+        settings = settings.made_fast(has_bf16=device.has_bf16(ranks.device), is_cuda=is_cuda)
+    device.check_precision(settings.precision, ranks.device)
+    device.set_matmul_precision(settings.precision)
+    if ranks.device.type == "cpu":
+        device.keep_freed_memory()
+    if settings.deterministic and ranks.device.type != "cpu":
+        device.make_deterministic()
+    # torchrun may have started only some of several machines' processes "again".
+    return replace(settings, resume=ranks.any_rank(settings.resume))
+
+
+def _prepare(
+    settings: Settings, sources: Sources, ranks: Ranks
+) -> tuple[TaskData, Settings, DoubleHeadsModel]:
+    """Return the data, the settings with the model's sizes decided, and the model on its device.
+
+    Raises:
+        InputError: a file is not what it should be, or does not fit the flags.
+    """
+    data = load_data(settings, sources, verbose=ranks.is_main)
+    if data.train.n_stories < settings.batch_size:
+        raise InputError(
+            f"{sources.data_dir}: {data.train.n_stories} training stories are fewer than a batch "
+            f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
+        )
+    used, config = resolve(settings, sources, data)
+    for note in notes(settings, used, sources) if ranks.is_main else []:
+        say(f"gpt1 train: {note}")
+    capacity.check_memory(config, ranks.device, settings.init_params or f"{sources.model_dir}/")
+    stream = np.random.RandomState(settings.seed)
+    return data, used, build_model(used, sources, config, stream).to(ranks.device)
+
+
+def make_optimizer(
+    model: DoubleHeadsModel, settings: OptimizerSettings, *, n_updates: int
+) -> OpenAIAdam:
+    """Return the optimizer of all parameters for a run of ``n_updates``."""
+    return OpenAIAdam(
+        model.parameters(),
+        lr=settings.lr,
+        schedule=settings.lr_schedule,
+        warmup=settings.lr_warmup,
+        t_total=max(n_updates, 1),  # a run of no epochs makes no update
+        b1=settings.b1,
+        b2=settings.b2,
+        e=settings.e,
+        l2=settings.l2,
+        vector_l2=settings.vector_l2,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+def _logs(settings: Settings, sources: Sources, ranks: Ranks, outputs: Outputs) -> Logs:
+    """Return the logs of a run, and TensorBoard's if they are asked for."""
+    first = _logged_settings(settings, sources, ranks)
+    directory = settings.tensorboard if ranks.is_main else None
+    return Logs(outputs.log, outputs.updates, first, say, tensorboard=directory)
+
+
+def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict[str, Any]:
+    """Return all settings, with what the files and the machine decided in the place of None.
+
+    ``run_id`` is new for each run: the record of a submission names the log by it.
+    """
+    found = {
+        "desc": settings.name,
+        "data_dir": str(sources.data_dir),
+        "model_dir": str(sources.model_dir),
+        "encoder_path": str(sources.encoder_path),
+        "bpe_path": str(sources.bpe_path),
+        "device": str(ranks.device),
+    }
+    versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
+    here = {"demo": sources.demo, "n_processes": ranks.world, "run_id": uuid.uuid4().hex}
+    return settings.as_flags() | found | here | versions
+
+
+def _check_disks(trainer: Trainer, outputs: Outputs, data: TaskData, *, resumed: bool) -> None:
+    """Check before anything is written that there is room for what the run will write."""
+    saved = islice(trainer.updates_saved(), KEPT + 1)  # more are never kept
+    needs = capacity.disk_needs(
+        outputs,
+        n_parameters=capacity.n_parameters(trainer.state.model.config),
+        n_checkpoints=len(list(saved)),
+        n_updates=trainer.job.n_updates - trainer.state.n_updates,
+        n_test=data.test.n_stories,
+        resumed=resumed,
+    )
+    capacity.check_disks(needs)
+
+
+def _write_params(outputs: Outputs, model: DoubleHeadsModel) -> None:
+    """Keep the parameters that the model has now as the best."""
+    jl.write_jl(outputs.best_params, weights.to_list(model))
+
+
+def _submit(
+    job: FineTuning, state: TrainState, ranks: Ranks, outputs: Outputs, run_id: object
+) -> npt.NDArray[np.int32]:
+    """Predict the test split with the best parameters and write the submission, twice.
+
+    The run keeps one; the other, in the original's place, is the next run's to replace.
+    Probabilities that an earlier run of this name left would not be of the new predictions.
+
+    Returns:
+        The predictions [n].
+    """
+    if ranks.is_main:
+        best = weights.read_params(outputs.best_params)
+        weights.from_list(state.model, best, str(outputs.best_params))
+    ranks.broadcast(list(state.model.parameters()))
+    logits = job.predict(state.model, job.data.test, ranks)
+    predictions = job.data.task.target.decide(logits)
+    if not ranks.is_main:
+        return predictions
+    rows = predictions.tolist()
+    record = submissions.Record(
+        desc=outputs.settings.name,
+        run_id=run_id if isinstance(run_id, str) else None,
+        log=str(outputs.log),
+        valid_accuracy=float(state.best_score),
+        sha256=submissions.sha256(rows),
+    )
+    if outputs.settings.probs:
+        write_probs(outputs.probs, logits)
+    elif not submissions.is_of_run(outputs.submission, record.run_id):
+        with suppress(OSError):
+            outputs.probs.unlink()
+    for path in (outputs.submission, outputs.last_submission):
+        submissions.write(path, rows, record)
+    return predictions
