@@ -37,14 +37,14 @@ from benchmarks.harness import (
 from benchmarks.peer import copy_weights, peer_config
 from gpt1.batches import packing as batches
 from gpt1.batches.packing import ChoiceArrays, SpecialTokens, pack
-from gpt1.datasets import story_cloze as datasets
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.inference.prediction import predict_logits
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.ranks import Ranks, Replica
-from gpt1.training.steps import tower_gradients
+from gpt1.training.fine_tuning import tower_gradients
 
 N_VOCAB = 40478
 N_CTX = 77
@@ -79,12 +79,13 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
 
 def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:
     """The first n training stories of the real data."""
-    from gpt1.settings.training import Settings, find_sources
-    from gpt1.training.prepare import load_task
+    from gpt1.settings.training import Settings
+    from gpt1.training.prepare import load_data
+    from gpt1.training.sources import find_sources
 
     settings = Settings(data_dir=str(data_dir), model_dir=str(model_dir), n_transfer=-1)
-    sources = find_sources(settings, (datasets.VALIDATION_CSV, datasets.TEST_CSV))
-    return load_task(settings, sources, verbose=False).train.take(slice(0, n))
+    sources = find_sources(settings, ROCSTORIES)
+    return load_data(settings, sources, verbose=False).train.take(slice(0, n))
 
 
 class Ours:

@@ -24,11 +24,13 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from gpt1.datasets import story_cloze as datasets
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.reports.analysis import identify_run, read_run_log, read_submission, wilson_interval
 from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
 from gpt1.settings import training as settings
-from gpt1.settings.training import Settings, find_sources
+from gpt1.settings.training import Settings
 from gpt1.training.outputs import Outputs
+from gpt1.training.sources import find_sources
 
 TRAIN = [sys.executable, "-m", "gpt1.train"]
 
@@ -43,7 +45,7 @@ class SeedRun:
     @property
     def settings(self) -> Settings:
         """What its flags say."""
-        return settings.parse(self.flags, "run_seeds")
+        return settings.parse(self.flags)
 
     def is_done(self) -> bool:
         """Whether its submission is there, from a run with these flags.
@@ -103,7 +105,7 @@ class SeedRun:
 
 def seed_runs(args: argparse.Namespace, rest: Sequence[str]) -> list[SeedRun]:
     """The runs that the command line asks for, its training flags checked."""
-    given = settings.parse(rest, "run_seeds")
+    given = settings.parse(rest)
     refused = sorted({"seed", "submit", "resume", "desc"} & given.given)
     if refused:
         raise InputError(f"--{refused[0]}: is set by this script for each run; leave it out")
@@ -203,7 +205,7 @@ def _main(argv: Sequence[str]) -> int:
     if args.seeds < 1 or args.first < 0:
         raise InputError("--seeds must be at least 1 and --first at least 0")
     runs = seed_runs(args, rest)
-    sources = find_sources(runs[0].settings, (datasets.VALIDATION_CSV, datasets.TEST_CSV))
+    sources = find_sources(runs[0].settings, ROCSTORIES)
     n_gpus = count_gpus()
     run_all(runs, args.jobs or max(1, n_gpus), n_gpus)
     labels = datasets.read_cloze(sources.data_dir / datasets.TEST_CSV).labels

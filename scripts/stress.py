@@ -42,8 +42,8 @@ MARK = "GPT1_STRESS_ATTEMPT"  # a variable by which a process of an attempt is k
 POISONED = """
 import sys
 from gpt1.commands import train
-from gpt1.training import trainer
-original, number = trainer.tower_gradients, int(sys.argv[1])
+from gpt1.training import fine_tuning
+original, number = fine_tuning.tower_gradients, int(sys.argv[1])
 def poisoned(replica, *args, **kwargs):
     costs = original(replica, *args, **kwargs)
     global number
@@ -51,7 +51,7 @@ def poisoned(replica, *args, **kwargs):
     if number == 0:
         replica.model.we.grad.view(-1)[0] = float("nan")
     return costs
-trainer.tower_gradients = poisoned
+fine_tuning.tower_gradients = poisoned
 sys.exit(train.main(sys.argv[2:]))
 """
 

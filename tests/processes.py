@@ -45,8 +45,7 @@ Change = Callable[[], object]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
     "gpt1.train",
-    "gpt1.training.prepare",
-    "gpt1.training.trainer",
+    "gpt1.training.runs",
     "torch._dynamo",
     "spacy.lang.en",
 ]
@@ -326,7 +325,7 @@ def _before(target: str, action: Change, call: int, matching: str) -> None:
 
 def update(number: int, action: Change) -> Change:
     """Do something at the beginning of an update, counted from 1 in each process."""
-    return before("gpt1.training.trainer:tower_gradients", action, call=number)
+    return before("gpt1.training.fine_tuning:tower_gradients", action, call=number)
 
 
 def sends_itself(*numbers: int, pause: float = 0.0) -> Change:

@@ -15,7 +15,8 @@ from pathlib import Path
 import released
 
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV
-from gpt1.settings.training import Settings, Sources
+from gpt1.settings.training import Settings
+from gpt1.training.sources import Sources
 
 N_TRAIN, N_VALID, N_TEST = 32, 8, 24  # stories of each split
 N_EMBD, N_HEAD, N_LAYER, N_POSITIONS = 16, 4, 2, 64

@@ -24,9 +24,10 @@ from gpt1.batches.packing import (
     pack,
     transform_roc,
 )
+from gpt1.datasets.story_cloze import ROCSTORIES
 
 if TYPE_CHECKING:
-    from gpt1.training.prepare import Task
+    from gpt1.batches.task_data import TaskData
 
 N_VOCAB = 4  # few, so that stories repeat themselves and endings begin alike
 SPECIAL = SpecialTokens.after(N_VOCAB)
@@ -296,25 +297,25 @@ def test_batches_move_whole(share_prefix: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[str], Task]:
+def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[str], TaskData]:
     """Reads and encodes the real data as a run does, with these special cases of words."""
-    from gpt1.datasets.story_cloze import TEST_CSV, VALIDATION_CSV
-    from gpt1.settings.training import find_sources, parse
-    from gpt1.training.prepare import load_task
+    from gpt1.settings.training import parse
+    from gpt1.training.prepare import load_data
+    from gpt1.training.sources import find_sources
 
     places = ["--data_dir", str(rocstories_dir), "--model_dir", str(released_dir)]
     places += ["--n_transfer", "-1"]  # the weights themselves are not needed
 
-    def load(spacy_rules: str) -> Task:
-        run_settings = parse([*places, "--spacy_rules", spacy_rules], "test")
-        sources = find_sources(run_settings, (VALIDATION_CSV, TEST_CSV))
-        return load_task(run_settings, sources, verbose=False)
+    def load(spacy_rules: str) -> TaskData:
+        run_settings = parse([*places, "--spacy_rules", spacy_rules])
+        sources = find_sources(run_settings, ROCSTORIES)
+        return load_data(run_settings, sources, verbose=False)
 
     return load
 
 
 def test_real_arrays_are_the_originals_bit_for_bit(
-    load_real: Callable[[str], Task], references_dir: Path
+    load_real: Callable[[str], TaskData], references_dir: Path
 ) -> None:
     task = load_real("installed")  # the recorded run of the original had spaCy 3.8 beside it
     with np.load(references_dir / "rocstories_run.npz") as expected:
@@ -329,7 +330,7 @@ def test_real_arrays_are_the_originals_bit_for_bit(
 
 
 def test_special_cases_of_the_released_models_time_change_three_real_stories(
-    load_real: Callable[[str], Task],
+    load_real: Callable[[str], TaskData],
 ) -> None:
     """So the sums above hold for all other stories under the default rules too."""
     old, new = load_real("2.0"), load_real("installed")

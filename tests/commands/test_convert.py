@@ -153,7 +153,7 @@ def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
         "hub", output_loading_info=True
     )
     assert not any(info.values())
-    data = prepare.load_task(task.settings(), task.sources(), verbose=False)
+    data = prepare.load_data(task.settings(), task.sources(), verbose=False)
     assert theirs.config.n_positions == data.n_ctx  # fewer than were pretrained
     assert theirs.config.n_positions < tiny.N_POSITIONS
 

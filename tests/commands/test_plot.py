@@ -317,7 +317,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     """The tiny task, and ``best_params.jl``: its checkpoint with a classifier."""
     files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = files.settings(), files.sources()
-    task = prepare.load_task(settings, sources, verbose=False)
+    task = prepare.load_data(settings, sources, verbose=False)
     settings, config = prepare.resolve(settings, sources, task)
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
     jl.write_jl(files.directory / "best_params.jl", weights.to_list(model))

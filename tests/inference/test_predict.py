@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from gpt1.batches.packing import ChoiceArrays, pack
-from gpt1.inference.prediction import evaluating, predict_logits, score
+from gpt1.inference.prediction import evaluating, mean_cross_entropy, predict_logits
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.ranks import Ranks
 from gpt1.settings.training import Settings
+from gpt1.tasks import ACCURACY, ChoiceIndex
 from gpt1.training import prepare
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -28,7 +29,7 @@ def model_and_test(
     """The tiny checkpoint's model, its classifier made bold, and the 24 test stories."""
     task_files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = Settings(), task_files.sources()
-    task = prepare.load_task(settings, sources, verbose=False)
+    task = prepare.load_data(settings, sources, verbose=False)
     settings, config = prepare.resolve(settings, sources, task)
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
     with torch.no_grad():
@@ -36,31 +37,31 @@ def model_and_test(
     return model, task.test
 
 
-# ------------------------------------------------------------------------------- score
+# ------------------------------------------------------------------------- mean_cross_entropy
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
-def test_score_is_torchs_cross_entropy_and_the_share_of_right_choices(scale: float) -> None:
+def test_the_cost_is_torchs_cross_entropy(scale: float) -> None:
     rng = np.random.default_rng(0)
     logits = (rng.standard_normal((37, 2)) * scale).astype(np.float32)
     labels = rng.integers(0, 2, 37).astype(np.int32)
-    found = score(logits, labels)
     z, y = torch.from_numpy(logits).double(), torch.from_numpy(labels).long()
-    assert found.cost == pytest.approx(F.cross_entropy(z, y).item(), rel=1e-12)
-    assert found.accuracy == pytest.approx((z.argmax(-1) == y).double().mean().item() * 100)
+    expected = F.cross_entropy(z, y).item()
+    assert mean_cross_entropy(logits, labels) == pytest.approx(expected, rel=1e-12)
 
 
-def test_score_by_hand() -> None:
+def test_cost_and_accuracy_by_hand() -> None:
     logits = np.array([[0, 0], [0, math.log(3)], [1e4, 0], [1, 1 + 2**-20]], dtype=np.float32)
-    cost, accuracy = score(logits, np.array([0, 1, 0, 0], dtype=np.int32))
+    labels = np.array([0, 1, 0, 0], dtype=np.int32)
     expected = (math.log(2) + math.log(4 / 3) + 0 + math.log(2)) / 4
-    assert cost == pytest.approx(expected, abs=1e-6)
-    assert accuracy == 75  # a tie counts as the first choice, as NumPy's argmax has it
+    assert mean_cross_entropy(logits, labels) == pytest.approx(expected, abs=1e-6)
+    # A tie counts as the first choice, as NumPy's argmax has it.
+    assert ACCURACY.compute(ChoiceIndex().decide(logits), labels) == 75
 
 
-def test_score_leaves_its_arguments_alone() -> None:
+def test_the_cost_leaves_its_arguments_alone() -> None:
     logits = np.array([[1, 2]], dtype=np.float32)
-    score(logits, np.array([0], dtype=np.int32))
+    mean_cross_entropy(logits, np.array([0], dtype=np.int32))
     assert logits.tolist() == [[1, 2]]
 
 

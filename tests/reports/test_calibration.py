@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
-from gpt1.inference.prediction import score
+from gpt1.inference.prediction import mean_cross_entropy
 from gpt1.reports import analysis, calibration
 from gpt1.reports.calibration import Bin, Choices
 from gpt1.runtime.errors import InputError
@@ -256,7 +256,7 @@ def test_brier_score_and_log_loss_are_sklearns() -> None:
     assert brier == pytest.approx(brier_score_loss(labels, probs[:, 1]), rel=1e-12)
     loss = calibration.log_loss(probs, labels.tolist())
     assert loss == pytest.approx(sklearn_log_loss(labels, probs), rel=1e-12)
-    assert loss == pytest.approx(score(logits, labels).cost, rel=1e-9)  # what training logs
+    assert loss == pytest.approx(mean_cross_entropy(logits, labels), rel=1e-9)  # what training logs
 
 
 def test_log_loss_of_a_right_ending_held_impossible_is_infinite() -> None:

@@ -143,7 +143,7 @@ def test_what_a_killed_run_has_started_blocks_nobody(run: Run, tmp_path: Path) -
 
 def test_only_the_main_process_of_several_takes_the_lock(run: Run, tmp_path: Path) -> None:
     go = tmp_path / "go"
-    waits = before("gpt1.training.trainer:Trainer.train", waits_for(go))
+    waits = before("gpt1.training.loop:Trainer.train", waits_for(go))
     started = run.start_pair(changes=[waits])
     wait_until(go.with_name("go.waits").exists, "the pair's training")
     refused = run.do_pair()

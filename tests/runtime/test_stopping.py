@@ -86,7 +86,7 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
     "in an epoch": (partial(update, 6), SAVED.format(6), 6),
     "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
     "evaluation": (
-        partial(before, "gpt1.training.trainer:predict_logits", call=3),
+        partial(before, "gpt1.training.fine_tuning:predict_logits", call=3),
         SAVED.format(8),
         8,
     ),
@@ -107,7 +107,7 @@ MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
         12,
     ),
     "predicting the test set": (
-        partial(before, "gpt1.training.trainer:predict_logits", call=7),
+        partial(before, "gpt1.training.fine_tuning:predict_logits", call=7),
         TRAINED,
         12,
     ),
@@ -196,7 +196,7 @@ def test_a_resumed_run_that_is_stopped_before_it_goes_on_loses_nothing(
 
 
 def test_a_run_without_epochs_can_be_stopped_too(run: Run) -> None:
-    change = before("gpt1.training.trainer:Trainer._do_updates", sends_itself(SIGTERM))
+    change = before("gpt1.training.loop:Trainer._make_updates", sends_itself(SIGTERM))
     done = run.do("--n_iter", "0", changes=[change])
     assert done.status == 128 + SIGTERM
     assert "stopped by SIGTERM: after update 0 of 0, all saved" in done.message()
@@ -226,7 +226,9 @@ def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
 def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any], run: Run) -> None:
     for words in ([], ["--resume"], ["--resume"]):
         call = 1 if words else 3
-        change = before("gpt1.training.trainer:predict_logits", sends_itself(SIGTERM), call=call)
+        change = before(
+            "gpt1.training.fine_tuning:predict_logits", sends_itself(SIGTERM), call=call
+        )
         assert run.do(*words, changes=[change]).status == 128 + SIGTERM
         assert run.checkpoints()[-1] == 8
     assert run.do("--resume").status == 0
@@ -239,7 +241,7 @@ def test_an_evaluation_killed_after_its_line_is_logged_once(
 ) -> None:
     """The log has the line already, the checkpoint does not know of it."""
     run.do(changes=[update(8, sends_itself(SIGTERM))])
-    change = before("gpt1.training.trainer:Trainer._save_checkpoint", sends_itself(SIGKILL))
+    change = before("gpt1.training.loop:Trainer._save", sends_itself(SIGKILL))
     assert run.do("--resume", changes=[change]).status == -SIGKILL
     assert [row["n_updates"] for row in processes.lines(run.log)[1:]] == [4, 8]
     assert run.do("--resume").status == 0
@@ -327,17 +329,17 @@ PAIR_MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
     "in an epoch": (partial(update, 6), SAVED.format(6), 6),
     "last update of an epoch": (partial(update, 8), SAVED.format(8), 8),
     "evaluation": (
-        partial(before, "gpt1.training.trainer:predict_logits", call=3),
+        partial(before, "gpt1.training.fine_tuning:predict_logits", call=3),
         SAVED.format(9),
         9,
     ),
     "last evaluation": (
-        partial(before, "gpt1.training.trainer:predict_logits", call=6),
+        partial(before, "gpt1.training.fine_tuning:predict_logits", call=6),
         SAVED.format(12),
         12,
     ),
     "predicting the test set": (
-        partial(before, "gpt1.training.trainer:predict_logits", call=7),
+        partial(before, "gpt1.training.fine_tuning:predict_logits", call=7),
         TRAINED,
         12,
     ),

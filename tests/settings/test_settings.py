@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.runtime.errors import InputError
-from gpt1.settings.training import DEMO_DEFAULTS, Settings, Sources, find_sources, parse
+from gpt1.settings.training import DEMO_DEFAULTS, Settings, parse
+from gpt1.training.sources import Sources, find_sources
 
 # Every flag of the original that takes a value, with its default. The original has no default
 # for desc and dataset; its paths into model/ and data/ are tested with the demo's rule below.
@@ -66,7 +69,7 @@ VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
 
 
 def parsed(*words: str) -> Settings:
-    return parse(words, "gpt1 train")
+    return parse(words)
 
 
 def complaint(*words: str) -> str:
@@ -97,7 +100,8 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
     """Sizes left out come from the released checkpoint, and without one they are its sizes."""
     import released
 
-    from gpt1.training.prepare import Task, resolve
+    from gpt1.batches.task_data import TaskData
+    from gpt1.training.prepare import resolve
 
     if model == "released":
         table = released.released_layout(768, 12, 512, 40478)
@@ -111,8 +115,10 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
         demo=False,
     )
     nothing: Any = None  # arrays are not looked at
-    task = Task(train=nothing, valid=nothing, test=nothing, n_vocab=40478, n_ctx=77)
-    settings, config = resolve(settings, sources, task)
+    data = TaskData(
+        task=ROCSTORIES, train=nothing, valid=nothing, test=nothing, n_vocab=40478, n_ctx=77
+    )
+    settings, config = resolve(settings, sources, data)
     assert (config.n_embd, config.n_head, config.n_layer) == (768, 12, 12)
     assert (config.n_vocab, config.n_special, config.n_ctx) == (40478, 3, 77)
 
@@ -123,8 +129,8 @@ def test_desc_is_the_data_set_where_none_is_given() -> None:
 
 
 def test_a_batch_is_that_of_all_towers() -> None:
-    assert parsed().n_batch_train == 32
-    assert parsed("--n_batch", "3", "--n_gpu", "5").n_batch_train == 15
+    assert parsed().batch_size == 32
+    assert parsed("--n_batch", "3", "--n_gpu", "5").batch_size == 15
 
 
 # ------------------------------------------------------------------------------- values
@@ -290,7 +296,7 @@ def put_model(
 
 
 def found(*words: str) -> Sources:
-    return find_sources(parsed(*words), CSVS)
+    return find_sources(parsed(*words), replace(ROCSTORIES, files=CSVS))
 
 
 def missing(*words: str) -> str:
@@ -417,6 +423,7 @@ def test_help_names_every_flag_and_imports_nothing_heavy() -> None:
     done = run_python(MAIN_THEN_IMPORTS, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     text, imported = done.stdout.rsplit("imported:", 1)
+    text = text.partition("examples:")[0]
     assert imported.strip() == ""
     for name in FLAGS:
         assert f"--{name} " in text, name

@@ -24,8 +24,8 @@ from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings
 from gpt1.training import capacity, checkpoint
 from gpt1.training.capacity import Need
+from gpt1.training.loop import Trainer
 from gpt1.training.outputs import Outputs
-from gpt1.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 GPT1 = ModelConfig(n_ctx=77)  # on ROCStories
@@ -380,9 +380,9 @@ def test_the_run_counts_its_checkpoints(
     monkeypatch.setattr(capacity, "disk_needs", record)
     init = Trainer.__init__
 
-    def begin(trainer: Trainer, *args: Any) -> None:
-        init(trainer, *args)
-        trainer.n_updates = done
+    def begin(trainer: Trainer, *args: Any, **options: Any) -> None:
+        init(trainer, *args, **options)
+        trainer.state.n_updates = done
 
     monkeypatch.setattr(Trainer, "__init__", begin)
     words = ["--n_iter", str(n_iter), "--save_every", str(save_every)]

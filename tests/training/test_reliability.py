@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -55,9 +56,8 @@ from gpt1.reports.runs import read_updates
 from gpt1.runtime import launcher, ranks
 from gpt1.settings.training import Settings
 from gpt1.text_utils.encoder import TextEncoder
-from gpt1.training import checkpoint, prepare
-from gpt1.training.logs import JsonLines, UpdateLog
-from gpt1.training.trainer import divergence_warning
+from gpt1.training import checkpoint, loop, prepare
+from gpt1.training.fine_tuning import divergence_warning
 from gpt1.weights import jl
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
@@ -112,9 +112,9 @@ def poisons(value: float, where: str) -> Change:
 
 
 def _poison(value: float, where: str) -> None:
-    from gpt1.training import trainer
+    from gpt1.training import fine_tuning
 
-    original, calls = trainer.tower_gradients, iter(range(1, 1000))
+    original, calls = fine_tuning.tower_gradients, iter(range(1, 1000))
 
     def poisoned(replica: Any, stories: ChoiceArrays, **kwargs: Any) -> torch.Tensor:
         costs = original(replica, stories, **kwargs)
@@ -126,12 +126,12 @@ def _poison(value: float, where: str) -> None:
                 costs[["clf", "lm"].index(where)] = value
         return costs
 
-    trainer.tower_gradients = poisoned
+    fine_tuning.tower_gradients = poisoned
 
 
 def in_file_order(task: tiny.Tiny) -> np.ndarray:
     """The stories of the validation CSV as the model sees them, in the order of its rows."""
-    loaded = prepare.load_task(Settings(), task.sources(), verbose=False)
+    loaded = prepare.load_data(Settings(), task.sources(), verbose=False)
     encoder = TextEncoder(task.sources().encoder_path, task.sources().bpe_path)
     with open(task.data_dir / datasets.VALIDATION_CSV, newline="") as file:
         rows = list(csv.reader(file))[1:]
@@ -145,9 +145,9 @@ def in_file_order(task: tiny.Tiny) -> np.ndarray:
 
 def stories_named(message: str) -> list[int]:
     """The numbers that a message names."""
-    named, _, rest = message.partition("stories are the ")[2].partition(" (counted from 1) of ")
-    assert rest.startswith("/")
-    return [int(number) for number in named.split(", ")]
+    found = re.search(r"The examples of the update are (/.+\.csv), story ([\d, ]+)\.", message)
+    assert found is not None, message
+    return [int(number) for number in found[2].split(", ")]
 
 
 def assert_only_numbers(run: Run) -> None:
@@ -259,12 +259,13 @@ def events(run: Run) -> list[dict[str, Any]]:
 
 def delays_numbers() -> None:
     """Look at numbers as late as on a GPU."""
-    from gpt1.training import trainer
+    init = loop.Trainer.__init__
 
-    def late(log: JsonLines, *, delay: int, **others: Any) -> UpdateLog:
-        return UpdateLog(log, delay=trainer.GPU_LOG_DELAY, **others)
+    def late(trainer: loop.Trainer, *args: Any, **options: Any) -> None:
+        init(trainer, *args, **options)
+        trainer._delay = loop.GPU_DELAY
 
-    trainer.UpdateLog = late
+    loop.Trainer.__init__ = late  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("changes", [[], [delays_numbers]], ids=["at once", "as on a GPU"])
@@ -340,7 +341,7 @@ WRITES = {  # when it is written, what the message names, and the newest checkpo
         "rocstories.updates.jsonl",
         8,
     ),
-    "record": (partial(before, "gpt1.training.trainer:Trainer.submit"), "ROCStories.run.json", 12),
+    "record": (partial(before, "gpt1.training.runs:_submit"), "ROCStories.run.json", 12),
     "submission": (
         partial(before, "gpt1.training.submissions:atomic_write", matching="ROCStories.tsv"),
         "ROCStories.tsv",
@@ -697,13 +698,13 @@ attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 {early}
 import processes
 from gpt1.commands import train
-from gpt1.training import trainer
-original, calls = trainer.tower_gradients, iter(range(1, 1000))
+from gpt1.training import fine_tuning
+original, calls = fine_tuning.tower_gradients, iter(range(1, 1000))
 def changed(*args, **kwargs):
     if next(calls) == 6 and attempt == 0:
         {late}
     return original(*args, **kwargs)
-trainer.tower_gradients = changed
+fine_tuning.tower_gradients = changed
 sys.exit(train.main(sys.argv[2:]))
 """
 KILL_RANK_1 = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'

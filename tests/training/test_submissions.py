@@ -277,7 +277,7 @@ def test_results_that_moved_are_known(first: Run, tmp_path: Path) -> None:
 @on_linux
 def test_a_log_begun_anew_is_not_that_of_the_older_submission(first: Run) -> None:
     """The run is the same to the bit; its log may yet come to other evaluations."""
-    stopped = before("gpt1.training.trainer:Trainer.submit", sends_itself(SIGKILL))
+    stopped = before("gpt1.training.runs:_submit", sends_itself(SIGKILL))
     assert first.do(*FIRST, changes=[stopped]).status == -SIGKILL
     with pytest.raises(InputError, match="another run of the name first began this log: finish"):
         identify(first.submission, first.log)

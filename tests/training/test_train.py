@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,19 @@ from torch import Tensor
 
 import gpt1
 from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.task_data import TaskData
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference import prediction as predict
-from gpt1.inference.prediction import Score
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.device import environment
 from gpt1.runtime.ranks import Ranks, tower_seed
 from gpt1.settings.training import DEMO_DEFAULTS, Settings, parse
-from gpt1.training import checkpoint, prepare, steps, trainer
-from gpt1.training.trainer import EXTRA_EVALUATIONS, Trainer
+from gpt1.tasks import ACCURACY, ChoiceIndex
+from gpt1.training import checkpoint, fine_tuning, prepare, runs
+from gpt1.training.fine_tuning import EXTRA_EVALUATIONS, FineTuning
+from gpt1.training.loop import Trainer
+from gpt1.training.outputs import Outputs
 from gpt1.weights import jl
 from gpt1.weights import released as weights
 
@@ -149,8 +152,8 @@ def in_process(flags: list[str], run: Run, code: str | None = None) -> Done:
     return Done(run, done.returncode, done.stdout, done.stderr)
 
 
-def loaded_task(task: tiny.Tiny) -> prepare.Task:
-    return prepare.load_task(Settings(), task.sources(), verbose=False)
+def loaded_task(task: tiny.Tiny) -> TaskData:
+    return prepare.load_data(Settings(), task.sources(), verbose=False)
 
 
 # ------------------------------------------------------------------------------- the files
@@ -162,7 +165,7 @@ def test_a_whole_run_ends_well_and_is_silent_on_stderr(whole: Done) -> None:
 
 def test_first_line_of_the_log_has_all_settings(whole: Done) -> None:
     settings = lines(whole.run.log)[0]
-    given = parse(whole.run.flags("--submit", "--analysis", "--lr", "1e-3"), "train").as_flags()
+    given = parse(whole.run.flags("--submit", "--analysis", "--lr", "1e-3")).as_flags()
     model_dir = whole.run.task.model_dir
     decided = {
         "desc": "rocstories",
@@ -284,25 +287,29 @@ class Recorder:
         self.evaluated: list[ChoiceArrays] = []
         self.saved_after: list[int] = []
         self.saved: list[list[np.ndarray]] = []
-        update, predicted = Trainer._update, Trainer._predict
-        save = Trainer._save_best_params
+        update, predicted = Trainer._update, FineTuning.predict
+        save, n_updates = runs._write_params, 0
 
-        def record_update(trainer: Trainer, rows: np.ndarray) -> None:
-            self.updates.append(trainer.task.train.take(rows))
-            update(trainer, rows)
+        def record_update(trainer: Trainer, number: int, rows: np.ndarray) -> None:
+            nonlocal n_updates
+            n_updates = number
+            self.updates.append(trainer.job.data.train.take(rows))
+            update(trainer, number, rows)
 
-        def record_predict(trainer: Trainer, arrays: ChoiceArrays) -> Any:
+        def record_predict(
+            job: FineTuning, model: DoubleHeadsModel, arrays: ChoiceArrays, ranks: Ranks
+        ) -> Any:
             self.evaluated.append(arrays)
-            return predicted(trainer, arrays)
+            return predicted(job, model, arrays, ranks)
 
-        def record_save(trainer: Trainer) -> None:
-            self.saved_after.append(trainer.n_updates)
-            self.saved.append(weights.to_list(trainer.model))
-            save(trainer)
+        def record_save(outputs: Outputs, model: DoubleHeadsModel) -> None:
+            self.saved_after.append(n_updates)
+            self.saved.append(weights.to_list(model))
+            save(outputs, model)
 
         monkeypatch.setattr(Trainer, "_update", record_update)
-        monkeypatch.setattr(Trainer, "_predict", record_predict)
-        monkeypatch.setattr(Trainer, "_save_best_params", record_save)
+        monkeypatch.setattr(FineTuning, "predict", record_predict)
+        monkeypatch.setattr(runs, "_write_params", record_save)
 
 
 def test_numpys_stream_is_used_in_the_originals_order(
@@ -346,15 +353,15 @@ def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(
 def test_the_run_has_whole_epochs_only(run: Run) -> None:
     """Three epochs of 32 stories in batches of 5 are 3 * 6 updates; 96 // 5 would be 19."""
     trainer = trainer_of(run, "--n_gpu", "1", "--n_batch", "5")
-    assert trainer.n_updates_total == 18
-    assert trainer.optimizer.param_groups[0]["t_total"] == 18
+    assert trainer.job.n_updates == 18
+    assert trainer.state.optimizer.param_groups[0]["t_total"] == 18
 
 
 def test_all_parameters_are_trained_alike(run: Run) -> None:
     """One group of the optimizer holds every parameter, the classifier's too."""
     trainer = trainer_of(run)
-    (group,) = trainer.optimizer.param_groups
-    assert list(map(id, group["params"])) == list(map(id, trainer.model.parameters()))
+    (group,) = trainer.state.optimizer.param_groups
+    assert list(map(id, group["params"])) == list(map(id, trainer.state.model.parameters()))
     assert len(group["params"]) == 1 + 12 * tiny.N_LAYER + 2
 
 
@@ -362,7 +369,7 @@ def trainer_of(run: Run, *words: str) -> Trainer:
     """The trainer of a run as it is before the first update."""
     found: list[Trainer] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train", lambda trainer, stream: found.append(trainer))
+        patch.setattr(Trainer, "train", lambda trainer, resumed: found.append(trainer))
         assert run.main(*words) == 0
     return found[0]
 
@@ -375,12 +382,14 @@ def test_logged_figures_are_those_of_the_parameters(run: Run) -> None:
     load_last(run, model)
     (row,) = run.evaluations()
     for split, arrays in (("tr", data.train.take(slice(0, tiny.N_VALID))), ("va", data.valid)):
-        figures = predict.score(choices(model, arrays), arrays.Y)
-        assert row[f"{split}_cost"] == pytest.approx(figures.cost, abs=1e-6)
-        assert row[f"{split}_acc"] == pytest.approx(figures.accuracy)
+        logits = choices(model, arrays)
+        cost = predict.mean_cross_entropy(logits, arrays.Y)
+        assert row[f"{split}_cost"] == pytest.approx(cost, abs=1e-6)
+        accuracy = ACCURACY.compute(ChoiceIndex().decide(logits), arrays.Y)
+        assert row[f"{split}_acc"] == pytest.approx(accuracy)
 
 
-def model_of(run: Run, data: prepare.Task) -> DoubleHeadsModel:
+def model_of(run: Run, data: TaskData) -> DoubleHeadsModel:
     sizes = {"n_embd": tiny.N_EMBD, "n_head": tiny.N_HEAD, "n_layer": tiny.N_LAYER}
     return DoubleHeadsModel(ModelConfig(n_vocab=data.n_vocab, n_ctx=data.n_ctx, **sizes))
 
@@ -396,14 +405,21 @@ def choices(model: DoubleHeadsModel, arrays: ChoiceArrays) -> np.ndarray:
     return predict.predict_logits(model, arrays, alone, n_batch=4)
 
 
+def score_instead(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[float]:
+    """Let evaluations find these accuracies, of training and of validation stories in turns."""
+    metric = replace(ACCURACY, compute=lambda predictions, labels: scores.pop(0))
+    task = replace(datasets.ROCSTORIES, metrics=(metric,))
+    monkeypatch.setitem(prepare.TASKS, "rocstories", task)
+    return scores
+
+
 def test_best_parameters_are_kept_only_when_strictly_better(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accuracies 0, 50, 50, 75, 25 of five epochs: kept before training, after 2 and after 4."""
     recorder = Recorder(monkeypatch)
-    figures = iter([(99, 0), (1, 50), (100, 50), (2, 75), (100, 25)])
-    scores = [Score(0.5, accuracy) for pair in figures for accuracy in pair]
-    monkeypatch.setattr(trainer, "score", lambda logits, labels: scores.pop(0))
+    pairs = [(99, 0), (1, 50), (100, 50), (2, 75), (100, 25)]
+    scores = score_instead(monkeypatch, [score for pair in pairs for score in pair])
     words = ["--lr", "0.1", "--lr_schedule", "warmup_constant"]  # choices change on to the end
     assert run.main("--n_iter", "5", "--submit", *words) == 0
     assert scores == []
@@ -427,16 +443,17 @@ def test_best_parameters_may_be_those_of_an_extra_evaluation(
 ) -> None:
     """Accuracies 50, 75 and 60 after updates 1, 3 and 4: kept before training and after 1 and 3."""
     recorder = Recorder(monkeypatch)
-    scores = [Score(0.5, accuracy) for accuracy in (0, 50, 0, 75, 0, 60)]
-    monkeypatch.setattr(trainer, "score", lambda logits, labels: scores.pop(0))
-    monkeypatch.setattr(trainer, "EXTRA_EVALUATIONS", (1, 3))
+    score_instead(monkeypatch, [0, 50, 0, 75, 0, 60])
+    monkeypatch.setattr(fine_tuning, "EXTRA_EVALUATIONS", (1, 3))
     assert run.main("--n_iter", "1", "--submit") == 0
     assert recorder.saved_after == [0, 1, 3]
 
 
 def test_ties_go_to_the_first_choice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        trainer, "predict_logits", lambda model, arrays, *rest, **_: np.zeros(arrays.X.shape[:2])
+        fine_tuning,
+        "predict_logits",
+        lambda model, arrays, *rest, **_: np.zeros(arrays.X.shape[:2]),
     )
     assert run.main("--n_iter", "1", "--submit") == 0
     rows = run.submission.read_text().splitlines()[1:]
@@ -447,7 +464,7 @@ def test_extra_evaluations_are_the_first_epochs_only(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert EXTRA_EVALUATIONS == (1000, 2000, 4000, 8000, 16000, 32000)
-    monkeypatch.setattr(trainer, "EXTRA_EVALUATIONS", (1, 3, 4, 5, 6))  # an epoch has 4 updates
+    monkeypatch.setattr(fine_tuning, "EXTRA_EVALUATIONS", (1, 3, 4, 5, 6))  # an epoch has 4 updates
     assert run.main("--n_iter", "2") == 0
     rows = run.evaluations()
     assert [(row["n_epochs"], row["n_updates"]) for row in rows] == [(0, 1), (0, 3), (1, 4), (2, 8)]
@@ -510,13 +527,13 @@ def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_every_update_draws_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeds of the masks change from update to update, not from tower to tower alone."""
     seeds: list[list[int]] = []
-    gradients = trainer.tower_gradients
+    gradients = fine_tuning.tower_gradients
 
     def record(*args: Any, **options: Any) -> Tensor:
         seeds.append(list(options["seeds"]))
         return gradients(*args, **options)
 
-    monkeypatch.setattr(trainer, "tower_gradients", record)
+    monkeypatch.setattr(fine_tuning, "tower_gradients", record)
     assert run.main("--n_iter", "2", "--seed", "7") == 0
     expected = [[tower_seed(7, update, tower) for tower in range(4)] for update in range(1, 9)]
     assert seeds == expected
@@ -527,13 +544,13 @@ def test_choices_share_their_prefix_in_training_only_when_asked(
 ) -> None:
     """A shared prefix has one dropout mask for both choices; the original's choices have two."""
     shared: list[bool] = []
-    pack = steps.pack
+    pack = fine_tuning.pack
 
     def record(arrays: ChoiceArrays, clf_token: int, *, share_prefix: bool) -> Any:
         shared.append(share_prefix)
         return pack(arrays, clf_token, share_prefix=share_prefix)
 
-    monkeypatch.setattr(steps, "pack", record)
+    monkeypatch.setattr(fine_tuning, "pack", record)
     for words, expected in (([], False), (["--share_prefix"], True)):
         shared.clear()
         assert Run(task, tmp_path / str(expected)).main("--n_iter", "1", *words) == 0
@@ -565,8 +582,9 @@ def test_flags_of_model_and_optimizer_arrive(run: Run, afn: str, schedule: str) 
     words += ["--lr_schedule", schedule, "--embd_pdrop", "0.2", "--attn_pdrop", "0.3"]
     words += ["--resid_pdrop", "0.4", "--clf_pdrop", "0.5"]
 
-    def stop(trainer: Trainer, stream: object) -> None:
-        seen.update(trainer.optimizer.param_groups[0], **asdict(trainer.model.config))
+    def stop(trainer: Trainer, *, resumed: bool) -> None:
+        state = trainer.state
+        seen.update(state.optimizer.param_groups[0], **asdict(state.model.config))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train", stop)
@@ -621,10 +639,10 @@ def test_a_ramp_over_the_whole_run_is_the_originals_formula(run: Run) -> None:
 def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
     found: list[Trainer] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train", lambda trainer, stream: found.append(trainer))
+        patch.setattr(Trainer, "train", lambda trainer, resumed: found.append(trainer))
         assert run.main("--n_ctx", "6") == 0
-    task, whole = found[0].task, loaded_task(run.task)
-    assert task.n_ctx == found[0].model.config.n_ctx == 5
+    task, whole = found[0].job.data, loaded_task(run.task)
+    assert task.n_ctx == found[0].state.model.config.n_ctx == 5
     rows, start, classify = whole.train.X[..., 0], whole.n_vocab, whole.n_vocab + 2
     assert (task.train.X[..., [0, 2, 4], 0] == [start, start + 1, classify]).all()
     assert (task.train.X[..., 1, 0] == rows[..., 1]).all()
@@ -661,7 +679,7 @@ def test_without_epochs_there_is_nothing_to_report(
 
 def start_of(run: Run, *words: str) -> DoubleHeadsModel:
     """The model as training would begin with it."""
-    return trainer_of(run, *words).model
+    return trainer_of(run, *words).state.model
 
 
 def test_nothing_transferred_is_the_same_model_from_scratch(run: Run) -> None:
@@ -901,21 +919,22 @@ class Crash(BaseException):
 
 
 def crash_at(method: str, count: int, *, before: bool) -> Callable[[pytest.MonkeyPatch], None]:
-    """A change that ends the run around the given call of a method of Trainer."""
+    """A change that ends the run around the given call of a method or function of training."""
+    place: Any = runs if method == "_submit" else Trainer
 
     def put(patch: pytest.MonkeyPatch) -> None:
-        original, calls = getattr(Trainer, method), iter(range(1, 1000))
+        original, calls = getattr(place, method), iter(range(1, 1000))
 
-        def crashing(trainer: Trainer, *args: Any) -> Any:
+        def crashing(*args: Any) -> Any:
             now = next(calls) == count
             if now and before:
                 raise Crash
-            result = original(trainer, *args)
+            result = original(*args)
             if now:
                 raise Crash
             return result
 
-        patch.setattr(Trainer, method, crashing)
+        patch.setattr(place, method, crashing)
 
     return put
 
@@ -948,8 +967,8 @@ def assert_same_results(run: Run, expected: Run) -> None:
         crash_at("_update", 5, before=True),  # a checkpoint is at 4
         crash_at("_update", 8, before=False),
         crash_at("_evaluate", 2, before=False),  # best parameters are newer than the checkpoint
-        crash_at("_save_checkpoint", 4, before=False),  # at the end of the second epoch
-        crash_at("submit", 1, before=True),  # nothing is left to train
+        crash_at("_save", 4, before=False),  # at the end of the second epoch
+        crash_at("_submit", 1, before=True),  # nothing is left to train
     ],
     ids=["first", "in epoch 2", "end of epoch 2", "evaluated", "checkpoint", "trained"],
 )
@@ -968,13 +987,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 KILLED = """
 import os, signal, sys
 from gpt1.commands import train
-from gpt1.training.trainer import Trainer
+from gpt1.training.loop import Trainer
 
 update = Trainer._update
 
-def update_then_die(trainer, rows):
-    update(trainer, rows)
-    if trainer.n_updates == 7:
+def update_then_die(trainer, number, rows):
+    update(trainer, number, rows)
+    if number == 7:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Trainer._update = update_then_die
@@ -1113,7 +1132,7 @@ def test_all_that_has_changed_is_said_on_resuming(
     # A GPU's environment says nothing of the processor; what one side alone knows is left out.
     after = {name: f"another {i}" for i, name in enumerate(before) if "instruction" not in name}
     monkeypatch.setattr(
-        trainer, "environment", lambda device, world: {**after, "the weather": "fine"}
+        checkpoint, "environment", lambda device, world: {**after, "the weather": "fine"}
     )
     assert run.main(*RESUMABLE, "--resume") == 0
     _, warning = capsys.readouterr().err.splitlines()
@@ -1232,7 +1251,7 @@ def test_the_bundled_demo_is_found_and_loads(
         pytest.skip("data/ holds real CSVs, so that the demo does not run")
     monkeypatch.chdir(ROOT)
     seen: list[ModelConfig] = []
-    monkeypatch.setattr(Trainer, "train", lambda t, stream: seen.append(t.model.config))
+    monkeypatch.setattr(Trainer, "train", lambda t, resumed: seen.append(t.state.model.config))
     places = [f"--{kind}_dir={tmp_path / kind}" for kind in ("log", "save", "submission")]
     assert train.main(["--device", "cpu", *places]) == 0
     assert "bundled demo" in capsys.readouterr().err

@@ -762,7 +762,7 @@ def built(task: tiny.Tiny, model_dir: Path, **changes: Any) -> DoubleHeadsModel:
         bpe_path=model_dir / "merges.txt",
     )
     settings = task.settings(**changes)
-    data = prepare.load_task(settings, sources, verbose=False)
+    data = prepare.load_data(settings, sources, verbose=False)
     settings, config = prepare.resolve(settings, sources, data)
     return prepare.build_model(settings, sources, config, np.random.RandomState(0))
 

@@ -20,11 +20,14 @@ import tiny
 import torch
 from released import released_layout, write_released
 
+from gpt1.batches.task_data import TaskData
 from gpt1.commands import convert, train
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.errors import InputError
-from gpt1.settings.training import Settings, Sources
+from gpt1.settings.training import Settings
 from gpt1.training import prepare
+from gpt1.training.sources import Sources
 from gpt1.weights import hub, jl
 from gpt1.weights import released as weights
 
@@ -51,8 +54,13 @@ class Checkpoint:
     def resolved(self, **flags: Any) -> tuple[Settings, DoubleHeadsModel]:
         """The settings that a run would use, and the model that its training would start with."""
         nothing: Any = None  # arrays of the data are not looked at
-        task = prepare.Task(
-            train=nothing, valid=nothing, test=nothing, n_vocab=N_VOCAB, n_ctx=N_CTX
+        task = TaskData(
+            task=ROCSTORIES,
+            train=nothing,
+            valid=nothing,
+            test=nothing,
+            n_vocab=N_VOCAB,
+            n_ctx=N_CTX,
         )
         settings, config = prepare.resolve(Settings(**flags), self.sources, task)
         stream = np.random.RandomState(settings.seed)

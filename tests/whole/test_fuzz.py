@@ -651,9 +651,9 @@ WORDS = st.sampled_from(FLAGS) | st.sampled_from(TEXTS) | st.text(max_size=6)
 def test_any_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if {"-h", "--help"} & set(words):
         with pytest.raises(SystemExit, match=r"^0$"):
-            parse(words, "gpt1 train")
+            parse(words)
     else:
-        result = read_or_refuse(lambda: parse(words, "gpt1 train"), "", lines=len(words) + 1)
+        result = read_or_refuse(lambda: parse(words), "", lines=len(words) + 1)
         assert result is None or isinstance(result, Settings)
     assert capsys.readouterr().err == ""
 

@@ -20,7 +20,7 @@ from reference import assert_within
 from gpt1.commands import train
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import Stopped
-from gpt1.training.trainer import Trainer
+from gpt1.training.loop import Trainer
 from gpt1.weights import jl
 from gpt1.weights import released as weights
 
@@ -107,10 +107,10 @@ def test_the_first_updates_are_the_originals(
     """Eight updates of the reference run, few enough to be made on many kinds of processor."""
     update = Trainer._update
 
-    def update_or_stop(trainer: Trainer, rows: np.ndarray) -> None:
-        if trainer.n_updates == 8:
+    def update_or_stop(trainer: Trainer, number: int, rows: np.ndarray) -> None:
+        if number == 9:
             raise Stopped(signal.SIGTERM, "after eight updates")
-        update(trainer, rows)
+        update(trainer, number, rows)
 
     monkeypatch.setattr(Trainer, "_update", update_or_stop)
     assert train.main([*flags, *results(tmp_path)]) == 128 + signal.SIGTERM

@@ -24,13 +24,15 @@ from torch import Tensor
 
 from gpt1.batches import packing as batches
 from gpt1.batches.packing import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
-from gpt1.datasets.story_cloze import Cloze
-from gpt1.inference.prediction import predict_logits, score
+from gpt1.datasets.story_cloze import ROCSTORIES, Cloze
+from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model.dropout import dropout
 from gpt1.model.transformer import DoubleHeadsModel, LayerNorm, Losses, ModelConfig
 from gpt1.runtime.ranks import Ranks
-from gpt1.settings.training import Settings, Sources
+from gpt1.settings.training import Settings
+from gpt1.tasks import ACCURACY, ChoiceIndex, Example, Splits
 from gpt1.training import prepare
+from gpt1.training.sources import Sources
 
 TOLERANCE = 1e-5  # of float32 losses and logits at their usual sizes
 FAR = 100  # a deviation is told apart by this many times the tolerance
@@ -535,14 +537,24 @@ class NumbersAsText:
         return [[int(word) for word in text.split()] for text in texts]
 
 
+def read_instead(monkeypatch: pytest.MonkeyPatch, *splits: Cloze) -> None:
+    """Let a run read these splits in the place of files."""
+    examples = [
+        [Example(texts, label, "story 1") for *texts, label in zip(*split, strict=True)]
+        for split in splits
+    ]
+    task = replace(ROCSTORIES, read=lambda data_dir: Splits(*examples))
+    monkeypatch.setitem(prepare.TASKS, "rocstories", task)
+
+
 def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
     checkpoint: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``max_len`` comes from --n_ctx 512 (254), although the data's longest choice makes T 77."""
     split = Cloze(["1 " * 60, "2 " * 3], ["3 " * 14, "1"], ["2 " * 5, "0 0"], [0, 1])
-    monkeypatch.setattr(prepare.datasets, "rocstories", lambda data_dir: (split, split, split))
+    read_instead(monkeypatch, split, split, split)
     monkeypatch.setattr(prepare, "TextEncoder", NumbersAsText)
-    task = prepare.load_task(Settings(n_ctx=512), checkpoint, verbose=False)
+    task = prepare.load_data(Settings(n_ctx=512), checkpoint, verbose=False)
     assert task.n_ctx == 77
     for arrays in (task.train, task.valid, task.test):
         assert arrays.M.sum(-1).tolist() == [[77, 68], [7, 8]]
@@ -562,10 +574,10 @@ def test_words_are_split_by_the_rules_of_the_flag(
             asked.append(options["spacy_rules"])
 
     split = Cloze(["1"], ["2"], ["3"], [0])
-    monkeypatch.setattr(prepare.datasets, "rocstories", lambda data_dir: (split, split, split))
+    read_instead(monkeypatch, split, split, split)
     monkeypatch.setattr(prepare, "TextEncoder", Recorder)
     for settings in (Settings(), Settings(spacy_rules="installed")):
-        prepare.load_task(settings, checkpoint, verbose=False)
+        prepare.load_data(settings, checkpoint, verbose=False)
     assert asked == ["2.0", "installed"]
 
 
@@ -575,9 +587,9 @@ def test_the_longest_choice_of_any_split_decides_n_ctx(
 ) -> None:
     splits = [Cloze(["1 2"], ["3"], ["4"], [0]) for _ in range(3)]
     splits[longest] = Cloze(["1 2"], ["3"], ["4 0 1 2"], [0])
-    monkeypatch.setattr(prepare.datasets, "rocstories", lambda data_dir: splits)
+    read_instead(monkeypatch, *splits)
     monkeypatch.setattr(prepare, "TextEncoder", NumbersAsText)
-    assert prepare.load_task(Settings(), checkpoint, verbose=False).n_ctx == 2 + 4 + 3
+    assert prepare.load_data(Settings(), checkpoint, verbose=False).n_ctx == 2 + 4 + 3
 
 
 def test_reported_cost_is_of_unscaled_logits() -> None:
@@ -589,8 +601,8 @@ def test_reported_cost_is_of_unscaled_logits() -> None:
     model.float()
     for n_batch in (1, 2, 3):
         logits = predict_logits(model, arrays, Ranks(0, 1, torch.device("cpu")), n_batch=n_batch)
-        assert score(logits, arrays.Y).cost == pytest.approx(cost, abs=TOLERANCE)
-    assert abs(score(2 * logits, arrays.Y).cost - cost) > FAR * TOLERANCE
+        assert mean_cross_entropy(logits, arrays.Y) == pytest.approx(cost, abs=TOLERANCE)
+    assert abs(mean_cross_entropy(2 * logits, arrays.Y) - cost) > FAR * TOLERANCE
 
 
 def test_reported_figures_of_the_recorded_run(references_dir: Path) -> None:
@@ -599,7 +611,7 @@ def test_reported_figures_of_the_recorded_run(references_dir: Path) -> None:
         logits, labels = run["va_logits"], run["vaY"]
     lines = (references_dir / "rocstories_run.jsonl").read_text().splitlines()[1:]
     best = max((json.loads(line) for line in lines), key=lambda line: line["va_acc"])
-    found = score(logits, labels)
-    assert found.cost == pytest.approx(best["va_cost"], abs=1e-6)
-    assert found.accuracy == pytest.approx(best["va_acc"], abs=1e-9)
-    assert abs(score(32 * logits, labels).cost - best["va_cost"]) > 1e-3
+    assert mean_cross_entropy(logits, labels) == pytest.approx(best["va_cost"], abs=1e-6)
+    accuracy = ACCURACY.compute(ChoiceIndex().decide(logits), labels)
+    assert accuracy == pytest.approx(best["va_acc"], abs=1e-9)
+    assert abs(mean_cross_entropy(32 * logits, labels) - best["va_cost"]) > 1e-3
