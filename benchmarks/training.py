@@ -36,7 +36,7 @@ from benchmarks.harness import (
 )
 from benchmarks.peer import copy_weights, peer_config
 from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, SpecialTokens, pack
+from gpt1.batches.packing import ChoiceArrays, pack
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.prediction import predict_logits
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
@@ -44,6 +44,7 @@ from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.ranks import Ranks, Replica
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training.steps import tower_gradients
 
 N_VOCAB = 40478

@@ -41,6 +41,8 @@ TESTS = {  # of each module, the quickest first
     "batches/packing": ("batches", "model", "traps"),
     "datasets/story_cloze": ("datasets",),
     "text_utils/encoder": ("text_utils",),
+    "text_utils/vocabulary": ("text_utils",),
+    "text_utils/words": ("text_utils",),
     "weights/released": ("weights", "traps"),
     "training/prepare": ("traps", "train", "hub"),
     "training/trainer": ("train", "checkpoint", "stopping", "distributed"),

@@ -18,24 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gpt1.text_utils.special import SpecialTokens
+
 Ids = Sequence[int]
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The three ids after the vocabulary (the original adds them to ``encoder``)."""
-
-    start: int
-    delimiter: int
-    classify: int
-
-    @classmethod
-    def after(cls, n_vocab: int) -> SpecialTokens:
-        """The ids that follow a vocabulary of ``n_vocab`` pieces, in the original's order."""
-        return cls(start=n_vocab, delimiter=n_vocab + 1, classify=n_vocab + 2)
-
-    def __len__(self) -> int:
-        return len(fields(self))
 
 
 class EncodedCloze(NamedTuple):

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpt1.datasets import story_cloze as datasets
-from gpt1.inference.pretrained import N_SPECIAL, add_model_arguments, from_arguments
+from gpt1.inference.pretrained import add_model_arguments, from_arguments
 from gpt1.reports import calibration
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.files import atomic_write, check_writable, read_text
 from gpt1.settings.arguments import Parser, number
 from gpt1.settings.training import LEAST_N_CTX
+from gpt1.text_utils.special import N_SPECIAL
 
 if TYPE_CHECKING:
     import numpy as np

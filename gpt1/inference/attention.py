@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gpt1.batches.packing import SpecialTokens
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.prediction import evaluating
 from gpt1.model.contexts import Packed, attention_weights
 from gpt1.runtime.files import read_text
+from gpt1.text_utils.special import SpecialTokens
 
 if TYPE_CHECKING:
     from gpt1.model.transformer import DoubleHeadsModel

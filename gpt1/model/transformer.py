@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from gpt1.batches.packing import Batch
 from gpt1.model.contexts import Attend, ClassifyOnly, Packed
 from gpt1.model.dropout import dropout, dropped_matrix, keep_mask
+from gpt1.text_utils.special import N_SPECIAL
 
 LN_EPSILON = 1e-5
 INIT_STD = 0.02
-N_SPECIAL = 3
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: F.gelu(x, approximate="tanh"),

@@ -10,17 +10,15 @@ import numpy as np
 import torch
 
 from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze, SpecialTokens
+from gpt1.batches.packing import ChoiceArrays, EncodedCloze
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.training import Settings, Sources
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD, SpecialTokens
 from gpt1.weights import hub
 from gpt1.weights import released as weights
-
-N_SPECIAL = 3
-SPECIAL_STD = 0.02  # of the rows that the original draws for its special tokens
 
 
 @dataclass(frozen=True, kw_only=True)

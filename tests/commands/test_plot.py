@@ -20,7 +20,7 @@ import tiny
 import torch
 from peers import SMALL, their_model
 
-from gpt1.batches.packing import EncodedCloze, SpecialTokens, transform_roc
+from gpt1.batches.packing import EncodedCloze, transform_roc
 from gpt1.commands import plot
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
 from gpt1.inference.attention import (
@@ -39,6 +39,7 @@ from gpt1.reports.analysis import LogLine
 from gpt1.reports.runs import Run, UpdateLine, align, read_runs, read_updates, table
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 from gpt1.training.logs import JsonLines, UpdateLog
 from gpt1.training.tensorboard import TensorBoard, write_run

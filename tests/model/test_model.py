@@ -20,7 +20,6 @@ from gpt1.batches.packing import (
     Batch,
     ChoiceArrays,
     EncodedCloze,
-    SpecialTokens,
     context_length,
     max_part_length,
     pack,
@@ -42,6 +41,7 @@ from gpt1.model.transformer import (
 )
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.ranks import Ranks
+from gpt1.text_utils.special import SpecialTokens
 
 SHARING = pytest.mark.parametrize("share_prefix", [False, True], ids=["unshared", "shared"])
 

@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
+from gpt1.batches.packing import ChoiceArrays, EncodedCloze, pack, transform_roc
 from gpt1.datasets.story_cloze import Cloze
 from gpt1.inference.prediction import predict_logits, score
 from gpt1.model.dropout import dropout
 from gpt1.model.transformer import DoubleHeadsModel, LayerNorm, Losses, ModelConfig
 from gpt1.runtime.ranks import Ranks
 from gpt1.settings.training import Settings, Sources
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 
 TOLERANCE = 1e-5  # of float32 losses and logits at their usual sizes
