@@ -295,13 +295,3 @@ def _unused_part(store: Store, rank: int, world: int) -> Store:
         with suppress(dist.DistStoreError):
             store.wait([f"gpt1/{attempt}/{own}"], timedelta(seconds=1))
             return PrefixStore(attempt, store)
-
-
-def tower_seed(seed: int, update: int, tower: int) -> int:
-    """Return the seed of one tower's dropout in one update.
-
-    The seed depends on nothing else. So dropout is the same for any number of ranks, and a
-    resumed run draws the same masks as an uninterrupted one.
-    """
-    words = np.random.SeedSequence([seed, update, tower]).generate_state(2, np.uint32)
-    return int(words[0]) | int(words[1]) << 32

@@ -3,7 +3,7 @@
 A checkpoint is one safetensors file. Its tensors are the model's and the optimizer's; its
 header holds settings and counters as JSON, and a SHA-256 of everything. Random states need no
 place in it: the order of the data and the dropout of every tower follow from the seed and the
-number of updates done (:func:`gpt1.runtime.ranks.tower_seed`).
+number of updates done (:func:`gpt1.runtime.seeds.tower_seed`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from gpt1.opt.adam import OpenAIAdam
 from gpt1.reports.calibration import write_probs
 from gpt1.runtime.device import environment
 from gpt1.runtime.errors import Gpt1Error, InputError, Stopped, join_problems
-from gpt1.runtime.ranks import Ranks, Replica, tower_seed
+from gpt1.runtime.ranks import Ranks, Replica
+from gpt1.runtime.seeds import tower_seed
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.training import Settings, Sources
 from gpt1.training import capacity, checkpoint, submissions

@@ -30,7 +30,8 @@ from gpt1.inference import prediction as predict
 from gpt1.inference.prediction import Score
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.device import environment
-from gpt1.runtime.ranks import Ranks, tower_seed
+from gpt1.runtime.ranks import Ranks
+from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.training import DEMO_DEFAULTS, Settings, parse
 from gpt1.training import checkpoint, prepare, steps, trainer
 from gpt1.training.trainer import EXTRA_EVALUATIONS, Trainer
