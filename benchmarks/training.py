@@ -35,8 +35,9 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.peer import copy_weights, peer_config
-from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches import arrays as batches
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.prediction import predict_logits
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from make_demo_stories import unlabelled_stories
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.errors import report_errors

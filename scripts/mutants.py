@@ -38,6 +38,7 @@ TESTS = {  # of each module, the quickest first
     "opt/adam": ("opt", "model", "traps"),
     "training/steps": ("traps", "train", "distributed"),
     "inference/prediction": ("predict", "traps", "train"),
+    "batches/arrays": ("batches", "model", "traps"),
     "batches/packing": ("batches", "model", "traps"),
     "datasets/story_cloze": ("datasets",),
     "text_utils/encoder": ("text_utils",),

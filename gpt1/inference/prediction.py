@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze
+from gpt1.batches import arrays as batches
+from gpt1.batches.arrays import ChoiceArrays, EncodedCloze
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import InputError, join_problems

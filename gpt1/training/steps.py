@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Replica

@@ -21,7 +21,7 @@ from sklearn.utils import shuffle
 from tqdm import tqdm
 
 import gpt1
-from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.prediction import Score, predict_logits, score
 from gpt1.model.transformer import DoubleHeadsModel

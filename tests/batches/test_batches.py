@@ -14,15 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1.batches.packing import (
-    Batch,
+from gpt1.batches.arrays import (
     ChoiceArrays,
     EncodedCloze,
     context_length,
     max_part_length,
-    pack,
     transform_roc,
 )
+from gpt1.batches.packing import Batch, pack
 from gpt1.text_utils.special import N_SPECIAL, SPECIAL_TOKENS, SpecialTokens
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import tiny
 import torch
 from peers import SMALL, their_model
 
-from gpt1.batches.packing import EncodedCloze, transform_roc
+from gpt1.batches.arrays import EncodedCloze, transform_roc
 from gpt1.commands import plot
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
 from gpt1.inference.attention import (

@@ -16,15 +16,14 @@ from peers import NO_DROPOUT, SMALL, their_model
 from reference import assert_within
 from torch import Tensor, nn
 
-from gpt1.batches.packing import (
-    Batch,
+from gpt1.batches.arrays import (
     ChoiceArrays,
     EncodedCloze,
     context_length,
     max_part_length,
-    pack,
     transform_roc,
 )
+from gpt1.batches.packing import Batch, pack
 from gpt1.inference.attention import attention_maps
 from gpt1.inference.decoding import Cached, Decoder
 from gpt1.inference.prediction import evaluating, predict_logits

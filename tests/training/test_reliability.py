@@ -42,7 +42,7 @@ from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import Store
 from waiting import DEADLINE, wait_until
 
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
+from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.reports.runs import read_updates

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import gpt1
-from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference import prediction as predict

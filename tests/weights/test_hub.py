@@ -24,7 +24,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from gpt1.batches.packing import Batch, ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import Batch, pack
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.pretrained import load_pretrained

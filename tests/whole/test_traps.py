@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze, pack, transform_roc
+from gpt1.batches import arrays as batches
+from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, transform_roc
+from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import Cloze
 from gpt1.inference.prediction import predict_logits, score
 from gpt1.model.dropout import dropout
