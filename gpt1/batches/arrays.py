@@ -56,7 +56,7 @@ def max_part_length(n_ctx: int) -> int:
 
 
 def context_length(splits: Sequence[EncodedCloze], n_ctx: int) -> int:
-    """Return the length T of the longest sequence of all splits, in tokens (FIDELITY, 6).
+    """Return the length T of the longest sequence of all splits, in tokens (docs/fidelity.md, 6).
 
     Args:
         splits: the training, validation and test stories.

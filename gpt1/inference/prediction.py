@@ -1,4 +1,7 @@
-"""A model's choices over a whole split, and what they cost."""
+"""Predict the choices of a whole split, and score them.
+
+Axes: B examples, S sequences per example (the choices).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from gpt1.runtime.ranks import Ranks
 
 
 class Score(NamedTuple):
-    """Mean cross entropy of the choice in nats, and accuracy in percent."""
+    """The mean cross entropy of the choice, in nats, and the accuracy, in percent."""
 
     cost: float
     accuracy: float
@@ -26,7 +29,7 @@ class Score(NamedTuple):
 
 @contextmanager
 def evaluating(model: DoubleHeadsModel) -> Iterator[None]:
-    """Dropout off and no gradients within the block; the model's mode is restored after it."""
+    """Switch dropout and gradients off within the block, and restore the model's mode after it."""
     was_training = model.training
     model.eval()
     try:
@@ -44,35 +47,35 @@ def predict_logits(
     n_batch: int,
     precision: str = "fp32",
 ) -> npt.NDArray[np.float32]:
-    """Choice logits of all stories, [n, C], the same on every rank.
+    """Return the logits of all choices, float32 [B, S], the same on all ranks.
 
     Args:
-        model: on the rank's device.
-        arrays: the stories; each rank takes its part of them.
+        model: the model, on the rank's device.
+        arrays: the stories, of which each rank computes a part.
         ranks: this process among those of the run.
-        n_batch: stories at a time; the last batch may be smaller.
-        precision: as ``--precision``.
+        n_batch: number of stories per batch; the last batch may be smaller.
+        precision: a value of ``--precision``.
     """
     part = arrays.take(ranks.own_part(arrays.n_stories))
     logits = np.zeros(part.X.shape[:2], dtype=np.float32)
     found = [torch.zeros(0, part.X.shape[1], device=ranks.device)]
-    # Stories of a length together: attention, which works on a padded form, has less padding.
+    # Stories of similar length share a batch, so that the grid of attention has less padding.
     by_length = np.argsort(part.M.sum((1, 2)), kind="stable")
     with evaluating(model), arithmetic(precision, ranks.device):
         for begin in range(0, part.n_stories, n_batch):
             stories = part.take(by_length[begin : begin + n_batch])
             batch = pack(stories, model.config.clf_token, share_prefix=True)
             found.append(model.choice_logits(batch.to(ranks.device)).float())
-    logits[by_length] = torch.cat(found).cpu().numpy()  # once: to read a number is to wait for it
+    logits[by_length] = torch.cat(found).cpu().numpy()  # One transfer: each waits for the GPU.
     return ranks.gather(logits)
 
 
 def score(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Score:
-    """Cost and accuracy of choices (the original's ``iter_apply`` and ``log``).
+    """Return the cost and accuracy of choices (the original's ``iter_apply`` and ``log``).
 
     Args:
-        logits: [n, C], as the model gives them: the cost is that of unscaled logits.
-        labels: [n], the index of the right choice.
+        logits: [B, S], the logits of the model.
+        labels: [B], the index of the right choice.
     """
     z = logits.astype(np.float64)
     z -= z.max(-1, keepdims=True)
