@@ -238,6 +238,15 @@ def _at_least_float32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _equal_slices(n: int, most: int) -> list[slice]:
+    """Cut n rows into as few slices as possible, of equal size and of at most ``most`` rows.
+
+    The last slice may have fewer rows. A much shorter last slice would make its products slow.
+    """
+    size = math.ceil(n / max(1, math.ceil(n / most)))
+    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size or 1)]
+
+
 class _WeightedCrossEntropy(torch.autograd.Function):
     """The sum over rows of weight * cross entropy of softmax(h @ w.T), a few rows at a time.
 
@@ -268,22 +277,19 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         Returns:
             The sum, and the cross entropy of each row, [R], which has no gradient.
         """
-        R = h.shape[0]
         matrix = w.to(h.dtype)
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ce = torch.empty_like(weights)
         dh = torch.empty_like(h) if with_gradient else None
         dw = torch.zeros_like(w, dtype=_at_least_float32(w)) if with_gradient else None
+        chunks = _equal_slices(h.shape[0], _WeightedCrossEntropy.ROWS)
         # One buffer serves all chunks: to allocate so much memory takes as long as to fill it.
-        n_chunks = max(1, math.ceil(R / _WeightedCrossEntropy.ROWS))
-        size = math.ceil(R / n_chunks)  # chunks of equal size: a short last product would be slow
-        buffer = h.new_empty(size, w.shape[0])
+        buffer = h.new_empty(chunks[0].stop if chunks else 0, w.shape[0])
         is_mixed = dw is not None and dw.dtype != h.dtype
         product = torch.empty_like(matrix) if is_mixed else None
-        for begin in range(0, R, size or 1):
-            rows = slice(begin, min(begin + size, R))
+        for rows in chunks:
             target = targets[rows, None]
-            logits = torch.mm(h[rows], matrix.T, out=buffer[: rows.stop - begin])
+            logits = torch.mm(h[rows], matrix.T, out=buffer[: rows.stop - rows.start])
             z = logits.to(weights.dtype)  # no copy unless the buffer is bfloat16
             z_target = z.gather(1, target)
             highest = z.amax(-1, keepdim=True)
