@@ -2,8 +2,8 @@
 
 :meth:`TextEncoder._encode_directly` takes the original's steps one after another.
 :meth:`TextEncoder.encode` reaches the same ids faster. The ids of a chunk of text between white
-space do not depend on the chunks beside it, so each chunk is worked out once. Where that could fail
-(see :class:`~gpt1.text_utils.words.EnglishWords`), the direct way is taken.
+space do not depend on the chunks beside it, so each chunk is encoded once. Where they could depend
+on them (see :class:`~gpt1.text_utils.words.EnglishWords`), the text is encoded directly.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ _NO_MERGE = 1 << 60  # the rank of a pair that is not in the merges
 
 
 class TextEncoder:
-    """The original's text encoder: ftfy, :func:`text_standardize`, spaCy words, BPE.
+    """The original's text encoder: ftfy, :func:`text_standardize`, spaCy's words, then BPE.
 
-    The byte-pair encoding is that of the paper, section 4.1, over characters, the last one of
-    a word carrying ``</w>``. Safe to share between threads; ids never depend on what was
-    encoded before.
+    The byte-pair encoding (BPE; paper, section 4.1) merges the characters of a word; its last
+    character ends in ``</w>``. An encoder may be shared between threads. The ids of a text never
+    depend on the texts that were encoded before.
 
     Attributes:
-        encoder: token to id, a plain dict; the caller may add the three special tokens to it.
-            Words once encoded keep their ids: add tokens that words may hold before that.
+        encoder: token to id, a plain dict, to which the caller may add the three special tokens.
+            The ids of words are kept once they are known. Therefore a token that can be part of a
+            word must be added before any text is encoded.
         decoder: id to token.
 
     Args:
-        encoder_path: JSON file, one object of tokens and their ids, 0, 1, 2, ... in any order.
-        bpe_path: merges, best first, two symbols per line, after a ``#version`` line. As in the
-            original, what follows the last newline is ignored.
-        spacy_rules: special cases of English words: ``"2.0"``, by which the text of the released
-            model was split, or ``"installed"``, those of the installed spaCy, which the original
-            would use today.
-        check_merges: check that merges and vocabulary belong together. Other merges, or only some
-            of them, give ids too, but not those that the model was trained on.
+        encoder_path: a JSON file of one object: tokens and their ids 0, 1, 2, ... in any order.
+        bpe_path: a file of merges, best first, two symbols per line, after a ``#version`` line. As
+            in the original, text after the last newline is ignored.
+        spacy_rules: whose special cases of English words to use: ``"2.0"``, the version of spaCy
+            that split the text of the released model, or ``"installed"``, the installed version,
+            which the original would use today.
+        check_merges: whether to check that merges and vocabulary belong together. With other
+            merges, or only some of them, texts would get ids that the model was not trained on.
 
     Raises:
-        InputError: a file is missing or is not what it should be.
-        ValueError: ``spacy_rules`` is something else.
+        InputError: a file is missing or malformed.
+        ValueError: ``spacy_rules`` has another value.
     """
 
     def __init__(
@@ -75,29 +76,29 @@ class TextEncoder:
         self._ids_of_chunk: dict[str, tuple[int, ...]] = {}
 
     def encode(self, texts: Iterable[str], verbose: bool = True) -> list[list[int]]:
-        """Return the token ids of each text; what is not in the vocabulary becomes id 0.
+        """Return the token ids of each text; a token outside the vocabulary gets id 0.
 
         Args:
-            texts: the texts, in any sequence.
-            verbose: show a progress bar on stderr when that is a terminal and work is long.
+            texts: the texts; any iterable but a string.
+            verbose: show a progress bar on stderr if that is a terminal and the work takes long.
 
         Raises:
-            InputError: ``texts`` is one string, or holds something else than strings.
+            InputError: ``texts`` is one string, or an item is not a string.
         """
         if isinstance(texts, (str, bytes)):
             raise InputError(
                 "TextEncoder.encode: expected a list of texts, got one string; "
                 "put the text in a list."
             )
-        hidden = None if verbose else True  # None: where stderr is not a terminal
+        hidden = None if verbose else True  # None hides the bar where stderr is not a terminal.
         bar = tqdm(texts, "encode", leave=False, delay=_BAR_DELAY, disable=hidden)
         return [self._encode_text(text, index) for index, text in enumerate(bar)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return readable text: one space between words, newlines kept, no space at the ends.
+        """Return the text of ``ids``: single spaces between words, newlines, no space at the ends.
 
-        Capitals and the spacing around punctuation, which the encoder drops, do not come back.
-        Tokens that were added to :attr:`encoder` are words of their own.
+        Capitals and the spacing around punctuation are lost when a text is encoded. A token that
+        was added to :attr:`encoder` is a word of its own.
 
         Raises:
             InputError: an id is in neither :attr:`decoder` nor :attr:`encoder`.
@@ -108,7 +109,7 @@ class TextEncoder:
     def bpe(self, word: str) -> str:
         """Return the tokens of one word, separated by spaces, the last one ending in ``</w>``.
 
-        In each round, the pair of lowest rank is merged wherever it stands, from the left.
+        In each round, the pair of lowest rank is merged wherever it occurs, from left to right.
         Source: the original's ``TextEncoder.bpe``.
         """
         if not word:
@@ -117,7 +118,7 @@ class TextEncoder:
         parts = [*word[:-1], word[-1] + "</w>"]
         ranks = list(map(rank, pairwise(parts), repeat(_NO_MERGE)))
         while ranks and (best := min(ranks)) != _NO_MERGE:
-            # A pair that a merge makes is never `best` again, so the inner loop is one round.
+            # No merge makes the pair `best` again, so the inner loop is one round.
             while best in ranks:
                 at = ranks.index(best)
                 del ranks[at]
@@ -127,15 +128,16 @@ class TextEncoder:
                 if at < len(ranks):
                     ranks[at] = rank((merged, parts[at + 1]), _NO_MERGE)
         tokens = " ".join(parts)
-        # What spaCy makes of a newline inside a text is "\n "; the vocabulary has "\n</w>".
+        # A newline inside a text is the word "\n " in spaCy; the vocabulary has "\n</w>".
         return "\n</w>" if tokens == "\n  </w>" else tokens
 
     def _encode_directly(self, text: str) -> list[int]:
-        """The ids of ``text`` in the original's steps; only the ids of words are remembered."""
+        """Return the ids of ``text`` by the original's steps; only the ids of words are cached."""
         words = self._words.split(text_standardize(ftfy.fix_text(text)))
         return [i for word in words for i in self._word_ids(word.lower())]
 
     def _encode_text(self, text: str, index: int) -> list[int]:
+        """Return the ids of text number ``index``, chunk by chunk where that is possible."""
         if not isinstance(text, str):
             raise InputError(
                 f"TextEncoder.encode: text {index} is {type(text).__name__}, expected str; "
@@ -154,6 +156,7 @@ class TextEncoder:
         return ids
 
     def _word_ids(self, word: str) -> tuple[int, ...]:
+        """Return the ids of one word in small letters."""
         ids = self._ids_of_word.get(word)
         if ids is None:
             ids = tuple([self.encoder.get(token, 0) for token in self.bpe(word).split(" ")])
@@ -161,7 +164,8 @@ class TextEncoder:
         return ids
 
     def _readable(self, i: int) -> str:
-        if i not in self.decoder:  # perhaps added to the encoder since
+        """Return the text of one id, with spaces where words end."""
+        if i not in self.decoder:  # The caller may have added tokens to the encoder.
             self.decoder.update({new: token for token, new in self.encoder.items()})
         if i not in self.decoder:
             raise InputError(
@@ -173,9 +177,9 @@ class TextEncoder:
 
 
 def _chunks(text: str) -> list[str]:
-    """The parts of a text between white space, and "\\n" for each run of newlines."""
-    # On printable ASCII without entities every step of ftfy.fix_text changes nothing: there are
-    # no entities, escapes, control characters, line ends, non-ASCII quotes or mojibake in it.
+    """Return the parts of a text between white space, and "\\n" for each run of newlines."""
+    # ftfy.fix_text does not change printable ASCII without "&". Such a text has no entities,
+    # escapes, control characters, line ends, non-ASCII quotes or mojibake.
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.split()
     text = text_standardize(ftfy.fix_text(text))
@@ -183,7 +187,7 @@ def _chunks(text: str) -> list[str]:
 
 
 def _remember(cache: dict[str, tuple[int, ...]], key: str, ids: tuple[int, ...]) -> None:
-    """Keep a result; a full cache starts anew, and a key too long to recur is not kept."""
+    """Add a result to a cache. A full cache is emptied first, and a long key is not added."""
     if len(key) > _LONGEST_KEY:
         return
     if len(cache) >= _CACHE_ENTRIES:

@@ -19,7 +19,7 @@ def read_vocabulary(path: str | Path) -> dict[str, int]:
         path: a JSON file of one object: tokens and their ids, in any order.
 
     Raises:
-        InputError: the file is not that; names the token.
+        InputError: the file cannot be read or is malformed; the message names the token.
     """
     remedy = 'expected one object such as {"the</w>": 0, "a</w>": 1}; get a whole copy'
 
@@ -27,9 +27,7 @@ def read_vocabulary(path: str | Path) -> dict[str, int]:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = Counter(token for token, _ in pairs).most_common(1)[0][0]
-            raise InputError(
-                f"{path}: token {brief(twice)} stands there twice; keep one of the two."
-            )
+            raise InputError(f"{path}: token {brief(twice)} is there twice; keep one of the two.")
         return found
 
     try:
@@ -54,10 +52,10 @@ def read_merges(path: str | Path) -> dict[tuple[str, str], int]:
 
     Args:
         path: merges, best first, two symbols per line, after a version line. As in the original,
-            what follows the last newline is ignored.
+            text after the last newline is ignored.
 
     Raises:
-        InputError: the file is not that; names the line.
+        InputError: the file cannot be read or is malformed; the message names the line.
     """
     # Not splitlines(), which also breaks lines at characters that a symbol may hold.
     text = read_text(path, "the BPE merges").replace("\r\n", "\n").replace("\r", "\n")
@@ -73,7 +71,7 @@ def read_merges(path: str | Path) -> dict[tuple[str, str], int]:
         if len(pair) != 2:
             raise InputError(
                 f"{path}, line {number}: expected two symbols and one space between them, found "
-                f"{line[:40]!r}; mend or remove the line."
+                f"{line[:40]!r}; correct or remove the line."
             )
         ranks[pair] = number - 2
     return ranks
@@ -82,9 +80,11 @@ def read_merges(path: str | Path) -> dict[tuple[str, str], int]:
 def require_match(
     path: str | Path, merges: dict[tuple[str, str], int], vocabulary: dict[str, int]
 ) -> None:
-    """Check that merges and vocabulary belong together: each makes the tokens of the other.
+    """Check that merges and vocabulary belong together.
 
-    Tokens that do not end a word may be special tokens, which no merge makes.
+    Every merge must make a token of the vocabulary, and every token that ends a word and is longer
+    than one character must be made by a merge. Other tokens may be special tokens, which no merge
+    makes.
 
     Args:
         path: the file of merges, for messages.
@@ -92,10 +92,10 @@ def require_match(
         vocabulary: from :func:`read_vocabulary`.
 
     Raises:
-        InputError: a merge makes a token that the vocabulary lacks, or the other way round.
+        InputError: a merge makes no token of the vocabulary, or no merge makes a token.
     """
     made = {one + two: rank for (one, two), rank in merges.items()}
-    remedy = "the two files must be whole, and from one place: get both again."
+    remedy = "the two files must be complete and belong together: get both again."
     for token, rank in made.items():
         if token not in vocabulary:
             raise InputError(

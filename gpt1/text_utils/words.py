@@ -35,12 +35,12 @@ _PLAIN_CHUNK = re.compile(r"([A-Za-z]*[a-z])('s)?([.,!?]?)")
 
 
 def text_standardize(text: str) -> str:
-    """Return ``text`` with plain dashes, punctuation set apart and single spaces.
+    """Return ``text`` with plain dashes, spaces around punctuation, and single spaces.
 
-    Long dashes, the ellipsis and the acute accent become ASCII; runs of one of
-    ``- ~ ! " ; ? + , ) ( / * [ ] } { | _`` get a space on both sides; white space around
-    newlines becomes ``" \\n "``, any other white space becomes one space. Source: the
-    original's function of the same name.
+    Long dashes, the ellipsis and the acute accent become ASCII. A run of one of the characters
+    ``- ~ ! " ; ? + , ) ( / * [ ] } { | _`` gets a space on both sides. White space around newlines
+    becomes ``" \\n "``, and any other white space becomes one space. Source: the original's
+    function of the same name.
 
     >>> text_standardize("Wait—what?!\\tNo")
     'Wait - what ? ! No'
@@ -92,7 +92,7 @@ class EnglishWords:
         return words
 
     def _of_plain(self, chunk: str) -> list[str] | None:
-        """The words of a chunk so simple that spaCy's rules need not be run, else None."""
+        """Return the words of a chunk for which spaCy's rules need not be run, else None."""
         match = _PLAIN_CHUNK.fullmatch(chunk)
         if match is None:
             return None
@@ -103,14 +103,14 @@ class EnglishWords:
         return [part for part in (stem, possessive, mark) if part]
 
     def _of_part(self, part: str) -> list[str] | None:
-        """The words of a standardised part, None if the second pass may have joined any."""
+        """Return the words of a standardised part; None if the second pass may have joined any."""
         words = self.split(part)
         if self._joined.isdisjoint(words) or words == self._cases.get(part):
             return words
         return None
 
     def _ends_of_joined_cases(self) -> frozenset[str]:
-        """The last words of all special cases that the second pass can join.
+        """Return the last words of all special cases that the second pass can join.
 
         These are the cases with a prefix, suffix or infix that the rules alone split otherwise.
         """
@@ -124,7 +124,7 @@ class EnglishWords:
 
 
 def _special_cases(rules: str) -> dict[str, list[str]]:
-    """spaCy's English special cases and their words, for one of ``SPACY_RULES``."""
+    """Return spaCy's English special cases and their words, for one of ``SPACY_RULES``."""
     cases: dict[str, list[str]] = {
         case: [token[ORTH] for token in tokens]
         for case, tokens in English.Defaults.tokenizer_exceptions.items()
@@ -138,7 +138,7 @@ def _special_cases(rules: str) -> dict[str, list[str]]:
 
 
 def _tokenizer(cases: dict[str, list[str]]) -> Any:
-    """spaCy's English tokenizer with these special cases; needs no model and no pipeline."""
+    """Return spaCy's English tokenizer with the given special cases, without a pipeline."""
     defaults: Any = English.Defaults
     return Tokenizer(
         Vocab(),

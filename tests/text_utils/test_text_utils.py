@@ -435,7 +435,7 @@ def test_encode_refuses_what_is_not_texts(small: TextEncoder, texts: Any, messag
         (b'{"a": true}', "'a' has id True"),
         (b'{"a": "0"}', "'a' has id '0'"),
         (b'{"a": {}}', "'a' has id {}"),
-        (b'{"a": 0, "b": 1, "a": 2}', "'a' stands there twice"),
+        (b'{"a": 0, "b": 1, "a": 2}', "'a' is there twice"),
     ],
 )
 def test_malformed_vocabulary(tmp_path: Path, content: bytes, message: str) -> None:
