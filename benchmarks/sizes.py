@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.harness import Worker, machine, parser, peak_gib, timed, write_json
 from benchmarks.training import N_VOCAB, Ours
-from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import report_errors

@@ -35,8 +35,9 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.peer import copy_weights, peer_config
-from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, SpecialTokens, pack
+from gpt1.batches import arrays as batches
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.inference.prediction import predict_logits
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
@@ -44,6 +45,7 @@ from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.ranks import Ranks, Replica
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training.fine_tuning import tower_gradients
 
 N_VOCAB = 40478

@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from make_demo_stories import unlabelled_stories
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.errors import report_errors
 from gpt1.runtime.files import atomic_write
-from gpt1.text_utils.encoder import EnglishWords, TextEncoder, text_standardize
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.words import EnglishWords, text_standardize
 from gpt1.weights.released import parameter_shapes, save_released, to_list
 
 SEED = 2018

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 
 Params = dict[str, Tensor]

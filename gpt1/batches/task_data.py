@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.tasks import Example, Task
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens

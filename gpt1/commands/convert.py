@@ -15,6 +15,7 @@ from gpt1.inference import pretrained
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.files import atomic_write, read_bytes
 from gpt1.settings.arguments import Parser, number
+from gpt1.text_utils.special import N_SPECIAL
 from gpt1.weights import hub
 from gpt1.weights import released as weights
 from gpt1.weights.hub import Pieces
@@ -204,7 +205,7 @@ def _from_list(source: Path, n_vocab: int, n_head: int, afn: str) -> Pieces:
 
     arrays = weights.read_params(source)
     sizes = weights.config_of_list(arrays, source)
-    first = n_vocab + pretrained.N_SPECIAL  # position row
+    first = n_vocab + N_SPECIAL  # position row
     if sizes.rows <= first:
         raise InputError(
             f"{source}: {sizes.rows} rows of we are too few for a vocabulary of {n_vocab} pieces; "

@@ -21,7 +21,7 @@ from gpt1.runtime.files import check_writable
 from gpt1.settings.arguments import Parser, number
 
 if TYPE_CHECKING:
-    from gpt1.inference.attention import EncodedSentences, Split
+    from gpt1.inference.attention import AttentionShares, EncodedSentences
 
 PROGRAM = "gpt1 plot"
 N_STORIES = 100
@@ -134,11 +134,11 @@ def _attention_average(args: argparse.Namespace) -> None:
     path = Path(args.data_dir or _default_data_dir()) / datasets.TEST_CSV
     if not path.exists():
         raise InputError(f"{path}: no such file; name the test CSV's directory with --data_dir")
-    stories = attention.read_split_stories(path)[: args.n_stories]
+    stories = attention.read_story_sentences(path)[: args.n_stories]
     pretrained = _load(args)
     source = figures.shortened(pretrained.source)
     usable = _usable(attention.encode_sentences(stories, pretrained.encoder), pretrained, path)
-    split = attention.average_split(pretrained.model, _with_bar(usable), pretrained.special)
+    split = attention.average_shares(pretrained.model, _with_bar(usable), pretrained.special)
     print(_split_table(split))
     if args.out is not None:
         title = (
@@ -213,7 +213,7 @@ def _with_bar(stories: list[EncodedSentences]) -> Sequence[EncodedSentences]:
     return bar
 
 
-def _split_table(split: Split) -> str:
+def _split_table(split: AttentionShares) -> str:
     """Both averages in percent, a row a layer, its heads averaged, and a column a part."""
     from gpt1.inference.attention import PARTS
 

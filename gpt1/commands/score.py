@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpt1.datasets import story_cloze as datasets
-from gpt1.inference.pretrained import N_SPECIAL, add_model_arguments, from_arguments
+from gpt1.inference.pretrained import add_model_arguments, from_arguments
 from gpt1.reports import calibration
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.files import atomic_write, check_writable, read_text
 from gpt1.settings.arguments import Parser, number
 from gpt1.settings.groups import LEAST_N_CTX
+from gpt1.text_utils.special import N_SPECIAL
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gpt1.batches.packing import ChoiceArrays
+    from gpt1.batches.arrays import ChoiceArrays
     from gpt1.inference.pretrained import Pretrained
 
 PROGRAM = "gpt1 score"
@@ -224,7 +225,7 @@ def encode_stories(
         InputError: the model has too few position rows to cut a story to.
         ValueError: the three are not equally long.
     """
-    from gpt1.batches.packing import EncodedCloze, max_part_length, transform_roc
+    from gpt1.batches.arrays import EncodedCloze, max_part_length, transform_roc
 
     parts = [
         pretrained.encoder.encode(texts, verbose=verbose) for texts in (stories, endings1, endings2)
@@ -251,7 +252,7 @@ def _length(parts: Sequence[Sequence[int]]) -> int:
 
 def _room(pretrained: Pretrained, index: int) -> int:
     """Tokens to leave of each part of story ``index``, which is too long for the model."""
-    from gpt1.batches.packing import max_part_length
+    from gpt1.batches.arrays import max_part_length
 
     rows = pretrained.model.config.n_ctx
     room = max_part_length(rows)

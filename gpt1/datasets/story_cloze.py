@@ -1,7 +1,7 @@
-"""Files to stories: reads the Story Cloze CSVs, says what is wrong in them and where, and splits.
+"""Read and split the Story Cloze CSVs (ROCStories): text and labels, without tokens.
 
-Knows no tokens: what leaves here is text and labels. The splits are those of the original's
-``rocstories`` in its ``datasets.py``, down to the order of the rows.
+The splits, and the order of their rows, are those of ``rocstories`` in the original's
+``datasets.py``. A mistake in a file is reported with its line.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ COLUMNS = (
     "RandomFifthSentenceQuiz2",
     "AnswerRightEnding",
 )
-"""The header of a cloze CSV; the original goes by these positions."""
+"""The header of a cloze CSV. The original ignores it and takes the columns in this order."""
 
 SPLIT_SEED = 3535999445
-"""The original's seed for the split, apart from the seed of the run."""
+"""The original's seed for the split; the seed of the run does not change it."""
 
 REQUEST_FORM = "https://cs.rochester.edu/nlp/rocstories/"
 
 
 class Cloze(NamedTuple):
-    """Stories with two endings each; the four lists are equally long, one entry a story.
+    """Stories with two endings each; the four lists have one entry per story.
 
     Attributes:
-        stories: the four sentences, joined by one space.
-        endings1: the first ending offered.
-        endings2: the second ending offered.
-        labels: which ending is right: 0 the first, 1 the second.
+        stories: the four sentences of each story, joined by single spaces.
+        endings1: the first ending of each story.
+        endings2: the second ending of each story.
+        labels: which ending is right: 0 for the first, 1 for the second.
     """
 
     stories: list[str]
@@ -59,16 +59,20 @@ class Cloze(NamedTuple):
 def rocstories(
     data_dir: str | Path, n_train: int = N_TRAIN, n_valid: int = N_VALID
 ) -> tuple[Cloze, Cloze, Cloze]:
-    """The training, validation and test splits (paper section 4.2; the original's ``rocstories``).
+    """Read the training, validation and test splits of ROCStories.
 
     Training and validation stories are both drawn from the validation CSV, by scikit-learn's
-    ``train_test_split`` with the original's seed. The test stories are the test CSV in its order.
-    If the validation CSV does not have ``n_train + n_valid`` rows, the proportion is kept.
+    ``train_test_split`` with the original's seed. The test stories are those of the test CSV, in
+    its order. If the validation CSV does not have ``n_train + n_valid`` rows, it is split in the
+    same proportion. Source: the paper, section 4.2, and the original's ``rocstories``.
 
     Args:
         data_dir: the directory that holds :data:`VALIDATION_CSV` and :data:`TEST_CSV`.
-        n_train: stories to train on, at least 1.
-        n_valid: stories to validate on, at least 1.
+        n_train: number of training stories, at least 1.
+        n_valid: number of validation stories, at least 1.
+
+    Returns:
+        The training, validation and test splits.
 
     Raises:
         InputError: a CSV is missing or malformed, or has too few rows to split.
@@ -82,16 +86,16 @@ def rocstories(
 
 
 def missing_csvs(data_dir: str | Path) -> list[Path]:
-    """Those of the two cloze CSVs that ``data_dir`` lacks."""
+    """Return the paths of those of the two cloze CSVs that ``data_dir`` lacks."""
     paths = [Path(data_dir) / name for name in (VALIDATION_CSV, TEST_CSV)]
     return [path for path in paths if not os.path.exists(path)]
 
 
 def require_csvs(data_dir: str | Path) -> None:
-    """Check that both cloze CSVs are there.
+    """Check that ``data_dir`` has both cloze CSVs.
 
     Raises:
-        InputError: one or both are missing; says which, where to get them and where to put them.
+        InputError: a CSV is missing. The message says where to get it and where to put it.
     """
     missing = missing_csvs(data_dir)
     if missing:
@@ -104,15 +108,15 @@ def require_csvs(data_dir: str | Path) -> None:
 
 
 def read_cloze(path: str | Path) -> Cloze:
-    """Read one cloze CSV strictly (the original's ``_rocstories``, which trusts its file).
+    """Read one cloze CSV and check it (the original's ``_rocstories`` does not check its file).
 
-    UTF-8 with or without a byte-order mark, any line ends, newlines allowed inside quotes. The
-    first row must be :data:`COLUMNS`; every other row has eight cells, none of them blank, the
-    last one 1 or 2.
+    The file must be UTF-8, with or without a byte-order mark. Line ends may be of any kind, and
+    quoted cells may contain newlines. The first row must be :data:`COLUMNS`. Every other row must
+    have eight cells, none of them blank, and the last cell must be 1 or 2.
 
     Raises:
-        InputError: the file cannot be read or breaks a rule above; names the line, counted from 1
-            as in an editor. No content of a file raises anything else.
+        InputError: the file cannot be read or breaks one of these rules. The message names the
+            line, counted from 1 as in an editor. No content of a file raises any other error.
     """
     text = read_text(path, "the cloze CSV")
     rows = csv_rows(path, text)
@@ -133,8 +137,18 @@ def read_cloze(path: str | Path) -> Cloze:
 
 
 def csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row with the line it begins on; a quoted newline makes a row longer than a line."""
-    # newline=None makes every kind of line end "\n", as the original's text-mode open does.
+    """Yield the cells of each row, with the number of the line on which the row begins.
+
+    A row with a newline in a quoted cell takes more than one line.
+
+    Args:
+        path: the file, for messages.
+        text: the content of the file.
+
+    Raises:
+        InputError: a row is not CSV.
+    """
+    # newline=None turns every kind of line end into "\n", as the original's text-mode open does.
     reader = csv.reader(_lines_without_nul(path, io.StringIO(text, newline=None)), strict=True)
     while True:
         line = reader.line_num + 1
@@ -150,7 +164,7 @@ def csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines_without_nul(path: str | Path, lines: io.StringIO) -> Iterator[str]:
-    # Python 3.10's csv module refuses NUL, later ones keep it: refuse it under all of them.
+    """Yield lines; refuse NUL characters, which Python 3.11 and later would accept."""
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
             raise InputError(
@@ -165,7 +179,7 @@ def _span(first: int, last: int) -> str:
 
 
 def _csv_problem(error: csv.Error) -> str:
-    """What is wrong with a row that the csv module refuses, and what to do."""
+    """Return what is wrong with a row that the csv module refuses, and what to do about it."""
     if "unexpected end of data" in str(error):
         return (
             "a quoted cell begins here and never ends; close it with a double quote, and write "
@@ -183,6 +197,7 @@ def _csv_problem(error: csv.Error) -> str:
 
 
 def _check_header(path: str | Path, first: tuple[int, list[str]] | None) -> None:
+    """Raise an :class:`InputError` unless the first row is :data:`COLUMNS`."""
     expected = ",".join(COLUMNS)
     if first is None:
         raise InputError(
@@ -203,7 +218,7 @@ def _check_header(path: str | Path, first: tuple[int, list[str]] | None) -> None
 
 
 def _check_row(path: str | Path, line: int, cells: list[str]) -> None:
-    """Raise an :class:`InputError` unless the row has eight filled cells and a label."""
+    """Raise an :class:`InputError` unless a row has eight cells with text and a valid label."""
     where = f"{path}, line {line}"
     if not cells:
         raise InputError(
@@ -234,18 +249,22 @@ def split_rows(
     n_valid: int = N_VALID,
     source: str | Path = VALIDATION_CSV,
 ) -> tuple[list[int], list[int]]:
-    """The numbers of the rows to train on and to validate on, in the original's order.
+    """Choose the rows of the training and validation splits, in the original's order.
 
     Args:
-        n_rows: stories there are; unless ``n_train + n_valid``, the proportion is kept.
-        n_train: stories to train on, at least 1.
-        n_valid: stories to validate on, at least 1.
-        source: the file they are from, for the message.
+        n_rows: number of stories to split. If it is not ``n_train + n_valid``, the stories are
+            split in the same proportion.
+        n_train: number of training stories, at least 1.
+        n_valid: number of validation stories, at least 1.
+        source: the file of the stories, for messages.
+
+    Returns:
+        The numbers of the rows, from 0, of the training and of the validation split.
 
     Raises:
-        InputError: there are too few to split.
+        InputError: there are too few stories to split, or a number is not positive.
     """
-    from sklearn.model_selection import train_test_split  # slow to import
+    from sklearn.model_selection import train_test_split  # Programs that do not split start faster.
 
     if n_train < 1 or n_valid < 1:
         raise InputError(
@@ -265,6 +284,7 @@ def split_rows(
 
 
 def _take(cloze: Cloze, rows: list[int]) -> Cloze:
+    """Return the stories of some rows, in the order of ``rows``."""
     return Cloze(
         [cloze.stories[row] for row in rows],
         [cloze.endings1[row] for row in rows],

@@ -1,7 +1,7 @@
-"""Where a model looks: attention weights of one choice, and their average over many stories.
+"""Attention weights of a model on one choice, and their average over many stories.
 
-Axes: L layers, H heads, T positions (the one that looks, then the one looked at), D width,
-K head size, P parts of a choice.
+Axes: L layers, H heads, T positions (first that of the query, then that of the key), K head size,
+P parts of a choice.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gpt1.batches.packing import SpecialTokens
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.prediction import evaluating
 from gpt1.model.contexts import Packed, attention_weights
 from gpt1.runtime.files import read_text
+from gpt1.text_utils.special import SPECIAL_TOKENS, SpecialTokens
 
 if TYPE_CHECKING:
     from gpt1.model.transformer import DoubleHeadsModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Ids = Sequence[int]
 
 N_SENTENCES = 4
-START, DELIMITER, CLASSIFY = "_start_", "_delimiter_", "_classify_"
+START, DELIMITER, CLASSIFY = SPECIAL_TOKENS
 PARTS = (
     START,
     *(f"sentence {i}" for i in range(1, N_SENTENCES + 1)),
@@ -38,7 +38,7 @@ PARTS = (
     "ending",
     CLASSIFY,
 )
-"""The parts of a choice, in its order: the P of the axes."""
+"""The P parts of a choice, in order."""
 ENDING = PARTS.index("ending")
 
 
@@ -46,37 +46,38 @@ ENDING = PARTS.index("ending")
 
 
 def choice_ids(story: Ids, ending: Ids, special: SpecialTokens) -> list[int]:
-    """The tokens of a story with one ending, as the model reads them (`transform_roc`)."""
+    """Return the token ids of a choice: a story and an ending, laid out as in `transform_roc`."""
     return [special.start, *story, special.delimiter, *ending, special.classify]
 
 
 def token_labels(ids: Ids, encoder: TextEncoder, special: SpecialTokens) -> list[str]:
-    """A word for each token; one that does not end its word ends in a hyphen."""
+    """Return readable names of tokens; that of a token inside a word ends in a hyphen."""
     names = {special.start: START, special.delimiter: DELIMITER, special.classify: CLASSIFY}
-    names[0] = encoder.decoder[0]  # stands for all pieces outside the vocabulary
-    return [names.get(i) or _piece_label(encoder.decoder[i]) for i in ids]
+    names[0] = encoder.decoder[0]  # This id stands for everything outside the vocabulary.
+    return [names.get(i) or _token_label(encoder.decoder[i]) for i in ids]
 
 
-def _piece_label(piece: str) -> str:
-    whole = piece.removesuffix("</w>")
-    return (whole if whole != piece else piece + "-").replace("\n", "\\n")
+def _token_label(token: str) -> str:
+    """Return the name of a token of the vocabulary."""
+    ending = token.removesuffix("</w>")
+    return (ending if ending != token else token + "-").replace("\n", "\\n")
 
 
 def attention_maps(model: DoubleHeadsModel, ids: Ids) -> Tensor:
-    """The attention weights of every layer and head on one sequence, dropout off.
+    """Return the attention weights of every layer and head on one sequence, without dropout.
 
-    They are softmax(q k^T / sqrt(K)) over the positions that are not later (the original's
-    ``_attn``), of the queries and keys that the model itself computes.
+    They are softmax(q k^T / sqrt(K)) over each position and those before it (the original's
+    ``_attn``), from the queries and keys that the model computes.
 
     Args:
-        model: in training or evaluation mode, which is kept.
-        ids: T rows of ``we``, from 1 to ``n_ctx`` of them.
+        model: a model in training or evaluation mode.
+        ids: T token ids, from 1 to ``n_ctx`` of them.
 
     Returns:
-        float32 [L, H, T, T] on the model's device: row t sums to 1 and is 0 after column t.
+        float32 [L, H, T, T] on the model's device. Row t sums to 1 and is 0 after column t.
 
     Raises:
-        ValueError: no token, or more than the model has positions.
+        ValueError: there is no token, or there are more than ``n_ctx``.
     """
     T = len(ids)
     maps = [model.we.new_zeros(0, model.config.n_head, T, T)]
@@ -94,38 +95,40 @@ def attention_maps(model: DoubleHeadsModel, ids: Ids) -> Tensor:
 # Many stories, by their sentences
 
 
-class SplitStory(NamedTuple):
-    """A story whose sentences are known apart, and the ending that belongs to it."""
+class StorySentences(NamedTuple):
+    """The sentences of a story, and its right ending."""
 
     sentences: tuple[str, ...]
     ending: str
 
 
 class EncodedSentences(NamedTuple):
-    """The ids of each sentence of a story, and those of its ending."""
+    """The token ids of each sentence of a story, and those of its right ending."""
 
     sentences: list[list[int]]
     ending: list[int]
 
     def ids(self, special: SpecialTokens) -> list[int]:
-        """The T tokens of this choice."""
+        """Return the T token ids of the choice."""
         return choice_ids(list(chain(*self.sentences)), self.ending, special)
 
     def parts(self) -> list[int]:
-        """For each of those T tokens, which of the :data:`PARTS` it belongs to."""
+        """Return the part of each of the T tokens, as an index into :data:`PARTS`."""
         lengths = [1, *map(len, self.sentences), 1, len(self.ending), 1]
         return [part for part, length in enumerate(lengths) for _ in range(length)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """How attention splits over the :data:`PARTS`, averaged over stories; a row sums to 1.
+class AttentionShares:
+    """The share of attention that each part of a choice gets, averaged over stories.
+
+    The shares of the P parts sum to 1.
 
     Attributes:
-        classify: [L, H, P], seen from the ``_classify_`` token, which chooses.
-        ending: [L, H, P], seen from the ending's tokens, averaged over these in each story first.
-        even_classify, even_ending: [P], the same if every visible token got an equal weight.
-        n_stories: stories in the average.
+        classify: [L, H, P], the attention of the ``_classify_`` token, whose state decides.
+        ending: [L, H, P], the attention of the ending's tokens, averaged over them in each story.
+        even_classify, even_ending: [P], the shares if all visible tokens had equal weights.
+        n_stories: number of stories in the average.
     """
 
     classify: Tensor
@@ -135,29 +138,33 @@ class Split:
     n_stories: int
 
 
-def read_split_stories(path: str | Path) -> list[SplitStory]:
-    """The stories of a cloze CSV, sentence by sentence, each with its right ending.
+def read_story_sentences(path: str | Path) -> list[StorySentences]:
+    """Read the sentences and the right ending of each story in a cloze CSV.
 
     Raises:
-        InputError: as :func:`gpt1.datasets.story_cloze.read_cloze`, which checks the file.
+        InputError: the file cannot be read or is malformed (see
+            :func:`gpt1.datasets.story_cloze.read_cloze`).
     """
     labels = read_cloze(path).labels
     rows = csv.reader(io.StringIO(read_text(path, "the cloze CSV"), newline=None))
     next(rows)  # the header
     return [
-        SplitStory(sentences=tuple(cells[1 : 1 + N_SENTENCES]), ending=cells[5 + label])
+        StorySentences(sentences=tuple(cells[1 : 1 + N_SENTENCES]), ending=cells[5 + label])
         for cells, label in zip(rows, labels, strict=True)
     ]
 
 
 def encode_sentences(
-    stories: Sequence[SplitStory], encoder: TextEncoder
+    stories: Sequence[StorySentences], encoder: TextEncoder
 ) -> list[EncodedSentences | None]:
-    """Each story's ids by sentence; None where the parts cannot be told apart.
+    """Encode stories sentence by sentence.
 
-    The model reads the four sentences as one text. Where its ids are not those of the sentences
-    one after another, no token can be said to belong to one of them. A part may also have no
-    token at all, as one of invisible characters has not.
+    A model reads the four sentences as one text. Where the ids of that text are not those of the
+    sentences one after another, a token cannot be assigned to a sentence.
+
+    Returns:
+        One entry per story: its ids, or None if the tokens cannot be assigned to sentences or a
+        part has no token (for example because it has only invisible characters).
     """
     joined = encoder.encode([" ".join(story.sentences) for story in stories], verbose=False)
     endings = encoder.encode([story.ending for story in stories], verbose=False)
@@ -169,18 +176,18 @@ def encode_sentences(
     return encoded
 
 
-def average_split(
+def average_shares(
     model: DoubleHeadsModel, stories: Iterable[EncodedSentences], special: SpecialTokens
-) -> Split:
-    """Average over stories how each head splits its attention over the parts.
+) -> AttentionShares:
+    """Average over stories the share of attention that each part of a choice gets.
 
     Args:
-        model: in whatever mode; dropout is off.
-        stories: each at most ``n_ctx`` tokens long as a choice, none of its parts empty.
+        model: a model in training or evaluation mode; there is no dropout here.
+        stories: stories whose choices have at most ``n_ctx`` tokens and whose parts are not empty.
         special: ids of the special tokens.
 
     Raises:
-        ValueError: there is no story, or one that is too long.
+        ValueError: there is no story, or a choice has more than ``n_ctx`` tokens.
     """
     shares = [
         _shares(attention_maps(model, story.ids(special)), story.parts()) for story in stories
@@ -189,7 +196,7 @@ def average_split(
         raise ValueError("there is no story to average over")
     means = (torch.stack(values).mean(0) for values in zip(*shares, strict=True))
     classify, ending, even_classify, even_ending = means
-    return Split(
+    return AttentionShares(
         classify=classify,
         ending=ending,
         even_classify=even_classify,
@@ -199,9 +206,14 @@ def average_split(
 
 
 def _shares(maps: Tensor, parts: list[int]) -> list[Tensor]:
-    """Of one story: the four tensors of :class:`Split`, float64 on the CPU."""
+    """Return the four tensors of :class:`AttentionShares` for one story, float64 on the CPU.
+
+    Args:
+        maps: [L, H, T, T], from :func:`attention_maps`.
+        parts: the part of each of the T tokens.
+    """
     T = len(parts)
-    maps = maps.cpu().double()  # not every device has float64
+    maps = maps.cpu().double()  # Some devices have no float64.
     belongs = torch.nn.functional.one_hot(torch.tensor(parts), len(PARTS)).double()  # [T, P]
     even = torch.ones(T, T, dtype=torch.float64).tril() / torch.arange(1, T + 1)[:, None]
     in_ending = torch.tensor(parts) == ENDING

@@ -1,4 +1,4 @@
-"""Next-token logits one step at a time: each token is computed once, keys and values are kept.
+"""Next-token logits one generation step at a time, with a cache of keys and values.
 
 Axes: B prompts, R rows of a cache (R / B copies of each prompt), Q tokens per prompt in a call,
 T cache slots, L layers, D width, H heads, K head size, n_vocab tokens of the vocabulary.
@@ -20,14 +20,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Cache:
-    """Keys and values of all layers. Prompts of a batch end in one slot: padding is on the left.
+    """The keys and values of all layers. All prompts end in the same slot: padding is on the left.
+
+    Args:
+        shape: (L, R, H, T, K).
+        start: [R], the first slot of each row that is not padding.
 
     Attributes:
         keys, values: [L, R, H, T, K].
-        layers: the keys and the values of each layer, as parts of the same memory.
-        start: [R], the first slot that is not padding.
-        n_prompt: slots of the longest prompt.
-        length: slots in use.
+        layers: views of the keys and the values of each layer.
+        start: [R], the first slot of each row that is not padding.
+        n_prompt: number of slots of the longest prompt.
+        length: number of slots in use.
     """
 
     def __init__(self, shape: tuple[int, ...], start: Tensor) -> None:
@@ -38,7 +42,7 @@ class Cache:
         self._is_padded = bool(start.any())
 
     def visible(self) -> Tensor | None:
-        """[R, 1, 1, T so far + 1], what the next token sees, or None if that is everything."""
+        """Return the slots that the next token sees, bool [R, 1, 1, length + 1]; None for all."""
         if not self._is_padded:
             return None
         slots = torch.arange(self.length + 1, device=self.start.device)
@@ -46,25 +50,32 @@ class Cache:
 
     @torch.inference_mode()
     def reorder(self, rows: Tensor) -> None:
-        """Let row i go on from what row ``rows[i]`` holds; both are copies of one prompt."""
-        own = slice(self.n_prompt, self.length)  # the prompt's slots are the same in all copies
+        """Copy row ``rows[i]`` to row i, for all rows i; both are copies of the same prompt.
+
+        Args:
+            rows: int64 [R].
+        """
+        own = slice(
+            self.n_prompt, self.length
+        )  # All copies of a prompt have the same prompt slots.
         for cache in (self.keys, self.values):
             cache[:, :, :, own] = cache[:, rows, :, own]
 
 
 class Decoder:
-    """A model made ready for generation: what it computes is that of its language-model head.
+    """A copy of a model for generation, which computes the logits of the language-model head.
 
-    The softmax of the model runs over special and position rows of ``we``, too; here they have
-    no logits, so that they are never produced. After changing the model make a new decoder.
+    In training the softmax runs over the special and position rows of ``we`` too. A decoder gives
+    them no logits, so that they are never generated. A decoder does not follow later changes of the
+    model's parameters.
 
     Args:
-        model: any mode; there is no dropout here.
+        model: a model in training or evaluation mode; there is no dropout here.
         precision: ``fp32``, or ``bf16`` for products with parameters in bfloat16; attention,
             sums and norms stay in float32.
 
     Raises:
-        ValueError: another precision.
+        ValueError: ``precision`` has another value.
     """
 
     def __init__(self, model: DoubleHeadsModel, precision: str = "fp32") -> None:
@@ -85,19 +96,19 @@ class Decoder:
     def prefill(
         self, prompts: Sequence[Sequence[int]], n_new: int, copies: int = 1
     ) -> tuple[Cache, Tensor]:
-        """Read prompts into a new cache.
+        """Compute the keys and values of prompts, in a new cache.
 
         Args:
-            prompts: B lists of token ids, special tokens allowed, none empty.
-            n_new: steps that the cache has room for.
-            copies: rows of the cache for each prompt, one after another.
+            prompts: B lists of token ids, none of them empty. Special tokens are allowed.
+            n_new: number of generation steps for which the cache has slots.
+            copies: number of rows per prompt, which follow one another in the cache.
 
         Returns:
-            The cache, and the logits after each row's prompt, [R, n_vocab], float32.
+            The cache, and the logits after the prompt of each row, float32 [R, n_vocab].
 
         Raises:
-            ValueError: a prompt is empty, has no room for ``n_new`` tokens in ``n_ctx``, or holds
-                an id that is not the id of a token.
+            ValueError: a prompt is empty, a prompt and ``n_new`` tokens are longer than ``n_ctx``,
+                or an id is not the id of a token.
         """
         config = self.config
         lengths = [len(prompt) for prompt in prompts]
@@ -117,11 +128,16 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, cache: Cache, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; the logits after it, [R, n_vocab], float32."""
+        """Append a token to each row, and return the logits after it, float32 [R, n_vocab].
+
+        Args:
+            cache: the cache, which is changed.
+            tokens: int64 [R].
+        """
         return self._forward(tokens[:, None], cache.start, cache, cache.visible())
 
     def _forward(self, ids: Tensor, start: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
-        """Tokens [B, Q] for the next slots to the logits after the last of them, [B, n_vocab]."""
+        """Put tokens [B, Q] into the next slots; return the logits after the last, [B, n_vocab]."""
         B, Q = ids.shape
         slots = torch.arange(cache.length, cache.length + Q, device=ids.device)
         positions = self.config.first_position + (slots - start[:, None]).clamp(min=0)
@@ -133,7 +149,10 @@ class Decoder:
 
 
 def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
-    """[B, 1, Q, Q]: what each slot of the prompts sees; padding sees itself, and is not seen."""
+    """Return the slots that each slot of the prompts sees, bool [B, 1, Q, Q].
+
+    Padding sees only itself, because the softmax needs at least one slot. No token sees padding.
+    """
     slots = torch.arange(Q, device=start.device)
     causal = slots <= slots[:, None]
     seen = (slots >= start[:, None])[:, None, None]  # [B, 1, 1, Q]
@@ -145,10 +164,11 @@ class Cached(Attend):
     """One layer of generation: the new tokens see the tokens in the cache and one another.
 
     Attributes:
-        keys, values: [R, H, T, K], the layer's part of the cache, which receives the new ones.
-        length: slots that are in use.
+        keys, values: [R, H, T, K], the layer's part of the cache, to which new keys and values
+            are written.
+        length: number of slots in use before the call.
         grid: (B, Q); B is R except for the prompts, of which the cache may hold copies.
-        visible: bool [B, 1, Q, slots], which slots each new token sees; None for all.
+        visible: bool [B, 1, Q, slots], the slots that each new token sees; None for all.
     """
 
     keys: Tensor
@@ -158,7 +178,7 @@ class Cached(Attend):
     visible: Tensor | None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """:meth:`gpt1.model.contexts.Attend.__call__` with N = M = B * Q, without dropout."""
+        """Do what :meth:`gpt1.model.contexts.Attend.__call__` says; N = M = B * Q, no dropout."""
         q, k, v = (heads_first(part, self.grid) for part in (q, k, v))
         end = self.length + self.grid[1]
         copies = len(self.keys) // self.grid[0]
@@ -171,15 +191,16 @@ class Cached(Attend):
 
 
 class PreparedLinear:
-    """``x @ w + b`` for rows x in float32; the product is done in ``dtype``.
+    """``x @ w + b`` for rows x in float32; the product is computed in ``dtype``.
 
-    With few rows the time goes into reading w, and the CPU's usual routine reads it slowly in
-    either layout. oneDNN, with a copy of w in its own layout, reads at the memory's speed.
+    With few rows, most of the time goes into reading w, and torch's usual product on a CPU reads it
+    slowly in either layout. oneDNN, with a copy of w in a layout of its own, is as fast as the
+    memory.
 
     Args:
         w: [n_in, n_out].
         b: [n_out], or None.
-        dtype: of the product.
+        dtype: the type of the product.
     """
 
     def __init__(self, w: Tensor, b: Tensor | None, dtype: torch.dtype) -> None:
@@ -191,7 +212,7 @@ class PreparedLinear:
         self.b = None if b is None else b.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, n_in] to [N, n_out]."""
+        """Map float32 [N, n_in] to float32 [N, n_out]."""
         x = x.to(self.dtype)
         if self.is_packed:
             x = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
@@ -201,11 +222,11 @@ class PreparedLinear:
 
 
 def _pack(w: Tensor) -> Tensor | None:
-    """w [n_in, n_out] in oneDNN's layout; None if torch or the machine does not offer it."""
+    """Return w [n_in, n_out] in oneDNN's layout; None if torch or the machine does not have it."""
     if w.device.type != "cpu":
         return None
     try:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(w.T)
-    except (AttributeError, RuntimeError):  # a torch or a machine that cannot, or not this type
+    except (AttributeError, RuntimeError):  # this torch or machine lacks it, or lacks the type
         return None
     return packed

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks
@@ -17,7 +18,7 @@ from gpt1.runtime.ranks import Ranks
 
 @contextmanager
 def evaluating(model: DoubleHeadsModel) -> Iterator[None]:
-    """Dropout off and no gradients within the block; the model's mode is restored after it."""
+    """Switch dropout and gradients off within the block, and restore the model's mode after it."""
     was_training = model.training
     model.eval()
     try:
@@ -35,26 +36,26 @@ def predict_logits(
     n_batch: int,
     precision: str = "fp32",
 ) -> npt.NDArray[np.float32]:
-    """Choice logits of all stories, [n, C], the same on every rank.
+    """Return the logits of all choices, float32 [B, S], the same on all ranks.
 
     Args:
-        model: on the rank's device.
-        arrays: the stories; each rank takes its part of them.
+        model: the model, on the rank's device.
+        arrays: the stories, of which each rank computes a part.
         ranks: this process among those of the run.
-        n_batch: stories at a time; the last batch may be smaller.
-        precision: as ``--precision``.
+        n_batch: number of stories per batch; the last batch may be smaller.
+        precision: a value of ``--precision``.
     """
     part = arrays.take(ranks.own_part(arrays.n_stories))
     logits = np.zeros(part.X.shape[:2], dtype=np.float32)
     found = [torch.zeros(0, part.X.shape[1], device=ranks.device)]
-    # Stories of a length together: attention, which works on a padded form, has less padding.
+    # Stories of similar length share a batch, so that the grid of attention has less padding.
     by_length = np.argsort(part.M.sum((1, 2)), kind="stable")
     with evaluating(model), arithmetic(precision, ranks.device):
         for begin in range(0, part.n_stories, n_batch):
             stories = part.take(by_length[begin : begin + n_batch])
             batch = pack(stories, model.config.clf_token, share_prefix=True)
             found.append(model.choice_logits(batch.to(ranks.device)).float())
-    logits[by_length] = torch.cat(found).cpu().numpy()  # once: to read a number is to wait for it
+    logits[by_length] = torch.cat(found).cpu().numpy()  # One transfer: each waits for the GPU.
     return ranks.gather(logits)
 
 

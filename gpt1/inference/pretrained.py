@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING
 
 from gpt1.runtime.errors import InputError
 from gpt1.settings.arguments import number
+from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD, SpecialTokens
 from gpt1.weights import hub
 from gpt1.weights import released as weights
 
 if TYPE_CHECKING:
     import torch
 
-    from gpt1.batches.packing import SpecialTokens
     from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
     from gpt1.text_utils.encoder import TextEncoder
 
 VOCABULARY = "encoder_bpe_40000.json"
 MERGES = "vocab_40000.bpe"
-N_SPECIAL = 3
-SPECIAL_STD = 0.02  # of the rows of special tokens where no file holds them
 DEFAULT_N_HEAD = 12
 DEFAULT_AFN = "gelu"
 
@@ -53,8 +51,6 @@ class Pretrained:
     @property
     def special(self) -> SpecialTokens:
         """Ids of the three special tokens."""
-        from gpt1.batches.packing import SpecialTokens
-
         return SpecialTokens.after(self.model.config.n_vocab)
 
 

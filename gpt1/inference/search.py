@@ -1,6 +1,6 @@
-"""Which token comes next: greedy, sampled or by beam search.
+"""Choose the next token: greedily, by sampling or by beam search.
 
-Axes: B prompts, R rows (R / B continuations of each prompt), V pieces of the vocabulary.
+Axes: B prompts, R rows (R / B continuations of each prompt), n_vocab tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from gpt1.inference.decoding import Decoder
 
-_NO_BEAM = -1e9  # the score of the copies of a prompt before they differ
+_NO_BEAM = -1e9  # the log-probability of all beams but the first, while all are the same
 
 
 class Beams(NamedTuple):
     """The best continuations of each prompt, best first.
 
     tokens: [B, num_beams, n_new].
-    log_probs: [B, num_beams], of the whole continuation, in nats.
+    log_probs: [B, num_beams], the log-probability of the whole continuation, in nats.
     """
 
     tokens: Tensor
@@ -33,38 +33,52 @@ def penalise(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make tokens that have been used less likely (Keskar et al., CTRL, section 4.1).
 
     Args:
-        scores: logits or log-probabilities, [R, V].
-        seen: [R, V], the tokens to penalise.
+        scores: logits or log-probabilities, [R, n_vocab].
+        seen: bool [R, n_vocab], the tokens that have been used.
         penalty: divides a positive score and multiplies a negative one; 1 changes nothing.
     """
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """The k highest of each row [R, V], and what equals the last of them; others -infinity."""
+    """Set all but the k highest scores of each row [R, n_vocab] to -infinity.
+
+    Scores that equal the k-th highest are kept.
+    """
     lowest = scores.topk(min(k, scores.shape[-1])).values[:, -1:]
     return scores.masked_fill(scores < lowest, -torch.inf)
 
 
 def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """The fewest tokens of each row [R, V] whose probabilities reach p; others -infinity.
+    """Keep the fewest tokens of each row whose probabilities sum to p; set others to -infinity.
 
-    The likeliest always stays (Holtzman et al., The Curious Case of Neural Text Degeneration).
+    The likeliest token is always kept (Holtzman et al., The Curious Case of Neural Text
+    Degeneration).
+
+    Args:
+        scores: logits, [R, n_vocab].
+        p: the sum of probabilities, from 0 to 1.
     """
     ascending, order = scores.sort(-1)
-    # What a token and all less likely ones have together: it goes if the rest reaches p.
-    total = ascending.softmax(-1).cumsum(-1)
-    goes = total <= 1 - p
-    goes[:, -1] = False
-    return scores.masked_fill(torch.zeros_like(goes).scatter(1, order, goes), -torch.inf)
+    # A token is dropped if the tokens that are likelier than it have a probability of at least p.
+    total = ascending.softmax(-1).cumsum(-1)  # of each token and all less likely ones
+    dropped = total <= 1 - p
+    dropped[:, -1] = False
+    return scores.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)
 
 
 def probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """What to draw from: logits [R, V] to probabilities [R, V] on the CPU in float64.
+    """Return the probabilities that tokens are drawn with, float64 [R, n_vocab] on the CPU.
 
-    The temperature comes first, then ``top_k``, then ``top_p`` on what that left.
+    ``temperature`` is applied first, then ``top_k``, then ``top_p`` to the remaining tokens.
+
+    Args:
+        logits: [R, n_vocab].
+        temperature: divides the logits; above 0.
+        top_k: number of tokens to draw from [all].
+        top_p: draw from the fewest tokens whose probabilities sum to this number [all].
     """
     scores = logits.cpu().double()
     scores = (scores - scores.amax(-1, keepdim=True)) / temperature
@@ -76,7 +90,15 @@ def probabilities(
 
 
 def pick(p: Tensor, u: Tensor) -> Tensor:
-    """One token of each row of probabilities [R, V], by a number u [R] from [0, 1)."""
+    """Draw a token from each row of probabilities.
+
+    Args:
+        p: [R, n_vocab].
+        u: [R], uniform random numbers from [0, 1).
+
+    Returns:
+        int64 [R].
+    """
     cumulative = p.cumsum(-1)
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
@@ -84,9 +106,13 @@ def pick(p: Tensor, u: Tensor) -> Tensor:
 def draws(
     seed: int, prompts: Sequence[int], samples: Sequence[int], n_new: int
 ) -> npt.NDArray[np.float64]:
-    """[R, n_new] numbers from [0, 1), a row for each sample of each prompt.
+    """Return uniform random numbers from [0, 1), one row per sample of each prompt.
 
-    A row depends on the seed and on the numbers of its prompt and sample, on no other row.
+    A row depends on the seed, on the number of its prompt and on the number of its sample, and on
+    nothing else.
+
+    Returns:
+        [R, n_new]; all samples of the first prompt come first.
     """
     keys = [[seed, prompt, sample] for prompt in prompts for sample in samples]
     return np.stack([np.random.default_rng(key).random(n_new) for key in keys])
@@ -103,16 +129,20 @@ def one_by_one(
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
 ) -> Iterator[Tensor]:
-    """The tokens [R] of each of ``n_new`` steps, on the CPU, as they come.
+    """Generate greedily or by sampling, and yield the tokens of each step.
 
     Args:
         decoder: the model.
         prompts: B lists of token ids.
-        n_new: tokens to generate.
-        u: [R, n_new], numbers from [0, 1) to draw tokens by; R / B continuations of each prompt.
-            Without them, each prompt has one continuation, always the likeliest token.
+        n_new: number of tokens to generate per continuation.
+        u: [R, n_new], uniform random numbers from [0, 1), by which R / B continuations of each
+            prompt are sampled. Without them, each prompt has one continuation, made of the
+            likeliest token of each step.
         temperature, top_k, top_p: see :func:`probabilities`.
-        repetition_penalty: see :func:`penalise`; it sees the prompt, too.
+        repetition_penalty: see :func:`penalise`; the tokens of the prompt count as used.
+
+    Yields:
+        int64 [R] on the CPU, ``n_new`` times.
     """
     copies = 1 if u is None else len(u) // len(prompts)
     cache, logits = decoder.prefill(prompts, n_new, copies)
@@ -139,16 +169,16 @@ def beam_search(
     num_beams: int,
     repetition_penalty: float = 1.0,
 ) -> Beams:
-    """Keep the likeliest beginnings of each prompt at each step.
+    """Generate by beam search: keep the likeliest partial continuations (beams) in each step.
 
     Args:
         decoder: the model.
         prompts: B lists of token ids.
-        n_new: tokens to generate.
-        num_beams: beginnings to keep.
-        repetition_penalty: see :func:`penalise`; here for log-probabilities.
+        n_new: number of tokens to generate per continuation.
+        num_beams: number of beams per prompt.
+        repetition_penalty: see :func:`penalise`, which is applied to log-probabilities here.
     """
-    B, V = len(prompts), decoder.config.n_vocab
+    B, n_vocab = len(prompts), decoder.config.n_vocab
     cache, logits = decoder.prefill(prompts, n_new, num_beams)
     seen = _seen(decoder, prompts, num_beams)
     first_row = torch.arange(0, B * num_beams, num_beams, device=decoder.device)[:, None]
@@ -159,10 +189,10 @@ def beam_search(
         log_probs = logits.log_softmax(-1)
         if repetition_penalty != 1:
             log_probs = penalise(log_probs, seen, repetition_penalty)
-        candidates = totals[..., None] + log_probs.view(B, num_beams, V)
+        candidates = totals[..., None] + log_probs.view(B, num_beams, n_vocab)
         totals, best = candidates.flatten(1).topk(num_beams)
-        parents = (first_row + best // V).flatten()  # [R], the row that each beam goes on from
-        new = (best % V).flatten()
+        parents = (first_row + best // n_vocab).flatten()  # [R], the row that each beam extends
+        new = (best % n_vocab).flatten()
         tokens = torch.cat([tokens[parents], new[:, None]], 1)
         if step + 1 < n_new:
             seen = seen[parents].scatter(1, new[:, None], True)
@@ -172,9 +202,9 @@ def beam_search(
 
 
 def _seen(decoder: Decoder, prompts: Sequence[Sequence[int]], copies: int) -> Tensor:
-    """[R, V]: the pieces in each row's prompt; special tokens are no pieces."""
-    V = decoder.config.n_vocab
-    seen = torch.zeros(len(prompts), V, dtype=torch.bool)
+    """Return the tokens of each row's prompt, without special tokens, as bool [R, n_vocab]."""
+    n_vocab = decoder.config.n_vocab
+    seen = torch.zeros(len(prompts), n_vocab, dtype=torch.bool)
     for row, prompt in zip(seen, prompts, strict=True):
-        row[[i for i in prompt if i < V]] = True
+        row[[i for i in prompt if i < n_vocab]] = True
     return seen.repeat_interleave(copies, 0).to(decoder.device)

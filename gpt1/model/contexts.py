@@ -1,8 +1,8 @@
 """Attention contexts: everything that differs between the uses of a layer.
 
-A layer is written once, as :class:`gpt1.model.transformer.Block`. Training, prediction, generation
-and attention maps each pass it a context, which says which rows of the layer's output are needed
-and which tokens each of these rows sees.
+There is one layer, :class:`gpt1.model.transformer.Block`. Training, prediction, generation and
+attention maps each pass it a context, which decides which rows of the layer's output are computed
+and which tokens each of these rows attends to.
 
 Axes: N packed tokens, M rows of a layer's output that are needed, G rows of T positions in the
 padded grid that attention works on, Q queries per grid row, D width, H heads, K head size.
@@ -27,14 +27,14 @@ class Attend(Protocol):
     """The attention context of one layer."""
 
     def rows(self, x: Tensor) -> Tensor:
-        """Select from x [N, D] the rows for which the layer's output is needed, [M, D].
+        """Return the rows of x [N, D] for which the layer's output is needed, [M, D].
 
-        All rows, unless a context says otherwise.
+        They are all rows unless a context overrides this method.
         """
         return x
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """Average the values that each query sees, weighted by attention.
+        """Return the attention of each query: the mean of the values it sees, by attention weights.
 
         Args:
             q: [M, H, K], the queries of the rows that :meth:`rows` selects.
@@ -42,26 +42,26 @@ class Attend(Protocol):
             p: dropout rate of the attention weights.
 
         Returns:
-            [M, D], the heads side by side.
+            [M, D], the concatenated heads.
         """
         ...
 
 
 def heads_first(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[G * T, H, K] to [G, H, T, K]; one of the two numbers in ``grid`` may be -1."""
+    """Reshape [G * T, H, K] to [G, H, T, K]; one of the two numbers in ``grid`` may be -1."""
     return x.view(*grid, *x.shape[1:]).transpose(1, 2)
 
 
 def heads_last(a: Tensor) -> Tensor:
-    """[G, H, T, K] to [G * T, D]."""
+    """Reshape [G, H, T, K] to [G * T, D]."""
     return a.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
-    """Average the values by the attention weights under dropout.
+    """Return the mean of the values, weighted by the attention weights under dropout.
 
     On the CPU torch's fused attention is slow with dropout, and in bfloat16 it is slow in any
-    case: two matrix products take half the time.
+    case. Two matrix products then take half the time and are used instead.
 
     Args:
         q: [G, H, Q, K].
@@ -83,10 +83,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float)
 
 
 def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(K)) over the visible positions (the original's ``_attn``).
+    """Return softmax(q k^T / sqrt(K)) over the visible positions (the original's ``_attn``).
 
-    Positions that are not visible score -infinity here and -1e9 in the original: the softmax of
-    either is exactly 0. Shapes are those of :func:`attention`; the result is [G, H, Q, T].
+    The score of a position that is not visible is -infinity here and -1e9 in the original; the
+    softmax of either is exactly 0.
+
+    Args:
+        q: [G, H, Q, K].
+        k: [G, H, T, K].
+        visible: bool [G, 1, Q, T]; None for the causal mask, with Q = T.
+
+    Returns:
+        [G, H, Q, T].
     """
     if visible is None:
         T = q.shape[2]
@@ -107,7 +115,8 @@ class Packed(Attend):
         slots: int64 [N], the place of each token in the flattened grid; None if the N tokens
             fill the grid in order.
         visible: bool [G, 1, T, T], which positions each position sees; None for the causal mask.
-        attention: what is computed on the grid, with the arguments of :func:`attention`.
+        attention: the function that is called on the grid, with the arguments and the result of
+            :func:`attention`.
     """
 
     grid: tuple[int, int]
@@ -117,18 +126,18 @@ class Packed(Attend):
 
     @classmethod
     def of(cls, batch: Batch) -> Packed:
-        """The context of a batch."""
+        """Return the context of a batch."""
         is_full = len(batch.slots) == math.prod(batch.grid)
         return cls(batch.grid, None if is_full else batch.slots, batch.visible())
 
     def pad(self, x: Tensor) -> Tensor:
-        """[N, H, K] to [G, H, T, K], zeros on padding."""
+        """Put [N, H, K] into the grid, [G, H, T, K], with zeros on padding."""
         if self.slots is not None:
             x = x.new_zeros(math.prod(self.grid), *x.shape[1:]).index_copy(0, self.slots, x)
         return heads_first(x, self.grid)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """:meth:`Attend.__call__` with M = N."""
+        """Do what :meth:`Attend.__call__` says, with M = N."""
         a = heads_last(self.attention(self.pad(q), self.pad(k), self.pad(v), self.visible, p))
         return a if self.slots is None else a.index_select(0, self.slots)
 
@@ -139,8 +148,8 @@ class ClassifyOnly(Attend):
 
     Attributes:
         packed: the context of the other layers.
-        classify: int64 [M], these rows, Q of them per grid row.
-        visible: bool [G, 1, Q, T], the positions that each of them sees.
+        classify: int64 [M], the ``_classify_`` rows, Q of them per grid row.
+        visible: bool [G, 1, Q, T], the positions that each of these rows sees.
     """
 
     packed: Packed
@@ -148,11 +157,11 @@ class ClassifyOnly(Attend):
     visible: Tensor
 
     def rows(self, x: Tensor) -> Tensor:
-        """[N, D] to the ``_classify_`` rows, [M, D]."""
+        """Return the ``_classify_`` rows of x [N, D], [M, D]."""
         return x[self.classify]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """:meth:`Attend.__call__` with M = G * Q, without dropout."""
+        """Do what :meth:`Attend.__call__` says, with M = G * Q and without dropout."""
         q = heads_first(q, (self.packed.grid[0], -1))
         k, v = self.packed.pad(k), self.packed.pad(v)
         return heads_last(F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible))

@@ -1,4 +1,7 @@
-"""Dropout masks, drawn fast: they are most of the random numbers that a CPU step needs."""
+"""Dropout with masks that are drawn fast on a CPU.
+
+Masks take most of the random numbers of a training step.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_STEPS = 1 << 16  # a CPU mask takes 16 random bits an element
-_ROWS = 1024  # of a matrix under dropout at a time: they stay in the cache from step to step
+_VALUES = 1 << 16  # of the 16 random bits that each element of a mask takes on a CPU
+_ROWS = 1024  # rows of a matrix that are processed at a time, and stay in the processor's cache
 
 
 def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
-    """A mask for inverted dropout: 0 with probability p, else 1 / (1 - p).
+    """Return a random mask for inverted dropout: 0 with probability p, else 1 / (1 - p).
 
-    On the CPU an element takes 16 random bits of torch's generator, several elements at a time,
-    instead of the 53 that ``bernoulli_`` takes one by one. What is kept is
-    then p rounded to a multiple of 2**-16, so that the mean is 1 within 1e-5.
+    On the CPU an element takes 16 random bits of torch's generator, and four elements are drawn at
+    a time; ``bernoulli_`` would take 53 bits for one element at a time. The probability of 0 is
+    then p rounded to a multiple of 2**-16, so that the mean of an element is 1 within 1e-5.
 
     Args:
-        shape: of the mask.
-        p: rate in [0, 1).
-        like: gives type and device.
+        shape: the shape of the mask.
+        p: the dropout rate, in [0, 1).
+        like: a tensor whose type and device the mask gets.
     """
     if like.device.type != "cpu":
         return (
@@ -32,24 +35,30 @@ def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
 
 
 def _kept(shape: Sequence[int], p: float) -> Tensor:
-    """Bool: true with probability 1 - p, rounded to a multiple of 2**-16."""
+    """Return booleans that are true with probability 1 - p, rounded to a multiple of 2**-16."""
     n = torch.Size(shape).numel()
-    dropped = min(round(p * _STEPS), _STEPS - 1)
+    dropped = min(round(p * _VALUES), _VALUES - 1)
     words = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return torch.ge(words.view(torch.int16)[:n], dropped - _STEPS // 2).view(torch.Size(shape))
+    return torch.ge(words.view(torch.int16)[:n], dropped - _VALUES // 2).view(torch.Size(shape))
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Inverted dropout, as ``torch.nn.functional.dropout`` with masks from :func:`keep_mask`."""
+    """Apply inverted dropout with a mask of :func:`keep_mask`.
+
+    Args:
+        x: any shape.
+        p: the dropout rate, in [0, 1).
+        training: False returns x itself.
+    """
     if not training or p == 0:
         return x
-    if x.device.type != "cpu":  # one fused kernel
+    if x.device.type != "cpu":  # One fused kernel is faster.
         return torch.nn.functional.dropout(x, p)
     return x * keep_mask(x.shape, p, x)
 
 
 class _DroppedMatrix(torch.autograd.Function):
-    """A whole matrix under one mask, which is kept as one byte an element."""
+    """Dropout of a matrix; the backward pass needs the mask, which takes one byte per element."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, p: float) -> Tensor:
@@ -73,15 +82,16 @@ class _DroppedMatrix(torch.autograd.Function):
 
 
 def _row_slices(matrix: Tensor) -> list[slice]:
-    """The rows of a matrix, a cacheful at a time.
+    """Return slices of the rows of a matrix that fit in the processor's cache.
 
-    The mask of a slice takes whole words of four elements, as that of the whole would.
+    Four elements are drawn from one random number. A slice has a multiple of four elements, so the
+    masks of the slices are those of the whole matrix.
     """
     return [slice(begin, begin + _ROWS) for begin in range(0, len(matrix), _ROWS)]
 
 
 def dropped_matrix(w: Tensor, p: float, training: bool) -> Tensor:
-    """A whole parameter, [n, m], under dropout with rate ``p``; without ``training`` itself."""
+    """Apply dropout with rate ``p`` to a whole parameter [n, m]; in evaluation return it."""
     if not training or p == 0:
         return w
     if w.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""GPT-1 with a language-model head and a choice head (paper, sections 3.1 and 3.2).
+"""GPT-1: the Transformer, its language-model head and its choice head (paper, 3.1 and 3.2).
 
 Axes: B examples, S sequences per example (the choices), T positions, N packed tokens, M rows of a
 layer's output that are needed, D width, H heads, K head size, R targets of the language model,
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from gpt1.batches.packing import Batch
 from gpt1.model.contexts import Attend, ClassifyOnly, Packed
 from gpt1.model.dropout import dropout, dropped_matrix, keep_mask
+from gpt1.text_utils.special import N_SPECIAL
 
 LN_EPSILON = 1e-5
 INIT_STD = 0.02
-N_SPECIAL = 3
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
@@ -37,15 +37,18 @@ class ModelConfig:
     """Sizes and dropout rates of a :class:`DoubleHeadsModel`, under the original's names.
 
     Attributes:
-        n_vocab: BPE tokens in the vocabulary.
-        n_special: 3 rows for `_start_`, `_delimiter_` and `_classify_` after the vocabulary, or
-            0 for a language model without these tokens, which has no ``clf_token``.
-        n_ctx: position rows, the longest sequence the model takes, in tokens.
+        n_vocab: number of tokens in the vocabulary.
+        n_special: number of special tokens after the vocabulary: 3 (`_start_`, `_delimiter_` and
+            `_classify_`), or 0 for a language model without them, which has no ``clf_token``.
+        n_ctx: number of positions, which is the maximum tokens per sequence.
         n_embd: width D of the hidden states.
-        n_head: attention heads H; divides ``n_embd``.
-        n_layer: layers.
-        embd_pdrop, attn_pdrop, resid_pdrop, clf_pdrop: dropout rates in [0, 1).
-        afn: activation of the MLP, ``gelu``, ``relu`` or ``swish``.
+        n_head: number of attention heads H; must divide ``n_embd``.
+        n_layer: number of layers.
+        embd_pdrop: dropout rate of ``we``.
+        attn_pdrop: dropout rate of the attention weights.
+        resid_pdrop: dropout rate of what each half of a layer adds to its input.
+        clf_pdrop: dropout rate of the choice head's input.
+        afn: activation of the MLP: ``gelu``, ``relu`` or ``swish``.
 
     Raises:
         ValueError: a size is not positive, ``n_special`` is neither 3 nor 0, the heads do not
@@ -82,17 +85,17 @@ class ModelConfig:
 
     @property
     def n_rows(self) -> int:
-        """V, rows of ``we``: vocabulary, special tokens, positions."""
+        """V, the number of rows of ``we``: vocabulary, special tokens, positions."""
         return self.first_position + self.n_ctx
 
     @property
     def first_position(self) -> int:
-        """Row of ``we`` of position 0, which follows all token rows."""
+        """The row of ``we`` for position 0, which follows the rows of all tokens."""
         return self.n_vocab + self.n_special
 
     @property
     def clf_token(self) -> int:
-        """Id of ``_classify_``, the last of the special tokens.
+        """The id of ``_classify_``, the last of the special tokens.
 
         Raises:
             ValueError: the model has no special tokens.
@@ -103,11 +106,11 @@ class ModelConfig:
 
 
 class Losses(NamedTuple):
-    """The losses of a batch.
+    """The losses of a batch, in nats.
 
     total: the scalar to differentiate, mean(clf) + lm_coef * mean(lm).
-    clf: [B], cross entropy of the choice in each example.
-    lm: [B, S], language-model loss of each sequence, or None where it is left out.
+    clf: [B], the cross entropy of the choice in each example.
+    lm: [B, S], the language-model loss of each sequence, or None if it was not computed.
     """
 
     total: Tensor
@@ -124,11 +127,11 @@ class Conv1D(nn.Module):
         self.b = nn.Parameter(torch.empty(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, n_in] to [N, n_out]."""
+        """Map [N, n_in] to [N, n_out]."""
         return torch.addmm(self.b, x, self.w)
 
     def columns(self, x: Tensor, columns: slice) -> Tensor:
-        """[N, n_in] to these columns of the result only."""
+        """Map [N, n_in] to the given columns of the result."""
         return torch.addmm(self.b[columns], x, self.w[:, columns])
 
 
@@ -141,7 +144,7 @@ class LayerNorm(nn.Module):
         self.b = nn.Parameter(torch.empty(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each row of [N, D] on its own."""
+        """Normalise each row of [N, D]."""
         g = self.g
         return F.layer_norm(x, g.shape, g, self.b, LN_EPSILON)
 
@@ -158,15 +161,15 @@ class Attention(nn.Module):
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """Rows x [N, D] to the attention of the rows that the context needs, [M, D]."""
+        """Map x [N, D] to the attention output of the rows that the context needs, [M, D]."""
         a = attend(*self._qkv(x, attend), self.attn_pdrop if self.training else 0.0)
         return dropout(self.c_proj(a), self.resid_pdrop, self.training)
 
     def _qkv(self, x: Tensor, attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the needed rows [M, H, K], keys and values of all rows [N, H, K]."""
+        """Return the needed rows' queries [M, H, K], and all rows' keys and values [N, H, K]."""
         N, D = x.shape
         needed = attend.rows(x)
-        if needed is not x and isinstance(self.c_attn, Conv1D):  # its columns can be had apart
+        if needed is not x and isinstance(self.c_attn, Conv1D):  # with_products may replace it
             q = self.c_attn.columns(needed, slice(D))
             kv = self.c_attn.columns(x, slice(D, None))
             k, v = kv.view(N, 2, self.n_head, -1).unbind(1)
@@ -176,7 +179,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The position-wise feed-forward part (the original's ``mlp``)."""
+    """The position-wise feed-forward network (the original's ``mlp``)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -186,13 +189,13 @@ class MLP(nn.Module):
         self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, D] to [N, D]."""
+        """Map [N, D] to [N, D]."""
         hidden = self.activation(self.c_fc(x))
         return dropout(self.c_proj(hidden), self.resid_pdrop, self.training)
 
 
 class Block(nn.Module):
-    """One layer, normalised after each residual sum (the original's ``block``)."""
+    """One layer, with a layer norm after each residual sum (the original's ``block``)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -202,7 +205,7 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """Rows [N, D] to those that the context needs, [M, D]."""
+        """Map x [N, D] to the output of the rows that the context needs, [M, D]."""
         n = self.ln_1(attend.rows(x) + self.attn(x, attend))
         out: Tensor = self.ln_2(n + self.mlp(n))
         return out
@@ -218,60 +221,76 @@ class ChoiceHead(nn.Module):
         self.b = nn.Parameter(torch.empty(1))
 
     def forward(self, h: Tensor) -> Tensor:
-        """[B, S, D] to [B, S]; the sequences of an example share one dropout mask."""
+        """Map [B, S, D] to [B, S]; the sequences of an example share one dropout mask."""
         if self.training and self.clf_pdrop:
             h = h * keep_mask((h.shape[0], 1, h.shape[2]), self.clf_pdrop, h)
         return (h @ self.w + self.b).squeeze(-1)
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
-    """The type that matrix products on x are asked for: autocast's, or its own."""
+    """Return the type for matrix products with x: autocast's if it is enabled, else that of x."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
-    """The type for sums and exponentials of values such as x."""
+    """Return the type for sums and exponentials of the values of x."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-class _WeightedCrossEntropy(torch.autograd.Function):
-    """sum over rows of weight * cross entropy of softmax(h @ w.T), a few rows at a time.
+def _equal_slices(n: int, most: int) -> list[slice]:
+    """Cut n rows into as few slices as possible, of equal size and of at most ``most`` rows.
 
-    The logits of a batch are its largest tensor by far ([R, V]: half a gigabyte for 32
-    stories), so they exist for one chunk of rows only, and their gradient is taken while
-    they are there: the backward pass multiplies by one number.
+    The last slice may have fewer rows. A much shorter last slice would make its products slow.
+    """
+    size = math.ceil(n / max(1, math.ceil(n / most)))
+    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size or 1)]
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """The sum over rows of weight * cross entropy of softmax(h @ w.T), a few rows at a time.
+
+    The logits of a batch, [R, V], would be its largest tensor by far: half a gigabyte for 32
+    stories. Therefore they are computed for one chunk of rows at a time. The forward pass also
+    computes the gradient of each chunk, and the backward pass multiplies it by a single number.
     """
 
-    ROWS = 512  # at most
+    ROWS = 512  # the maximum rows per chunk
 
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, w: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """h [R, D], w [V, D], targets [R], weights [R] to (scalar, [R]).
+        """Compute the weighted sum and the cross entropy of each row.
 
-        The three matrix products are taken in the type of ``h``, everything else in the type of
-        ``weights``. The gradient of ``w`` is summed over the chunks at least in float32: the error
-        of a sum in bfloat16 would grow with the number of chunks.
+        The three matrix products are computed in the type of ``h``, everything else in the type of
+        ``weights``. The gradient of ``w`` is summed over the chunks at least in float32, because
+        the error of a sum in bfloat16 would grow with the number of chunks.
+
+        Args:
+            ctx: torch's context of the function.
+            h: [R, D], hidden states.
+            w: [V, D], the output matrix.
+            targets: int64 [R], rows of ``w``.
+            weights: [R].
+
+        Returns:
+            The sum, and the cross entropy of each row, [R], which has no gradient.
         """
-        R = h.shape[0]
-        matrix = w.to(h.dtype)  # w itself if it has that type
+        matrix = w.to(h.dtype)
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ce = torch.empty_like(weights)
         dh = torch.empty_like(h) if with_gradient else None
         dw = torch.zeros_like(w, dtype=_at_least_float32(w)) if with_gradient else None
-        # One buffer for all chunks: fresh memory of this size costs as much as filling it.
-        n_chunks = max(1, math.ceil(R / _WeightedCrossEntropy.ROWS))
-        size = math.ceil(R / n_chunks)  # even ones: a short last product would be a slow one
-        buffer = h.new_empty(size, w.shape[0])
+        chunks = _equal_slices(h.shape[0], _WeightedCrossEntropy.ROWS)
+        # One buffer serves all chunks: to allocate so much memory takes as long as to fill it.
+        buffer = h.new_empty(chunks[0].stop if chunks else 0, w.shape[0])
         is_mixed = dw is not None and dw.dtype != h.dtype
         product = torch.empty_like(matrix) if is_mixed else None
-        for begin in range(0, R, size or 1):
-            rows = slice(begin, min(begin + size, R))
+        for rows in chunks:
             target = targets[rows, None]
-            logits = torch.mm(h[rows], matrix.T, out=buffer[: rows.stop - begin])
-            z = logits.to(weights.dtype)  # the buffer itself unless that is bfloat16
+            logits = torch.mm(h[rows], matrix.T, out=buffer[: rows.stop - rows.start])
+            z = logits.to(weights.dtype)  # no copy unless the buffer is bfloat16
             z_target = z.gather(1, target)
             highest = z.amax(-1, keepdim=True)
             p = z.sub_(highest).exp_()
@@ -292,16 +311,16 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """The gradients that the forward pass took, times that of the sum."""
+        """Multiply the gradients that the forward pass computed by the gradient of the sum."""
         dh, dw = ctx.saved_tensors
         return dh * grads[0], (dw * grads[0]).to(ctx.w_dtype), None, None
 
 
 class DoubleHeadsModel(nn.Module):
-    """The Transformer, a tied language-model head and a choice head over packed batches.
+    """The Transformer with a language-model head and a choice head, for packed batches.
 
-    ``we`` [V, D] holds token, special and position rows in one matrix, serves as the input
-    embedding and as the output matrix, and its softmax runs over all V rows.
+    The matrix ``we`` [V, D] holds the rows of tokens, special tokens and positions. It is both the
+    input embedding and the output matrix of the language model, whose softmax runs over all V rows.
 
     Args:
         config: sizes and dropout rates.
@@ -316,7 +335,13 @@ class DoubleHeadsModel(nn.Module):
 
     @torch.no_grad()
     def init_parameters(self, generator: torch.Generator | None = None) -> None:
-        """N(0, 0.02) for matrices, 0 for biases, 1 and 0 for layer norms (FIDELITY, 12)."""
+        """Set all parameters to their initial values (docs/fidelity.md, 12).
+
+        Matrices are drawn from N(0, 0.02). Biases are 0; the gains of layer norms are 1.
+
+        Args:
+            generator: the source of the random numbers [torch's default generator].
+        """
         for name, parameter in self.named_parameters():
             if name.endswith(".g"):
                 parameter.fill_(1)
@@ -326,23 +351,26 @@ class DoubleHeadsModel(nn.Module):
                 parameter.normal_(0, INIT_STD, generator=generator)
 
     def compile_layers(self) -> None:
-        """Let torch compile the layers, once for all lengths; names of parameters stay."""
+        """Compile the layers with torch.compile, once for all lengths.
+
+        The names of the parameters stay the same.
+        """
         for block in self.h:
             block.compile(dynamic=True)
 
     def hidden_states(self, batch: Batch, we: Tensor | None = None) -> Tensor:
-        """Top-layer states of all tokens of a batch, [N, D].
+        """Return the states of the last layer for all tokens of a batch, [N, D].
 
         Args:
             batch: the packed tokens.
-            we: [V, D], this training step's embedding matrix [drawn here].
+            we: [V, D], the matrix ``we`` under this training step's dropout [drawn here].
         """
         we = self._dropped_we() if we is None else we
         x = self.embed(we, batch.tokens, batch.positions)
         return self.transform(x, [Packed.of(batch)] * len(self.h))
 
     def sequence_states(self, tokens: Tensor, attend: Packed | None = None) -> Tensor:
-        """Top-layer states of plain sequences, which have no choices.
+        """Return the states of the last layer for plain sequences, without choices.
 
         Args:
             tokens: int64 [B, T], token ids.
@@ -364,9 +392,9 @@ class DoubleHeadsModel(nn.Module):
         return self.transform(x, contexts).view(B, T, -1)
 
     def choice_logits(self, batch: Batch) -> Tensor:
-        """One logit per sequence, [B, S].
+        """Return one logit per sequence, [B, S].
 
-        Without dropout the last layer is evaluated only at the ``_classify_`` positions.
+        In evaluation mode the last layer is computed only at the ``_classify_`` positions.
         """
         if self.training or not self.h:
             h = self.hidden_states(batch)[batch.clf_rows]
@@ -380,11 +408,14 @@ class DoubleHeadsModel(nn.Module):
         return logits
 
     def losses(self, batch: Batch, lm_coef: float) -> Losses:
-        """The training loss and its parts (FIDELITY, 8 to 10).
+        """Return the training loss and its parts (docs/fidelity.md, 8 to 10).
 
         Args:
-            batch: with labels.
-            lm_coef: weight of the language-model loss; 0 leaves it out altogether.
+            batch: a batch with labels.
+            lm_coef: weight of the language-model loss; with 0 that loss is not computed.
+
+        Raises:
+            ValueError: the batch has no labels.
         """
         if batch.labels is None:
             raise ValueError("a loss needs a batch with labels")
@@ -399,31 +430,31 @@ class DoubleHeadsModel(nn.Module):
         return Losses(total + lm_coef * mean_lm, clf, lm)
 
     def forward(self, batch: Batch, lm_coef: float = 0.5) -> Losses:
-        """:meth:`losses`."""
+        """Return :meth:`losses`."""
         return self.losses(batch, lm_coef)
 
     def embed(self, we: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The input of the layers, [N, D].
+        """Return the input of the first layer, [N, D].
 
         Args:
-            we: [V, D], the parameter, or the same under dropout.
+            we: [V, D], the parameter ``we``, or that parameter under dropout.
             tokens, positions: int64 [N], rows of ``we``.
         """
-        rows = torch.stack([tokens, positions])  # one look-up has one gradient of we
+        rows = torch.stack([tokens, positions])  # A single look-up makes a single gradient of we.
         return F.embedding(rows, we).sum(0).to(_matmul_dtype(we))
 
     def transform(self, x: Tensor, contexts: Sequence[Attend]) -> Tensor:
-        """Apply the layers to x [N, D], each with its own attention context: [M, D]."""
+        """Apply all layers to x [N, D], each with its attention context, and return [M, D]."""
         for block, attend in zip(self.h, contexts, strict=True):
             x = block(x, attend)
         return x
 
     def _dropped_we(self) -> Tensor:
-        """``we`` under this training step's one mask, which input and output share."""
+        """Return ``we`` under a dropout mask, which the input and the output of a step share."""
         return dropped_matrix(self.we, self.config.embd_pdrop, self.training)
 
     def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean over all sequences (differentiable), and each sequence's loss [B, S]."""
+        """Return the mean loss of all sequences (with gradient), and the loss of each, [B, S]."""
         B, S = batch.clf_rows.shape
         weights = batch.lm_weights.sum(1) / (B * S)
         dtype = _matmul_dtype(h)
@@ -440,19 +471,19 @@ class DoubleHeadsModel(nn.Module):
 def with_products(
     model: DoubleHeadsModel, make: Callable[[Conv1D], Callable[[Tensor], Tensor]]
 ) -> DoubleHeadsModel:
-    """Copy a model, with another function or module in place of each :class:`Conv1D`.
+    """Copy a model, and replace each :class:`Conv1D` of the copy by another function or module.
 
     Args:
-        model: is not changed; the copy has the same mode and shares the memory of all parameters
-            but those of the replaced modules.
-        make: gives what to call instead, which maps [N, n_in] to [N, n_out].
+        model: the model, which is not changed. The copy has the same mode, and shares the memory
+            of all parameters except those of the replaced modules.
+        make: returns the replacement of a module, which maps [N, n_in] to [N, n_out].
     """
     shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     copied = copy.deepcopy(model, shared)
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):
-                delattr(parent, name)  # make need not give a module
+                delattr(parent, name)  # The replacement need not be a module.
                 setattr(parent, name, make(child))
     return copied.train(model.training)
 

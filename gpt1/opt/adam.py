@@ -1,4 +1,4 @@
-"""Adam as the original fine-tunes with it: the warm-up schedules and :class:`OpenAIAdam`.
+"""The optimizer of the original: schedules of the learning rate and :class:`OpenAIAdam`.
 
 At update t = 1, 2, ... of t_total, for gradients g already clipped by their global norm::
 
@@ -7,7 +7,7 @@ At update t = 1, 2, ... of t_total, for gradients g already clipped by their glo
     lr_t = lr * schedule(t / t_total) * sqrt(1 - b2^t) / (1 - b1^t)
     p = p - lr_t * (m / (sqrt(v) + e) + l2 * p)
 
-Nothing here knows the model.
+This module does not depend on the model.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ from torch.optim.optimizer import ParamsT
 
 
 def warmup_linear(x: float, warmup: float = 0.002) -> float:
-    """Factor of the learning rate: up to ``warmup``, then down to 0 (the paper's section 4.1).
+    """Return the factor of the learning rate: a linear ramp, then a linear decrease to 0.
 
-    The whole of it is scaled by ``1 - x``, the ramp too, as in the original's function of this
-    name; so the peak is ``1 - warmup``, not 1.
+    The ramp too is multiplied by ``1 - x``, as in the original's function of this name. Therefore
+    the peak is ``1 - warmup`` and not 1. Source: the paper, section 4.1.
 
     Args:
         x: share of all updates that are done, 0 to 1. Beyond 1 the factor stays 0; the original
-            has no such limit and would go on to negative learning rates.
-        warmup: share of all updates that the ramp takes; 0 for none (the original divides by it).
+            has no such limit, and its learning rate would become negative.
+        warmup: share of all updates that the ramp takes; 0 for no ramp (the original would divide
+            by 0).
     """
     ramp = x / warmup if warmup > 0 and x <= warmup else 1.0
     return ramp * max(1.0 - x, 0.0)
 
 
 def warmup_cosine(x: float, warmup: float = 0.002) -> float:
-    """As :func:`warmup_linear`, but up to 1, then along half a cosine down to 0.
+    """Return the factor of the learning rate: a linear ramp to 1, then half a cosine down to 0.
 
-    The cosine starts at x = 0, not at the end of the ramp: there is a step between the two.
-    Beyond x = 1 the factor stays 0 (in the original it would rise again).
+    The cosine starts at x = 0 and not at the end of the ramp, so that the factor jumps there, as in
+    the original. Beyond x = 1 the factor stays 0 (in the original it would rise again). The
+    arguments are those of :func:`warmup_linear`.
     """
     if warmup > 0 and x <= warmup:
         return x / warmup
@@ -55,7 +57,10 @@ def warmup_cosine(x: float, warmup: float = 0.002) -> float:
 
 
 def warmup_constant(x: float, warmup: float = 0.002) -> float:
-    """As :func:`warmup_linear`, but up to 1 and then 1 for good."""
+    """Return the factor of the learning rate: a linear ramp to 1, then 1.
+
+    The arguments are those of :func:`warmup_linear`.
+    """
     return x / warmup if warmup > 0 and x <= warmup else 1.0
 
 
@@ -67,56 +72,58 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 # ------------------------------------------------------------------------------- optimizer
 
-# Where torch's fused AdamW is used, and where it heeds `grad_scale`: on Apple's GPUs many
-# releases of torch, 2.6 among them, ignore that argument without a word.
+# The devices for which torch's fused AdamW is used, and those on which it applies `grad_scale`. On
+# Apple's GPUs many releases of torch, 2.6 among them, silently ignore that argument.
 _FUSED_DEVICES = ("cpu", "cuda", "mps")
 _SCALING_DEVICES = ("cpu", "cuda")
 
-_ROW = 4096  # elements summed at a time, see `_norm_pieces`
+_ROW = 4096  # elements that are summed at a time, see `_norm_parts`
 
 
 class OpenAIAdam(Optimizer):
-    """The original's ``adam``: bias-corrected decay, e outside the correction, global clipping.
+    """Adam with decoupled weight decay and clipping by the global norm (the original's ``adam``).
 
-    One update works on every parameter that has a gradient:
+    An update changes every parameter that has a gradient:
 
-    - All gradients, of all groups together, are scaled by ``c / max(norm, c)``, ``norm`` being
-      their global norm and c ``max_grad_norm``. With clipping on, ``p.grad`` holds the *clipped*
-      gradient after ``step``, as it does after ``clip_grad_norm_``; with clipping off it is left
-      alone.
-    - Decay is decoupled from the gradient, but gets the bias-corrected learning rate too, and is
-      taken from the parameter as it was before the update.
-    - A group has one counter t, which every ``step`` advances, as the original's single one. A
-      parameter without a gradient is left wholly alone (no decay, no change of its moments) and
-      does not count in the norm; when it gets one, it meets the group's t.
+    - All gradients, of all groups together, are multiplied by ``c / max(norm, c)``, where ``norm``
+      is their global norm and c is ``max_grad_norm``. With clipping, ``p.grad`` holds the *clipped*
+      gradient after ``step``, as after ``clip_grad_norm_``. Without clipping, ``step`` does not
+      change ``p.grad``.
+    - The weight decay is decoupled from the gradient, but it is multiplied by the bias-corrected
+      learning rate. It is computed from the parameter before the update.
+    - ``e`` is added outside the bias correction.
+    - A group has one counter t, which every ``step`` increases; the original has a single counter.
+      A parameter without a gradient is not changed (no decay, no change of its moments) and does
+      not count in the norm. When it gets a gradient later, it is updated with the group's t.
 
-    torch's own fused AdamW does the work. It divides e and the decay otherwise, so it is given
-    ``l2 * sqrt(1 - b2^t) / (1 - b1^t)`` as its decay and ``e / sqrt(1 - b2^t)`` as its epsilon;
-    and it divides the gradients itself, so that clipping costs one pass over them (the norm)
-    and, on a GPU, no wait for the result. What the fused kernel does not take (float64, memory
-    that is not contiguous, other devices) goes through torch's ``foreach`` form.
+    torch's fused AdamW does the arithmetic. Its formula places e and the decay differently, so it
+    is given ``l2 * sqrt(1 - b2^t) / (1 - b1^t)`` as its decay and ``e / sqrt(1 - b2^t)`` as its
+    epsilon. The fused kernel also divides the gradients, so that clipping costs a single pass over
+    them (for the norm), and on a GPU the program need not wait for the norm. Tensors that the fused
+    kernel does not support (float64, memory that is not contiguous, other devices) are updated by
+    torch's ``foreach`` implementation.
 
-    Each argument but ``params`` and ``max_grad_norm`` may differ from group to group. A learning
-    rate scheduler of ``torch.optim.lr_scheduler`` may change a group's ``lr``; the factor of
-    ``schedule`` comes on top. ``maximize`` and ``amsgrad`` do not exist here.
+    Each argument except ``params`` and ``max_grad_norm`` may differ from group to group. A
+    scheduler of ``torch.optim.lr_scheduler`` may change a group's ``lr``; it is then still
+    multiplied by the factor of ``schedule``. There is no ``maximize`` and no ``amsgrad``.
 
     Args:
         params: parameters or parameter groups, float32 or float64.
         lr: learning rate, the peak before ``schedule``.
-        schedule: a name in :data:`SCHEDULES`, or the function; kept as its name.
+        schedule: a name in :data:`SCHEDULES`, or one of its functions; the state has the name.
         warmup: share of ``t_total`` that the ramp takes, 0 to 1.
-        t_total: number of updates of the whole run; further ones are possible, see the schedule.
-        b1: share of m kept by an update, 0 to below 1.
-        b2: share of v kept by an update, 0 to below 1.
-        e: added to the root of v; above 0, since a gradient that is always 0 would give 0/0.
-        l2: weight decay, of parameters with more than one dimension.
-        vector_l2: decay the others (biases, gains) too.
+        t_total: number of updates of the whole run. More updates are possible; see the schedule.
+        b1: share of m that each update keeps, from 0 to below 1.
+        b2: share of v that each update keeps, from 0 to below 1.
+        e: added to the root of v; above 0, because a gradient that is always 0 would give 0/0.
+        l2: weight decay of parameters with more than one dimension.
+        vector_l2: apply the weight decay to all other parameters (biases, gains) too.
         max_grad_norm: largest global norm; 0 or less means no clipping.
 
     Raises:
         ValueError: an argument is out of range (the message names it), a parameter is not
             float32 or float64, or a loaded state is not one of this class.
-        RuntimeError: from ``step``: a gradient is sparse. Nothing has changed then.
+        RuntimeError: raised by ``step``: a gradient is sparse. No parameter has changed then.
     """
 
     def __init__(
@@ -151,7 +158,7 @@ class OpenAIAdam(Optimizer):
         self._measured = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over loaded or unpickled groups, refusing those of another optimizer."""
+        """Set the state to a loaded or unpickled one; refuse the state of another optimizer."""
         for group in state["param_groups"]:
             group.update(_checked_options(group))
         super().__setstate__(state)
@@ -159,10 +166,15 @@ class OpenAIAdam(Optimizer):
         self.__dict__.setdefault("_measured", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with settings of their own if wanted; they count t from 1.
+        """Add a group of parameters, whose counter t starts at 0.
+
+        Args:
+            param_group: the parameters (``"params"``), and the settings that differ from the
+                defaults.
 
         Raises:
-            ValueError: as the class, or ``max_grad_norm`` differs from the other groups'.
+            ValueError: for the reasons that the class names, or because ``max_grad_norm`` differs
+                from that of the other groups.
         """
         param_group.update(_checked_options({**self.defaults, **param_group}))
         clip = self.param_groups[0]["max_grad_norm"] if self.param_groups else None
@@ -181,7 +193,7 @@ class OpenAIAdam(Optimizer):
                 )
 
     def current_lr(self, group: int = 0) -> float:
-        """``lr * schedule(t / t_total)`` of a group's last update, without the bias correction.
+        """Return ``lr * schedule(t / t_total)`` of a group's last update, without bias correction.
 
         Args:
             group: index into ``param_groups``.
@@ -194,19 +206,20 @@ class OpenAIAdam(Optimizer):
     def grad_norm(self) -> Tensor:
         """The global norm of the gradients before clipping, for logs.
 
-        A tensor without dimensions on the first gradient's device; only ``item()`` waits for a
-        GPU. With clipping on it is what the last ``step`` found (NaN before the first, and in a
-        copy). With clipping off ``step`` has no use for it and saves the time: it is worked out
-        when asked for, from the gradients as they are then, so ask before ``zero_grad``.
+        It is a tensor without dimensions on the device of the first gradient, and reading its
+        number (``item()``) waits for a GPU. With clipping, it is the norm that the last ``step``
+        computed (NaN before the first ``step``, and in a copy). Without clipping, ``step`` does
+        not compute the norm; this property then computes it from the present gradients, so it must
+        be read before ``zero_grad``.
         """
         if self.param_groups[0]["max_grad_norm"] > 0:
             return self._norm
         return _global_norm(self._gradients())
 
     def measure(self) -> Tensor:
-        """Work out :attr:`grad_norm` now, to look at it before ``step``, which then uses it.
+        """Compute and return :attr:`grad_norm` before ``step``, which will then use it.
 
-        The gradients must stay as they are in between.
+        The gradients must not change between the two calls.
         """
         self._norm = _global_norm(self._gradients())
         self._measured = True
@@ -220,10 +233,16 @@ class OpenAIAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one update; see the class.
+        """Make one update of all parameters, as the class describes.
 
         Args:
-            closure: computes the loss and its gradients anew; its value is returned.
+            closure: computes the loss and its gradients again, and returns the loss.
+
+        Returns:
+            The loss that ``closure`` returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
         """
         loss = None
         if closure is not None:
@@ -244,7 +263,7 @@ class OpenAIAdam(Optimizer):
         return loss
 
     def _gradients(self) -> list[Tensor]:
-        """The gradients there are, of all groups."""
+        """Return the gradients of all parameters that have one."""
         params = (p for group in self.param_groups for p in group["params"])
         grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
@@ -255,7 +274,13 @@ class OpenAIAdam(Optimizer):
         return grads
 
     def _update(self, group: dict[str, Any], lr: float, divisor: Tensor | None) -> None:
-        """Apply the update that `group["t"]` counts to a group's parameters."""
+        """Apply update number `group["t"]` to the parameters of a group.
+
+        Args:
+            group: the group.
+            lr: the learning rate, without bias correction.
+            divisor: the number that divides all gradients, or None.
+        """
         t, b1, b2 = group["t"], group["b1"], group["b2"]
         correction = math.sqrt(1 - b2**t)
         for (device, fused, decayed), params in _kernel_calls(group).items():
@@ -263,8 +288,8 @@ class OpenAIAdam(Optimizer):
             scaling = fused and device.type in _SCALING_DEVICES
             if divisor is not None and not scaling:
                 torch._foreach_div_(grads, divisor.to(device))
-            # The kernel adds 1 to each of these. Made anew from the group's counter, they cannot
-            # disagree with it, whatever was skipped, loaded or moved before.
+            # The kernel adds 1 to each of these counters. Made from the group's counter for each
+            # call, they always agree with it.
             counters = torch.full(
                 (len(params),), t - 1.0, dtype=torch.float32, device=device if fused else "cpu"
             )
@@ -288,7 +313,7 @@ class OpenAIAdam(Optimizer):
             )
 
     def _moment(self, p: Tensor, name: str) -> Tensor:
-        """The running mean of a parameter's gradients (``m``) or of their squares (``v``)."""
+        """Return the running mean of the gradients (``m``) or of their squares (``v``)."""
         state = self.state[p]
         if name not in state:
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
@@ -297,10 +322,13 @@ class OpenAIAdam(Optimizer):
 
 
 def _kernel_calls(group: dict[str, Any]) -> dict[tuple[torch.device, bool, bool], list[Tensor]]:
-    """The parameters with gradients, by what a call has one of: device, fused or not, decay or not.
+    """Group the parameters that have gradients by the kernel call that can update them together.
 
-    The fused kernel walks through memory from the first element on, whatever the strides say:
-    given anything not contiguous it takes wrong elements, and writes over those of others.
+    The fused kernel ignores the strides of a tensor. Of a tensor that is not contiguous it would
+    read wrong elements, and it would overwrite those of other tensors.
+
+    Returns:
+        Parameters by device, whether the fused kernel is used, and whether there is weight decay.
     """
     calls: dict[tuple[torch.device, bool, bool], list[Tensor]] = defaultdict(list)
     for p in group["params"]:
@@ -316,16 +344,16 @@ def _kernel_calls(group: dict[str, Any]) -> dict[tuple[torch.device, bool, bool]
 
 
 def _global_norm(grads: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all elements of all gradients, a tensor on the first one's device."""
-    return get_total_norm([piece for grad in grads for piece in _norm_pieces(grad)])
+    """Return the Euclidean norm of all gradients together, on the device of the first one."""
+    return get_total_norm([part for grad in grads for part in _norm_parts(grad)])
 
 
-def _norm_pieces(grad: Tensor) -> list[Tensor]:
-    """Tensors whose norm, taken together, is that of `grad`.
+def _norm_parts(grad: Tensor) -> list[Tensor]:
+    """Return tensors that together have the norm of `grad`.
 
-    On a CPU torch adds up a whole tensor's squares in a few float32 sums: over the 31 million
-    elements of GPT-1's embedding the norm comes out 0.2 % short. Row by row it costs the same
-    and is right to seven digits. GPUs add up in blocks anyway.
+    On a CPU torch adds the squares of a whole tensor in a few float32 sums. Over the 31 million
+    elements of GPT-1's embedding, the norm would be 0.2 % too small. Computed row by row, which
+    takes the same time, it is right to seven digits. GPUs add numbers in blocks in any case.
     """
     if not grad.is_cpu or grad.numel() <= _ROW:
         return [grad]
@@ -353,10 +381,12 @@ _RULES: dict[str, _Rule] = {
 
 
 def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a group as plain Python values, so that a saved state is plain data.
+    """Check the options of a group and return them as plain Python values.
+
+    A saved state can then be loaded without classes of NumPy or torch.
 
     Raises:
-        ValueError: one is missing or out of range.
+        ValueError: an option is missing or out of range.
     """
     missing = [name for name in (*_RULES, "schedule") if name not in options]
     if missing:
@@ -369,6 +399,7 @@ def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, rule: _Rule) -> Any:
+    """Return an option as a plain Python value; raise a ValueError if it breaks its rule."""
     kind, allowed, expected = rule
     abstract = {float: Real, int: Integral, bool: bool}[kind]
     right_kind = isinstance(value, abstract) and (kind is bool or not isinstance(value, bool))
@@ -378,6 +409,7 @@ def _checked(name: str, value: Any, rule: _Rule) -> Any:
 
 
 def _schedule_name(schedule: Any) -> str:
+    """Return the name of a schedule that is given by its name or as its function."""
     for name, function in SCHEDULES.items():
         if schedule is function or schedule == name:
             return name

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from gpt1.inference.attention import Split
+    from gpt1.inference.attention import AttentionShares
 
     Array = npt.NDArray[np.floating[Any]]
 
@@ -284,7 +284,7 @@ def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: 
     return figure
 
 
-def attention_split(split: Split, parts: Sequence[str], title: str) -> Figure:
+def attention_split(split: AttentionShares, parts: Sequence[str], title: str) -> Figure:
     """The share of attention that each part gets, for every layer and head.
 
     Above from ``_classify_``, below from the tokens of the ending; a column a part.

@@ -1,4 +1,4 @@
-"""The device that a process computes on: its choice, its arithmetic and its memory."""
+"""The device that a process computes on: its choice, precision, memory and determinism."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
     """Return the device that ``--device`` names, or the default: CUDA if there is one, else CPU.
 
     Args:
-        name: a device as torch names it, or None for the default.
+        name: a device as torch names it (``cuda:1``), or None for the default.
         local_rank: this process's number on its machine, which selects its GPU.
 
     Raises:
-        InputError: there is no such device, or it is not on this machine.
+        InputError: this machine has no such device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,10 +42,10 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Check that ``device`` can compute with ``--precision``.
+    """Check that ``device`` supports the value of ``--precision``.
 
     Raises:
-        InputError: it cannot.
+        InputError: the device does not support it.
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError(
@@ -70,7 +70,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which matrix products run in bfloat16 if ``--precision`` is bf16.
+    """Return a context in which matrix products are computed in bfloat16 if ``precision`` is bf16.
 
     Parameters, optimizer state and reductions stay in float32.
     """
@@ -78,10 +78,10 @@ def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[A
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc, where it is the C library, to reuse large freed blocks.
+    """Ask glibc, if it is the C library, to keep large freed blocks of memory for reuse.
 
-    By default glibc returns every block above 32 MiB to the system at once. A training step on
-    the CPU then spends much of its time in page faults, on the same tensors in each step.
+    By default glibc returns every freed block above 32 MiB to the system. A training step on the
+    CPU would then spend much of its time in page faults, for tensors of the same sizes each time.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -93,26 +93,32 @@ def keep_freed_memory() -> None:
 
 
 def make_deterministic() -> None:
-    """Ask torch for GPU kernels that give the same bits every time; CPU kernels always do."""
+    """Ask torch for GPU kernels whose results are the same bits every time.
+
+    This setting holds for the whole process. CPU kernels are deterministic without it.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     deterministic: Any = torch.utils.deterministic
-    deterministic.fill_uninitialized_memory = False  # no uninitialized memory is ever read
+    deterministic.fill_uninitialized_memory = False  # No uninitialized memory is ever read.
     torch.backends.cudnn.benchmark = False
-    # The backward passes of these two attention kernels add up in any order.
+    # The backward passes of these two attention kernels add numbers in no fixed order.
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def environment(device: torch.device, world: int) -> dict[str, str | int]:
-    """Describe what the bits of a run depend on besides its settings, by names for messages.
+    """Describe everything but the settings that the bits of a run's results depend on.
 
     Sums are split among threads and processes, and each kind of processor or GPU, and each
-    version of a library, may add up in another order.
+    version of a library, may add numbers in another order.
 
     Args:
         device: the device that the run computes on.
         world: the number of processes.
+
+    Returns:
+        Values by the names that messages use, such as "the number of threads".
     """
     is_cuda = device.type == "cuda"
     found: dict[str, str | int] = {
@@ -132,7 +138,7 @@ def environment(device: torch.device, world: int) -> dict[str, str | int]:
 
 
 def _processor_name() -> str:
-    """The processor's name as Linux gives it, or its architecture."""
+    """Return the processor's name as Linux gives it, or its architecture."""
     with suppress(OSError):
         name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if name:

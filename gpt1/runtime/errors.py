@@ -1,4 +1,4 @@
-"""What the project raises when the user, not the program, can mend the cause."""
+"""Errors whose cause the user can mend; a program reports them by one message, not a traceback."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 
 class Gpt1Error(Exception):
-    """A failure with a message for people: no traceback is shown for it.
+    """A failure that ends the program with one message and without a traceback.
 
-    The message says what happened, where (file and line, array, flag) and what to do.
+    The message says what happened, where (file and line, array, flag) and what the user can do.
 
     Attributes:
         reported_elsewhere: whether another process of the run reports the message.
@@ -24,28 +24,30 @@ class Gpt1Error(Exception):
 
 
 class InputError(Gpt1Error):
-    """Something handed over is wrong: a file, a value, a flag, or their combination."""
+    """The user's input is wrong: a file, a value, a flag, or a combination of them."""
 
     exit_status = 2
 
 
 def join_problems(problems: Sequence[str]) -> str:
-    """Make one message of one problem or of several."""
+    """Return one message that lists all ``problems``, of which there is at least one."""
     if len(problems) == 1:
         return problems[0]
     return "\n  ".join([f"{len(problems)} problems:", *problems])
 
 
 class Stopped(BaseException):
-    """The program was asked to end (SIGTERM, SIGINT); its exit status says so, as shells do.
+    """A signal (SIGTERM, SIGINT) asked the program to end.
 
-    No ``except Exception`` catches it, as with KeyboardInterrupt.
+    Like KeyboardInterrupt, this is no :class:`Exception`, so that ``except Exception`` does not
+    catch it.
 
     Args:
         request: the signal.
         message: how far the work is, and how to continue.
 
     Attributes:
+        exit_status: 128 plus the number of the signal, as in shells.
         reported_elsewhere: whether another process of the run reports the message.
     """
 
@@ -58,14 +60,14 @@ class Stopped(BaseException):
 
 
 class ReaderGoneError(Gpt1Error):
-    """The reader of standard output has ended, as ``head`` does; the shell's user knows why."""
+    """The program that read standard output, such as ``head``, has ended; no message is needed."""
 
-    exit_status = 128 + 13  # as if SIGPIPE had ended the program; Windows has no such signal
+    exit_status = 128 + 13  # as if SIGPIPE had ended this program; Windows has no such signal
     reported_elsewhere = True
 
 
 class _Output:
-    """Standard output whose failed writes are errors with a message for people.
+    """Standard output whose failed writes raise :class:`Gpt1Error`.
 
     All other attributes are those of the stream itself.
 
@@ -80,14 +82,14 @@ class _Output:
         """Write as the stream does.
 
         Raises:
-            ReaderGoneError: nobody reads the output any more.
-            Gpt1Error: the output cannot be written: a full disk, a closed stream.
+            ReaderGoneError: the program that read the output has ended.
+            Gpt1Error: the output cannot be written (full disk, closed stream).
         """
         with _output_errors():
             return self._open_stream().write(text)
 
     def flush(self) -> None:
-        """Flush as the stream does; raises what :meth:`write` raises."""
+        """Flush as the stream does; raise the errors that :meth:`write` raises."""
         with _output_errors():
             if self._stream is not None:
                 self._stream.flush()
@@ -103,6 +105,7 @@ class _Output:
 
 @contextmanager
 def _output_errors() -> Iterator[None]:
+    """Report an :class:`OSError` of the block as a failure to write standard output."""
     try:
         yield
     except BrokenPipeError as error:
@@ -115,14 +118,17 @@ def _output_errors() -> Iterator[None]:
 
 
 def report_errors(program: str, body: Callable[[], int]) -> int:
-    """Run ``body`` and turn a :class:`Gpt1Error` into one message and its exit status.
+    """Run ``body``, and turn a :class:`Gpt1Error` into one message on stderr and an exit status.
 
-    Ctrl-C, a closed pipe and standard output on a full disk end the program without a traceback,
-    too. Any other exception is a fault of the program or of its installation and passes through.
+    Ctrl-C, a closed pipe and standard output on a full disk also end the program without a
+    traceback. Any other exception is a fault of the program or of its installation and is raised.
 
     Args:
-        program: the name put before the message, such as ``gpt1 train``.
+        program: the name that begins the message, such as ``gpt1 train``.
         body: the program; returns its exit status.
+
+    Returns:
+        The exit status of ``body``, or that of the error or signal that ended it.
     """
     try:
         return _run_with_checked_output(body)
@@ -142,12 +148,12 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
 
 
 def _run_with_checked_output(body: Callable[[], int]) -> int:
-    """Run ``body`` and see that everything it printed has been written in the end."""
+    """Run ``body``, and check that everything it printed has been written."""
     output: Any = _Output(sys.stdout)
     with redirect_stdout(output):
         try:
             status = body()
-        except SystemExit:  # argparse ends the program so after --help
+        except SystemExit:  # argparse ends the program in this way after --help
             output.flush()
             raise
         output.flush()
@@ -155,7 +161,10 @@ def _run_with_checked_output(body: Callable[[], int]) -> int:
 
 
 def _flush_or_drop_output() -> None:
-    """Write what was printed; if that cannot be, Python must not try again at its end."""
+    """Write what was printed, or drop it if it cannot be written.
+
+    Otherwise Python would try again when it exits, and print a traceback.
+    """
     if sys.stdout is None:
         return
     try:

@@ -1,10 +1,11 @@
-"""Whole files only: a result appears under its name complete, or not at all."""
+"""Read and write whole files: a result appears under its name complete, or not at all."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from gpt1.runtime.errors import Gpt1Error, InputError
 
 _LARGEST_TEXT = 1 << 30
 
-# Errors of reading for which the file itself is to blame; for all others it is the machine.
+# Numbers of the errors for which the file itself is to blame; for all others it is the machine.
 _FILES_FAULT = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
     *(errno.EACCES, errno.EPERM),
@@ -28,7 +29,7 @@ _MACHINE_REMEDIES = {
     errno.EMFILE: "allow the process more open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",
 }
-_SEE_TO_THE_DISK = "see that the disk or the network file system works"
+_CHECK_THE_DISK = "see that the disk or the network file system works"
 
 
 @contextmanager
@@ -44,10 +45,9 @@ def write_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise Gpt1Error(
-            f"{path}: cannot be written: {reason}; what stood there before is untouched. "
-            "Free space or name another directory."
+            f"{path}: cannot be written: {error.strerror or error}; what stood there before is "
+            "untouched. Free space or name another directory."
         ) from error
 
 
@@ -71,10 +71,11 @@ class _RawOutput(io.FileIO):
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` that takes its name when the block ends well.
+    """Open a temporary file beside ``path``, and rename it to ``path`` when the block ends well.
 
     The data are on the disk before the rename, so that a crash at any moment leaves either
-    the old file or the new one, whole. Missing parent directories are made.
+    the old file or the new one, whole. Missing parent directories are made. The file's permissions
+    are those of any new file.
 
     An :class:`OSError` that the block itself raises, for example because it reads another file,
     passes through unchanged. A library that writes by the file's name and not through the file
@@ -91,21 +92,33 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = _create_temporary(path)
     try:
         with _kept_locked(handle), _open_output(temporary, path, mode) as file:
             yield file
             with write_errors(path):
                 file.flush()
                 os.fsync(file.fileno())
-                file.close()  # Windows renames no open file
-                os.chmod(temporary, 0o666 & ~_umask())
+                file.close()  # Windows renames no open file.
                 os.replace(temporary, path)
                 _sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _create_temporary(path: Path) -> tuple[int, str]:
+    """Create an empty file beside ``path``; return its descriptor and its name.
+
+    Unlike a file of :mod:`tempfile`, it has the permissions that the umask gives a new file. The
+    umask itself cannot be read without changing it for all threads.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        temporary = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+        with suppress(FileExistsError):
+            return os.open(temporary, flags, 0o666), temporary
 
 
 def _open_output(temporary: str, path: Path, mode: str) -> IO[Any]:
@@ -117,10 +130,10 @@ def _open_output(temporary: str, path: Path, mode: str) -> IO[Any]:
 
 @contextmanager
 def _kept_locked(handle: int) -> Iterator[None]:
-    """Lock a file for as long as it is temporary, which tells it from what a dead process left."""
+    """Lock a file while it is temporary, so that :func:`remove_leftovers` does not remove it."""
     try:
         try_lock(handle)
-        if os.name != "posix":  # there an open file cannot get another name
+        if os.name != "posix":  # Windows renames no open file.
             os.close(handle)
         yield
     finally:
@@ -129,11 +142,11 @@ def _kept_locked(handle: int) -> Iterator[None]:
 
 
 def remove_leftovers(directory: Path, names: str) -> None:
-    """Remove what killed processes left of writing files, but nothing that is being written.
+    """Remove temporary files that killed processes left, but none that is being written.
 
     Args:
-        directory: where they are.
-        names: a pattern as for :mod:`glob`.
+        directory: the directory of the files.
+        names: a pattern as for :mod:`glob`, for the names that the files were to get.
     """
     for temporary in directory.glob(f".{names}.????????"):
         with suppress(OSError), open(temporary, "r+b") as file:
@@ -144,8 +157,8 @@ def remove_leftovers(directory: Path, names: str) -> None:
 def try_lock(file: IO[Any] | int) -> bool:
     """Lock an open file until it is closed, unless another process has locked it.
 
-    The kernel keeps the lock, so that a dead process holds none. On a file system without such
-    locks (some network file systems) nothing is locked.
+    The kernel frees the locks of a process that ends. On a file system without such locks (some
+    network file systems) nothing is locked.
 
     Returns:
         Whether no other process holds the lock.
@@ -157,10 +170,10 @@ def try_lock(file: IO[Any] | int) -> bool:
 
 
 def check_writable(directory: Path) -> None:
-    """Make a directory if need be and see whether files can be made in it.
+    """Make a directory if it is missing, and check that files can be made in it.
 
     Raises:
-        Gpt1Error: they cannot, before any work has been done for them.
+        Gpt1Error: the directory cannot be made, or no file can be made in it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -168,16 +181,20 @@ def check_writable(directory: Path) -> None:
             pass
     except OSError as error:
         raise Gpt1Error(
-            f"{directory}: cannot be written: {error.strerror}; name another directory."
+            f"{directory}: cannot be written: {error.strerror or error}; name another directory."
         ) from error
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """The text of a UTF-8 file, byte-order mark removed, or an :class:`InputError`.
+    """Return the text of a UTF-8 file, without its byte-order mark.
 
     Args:
-        path: the file, at most a gigabyte: what is larger is none of ours.
-        what: what it should be, for the message ("the BPE merges").
+        path: the file. Files over 1 GiB are rejected.
+        what: what the file should be, for messages ("the BPE merges").
+
+    Raises:
+        InputError: there is no such file, or it is too large, or it is not UTF-8 text.
+        Gpt1Error: the machine cannot read the file (see :func:`unreadable`).
     """
     check_regular(path, what)
     if os.path.getsize(path) > _LARGEST_TEXT:
@@ -194,22 +211,31 @@ def read_text(path: str | Path, what: str) -> str:
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """The bytes of a file, or an :class:`InputError` that says which file is missing."""
+    """Return the bytes of a file.
+
+    Args:
+        path: the file.
+        what: what the file should be, for messages.
+
+    Raises:
+        InputError: there is no such file, or it is a directory, a pipe or a device.
+        Gpt1Error: the machine cannot read the file (see :func:`unreadable`).
+    """
     check_regular(path, what)
     with read_errors(path, what):
         return Path(path).read_bytes()
 
 
 def check_regular(path: str | Path, what: str) -> None:
-    """See that there is a file, and that reading it comes to an end.
+    """Check that ``path`` is a regular file, which can be read to its end.
 
     Raises:
-        InputError: there is none, or it is a directory, a pipe or a device.
+        InputError: there is no such file, or it is a directory, a pipe or a device.
     """
     try:
         with read_errors(path, what):
             mode = os.stat(path).st_mode
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # for a name that no file can have
         raise unreadable(path, what, error) from error
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
@@ -222,10 +248,10 @@ def read_errors(path: str | Path, what: str) -> Iterator[None]:
 
     Args:
         path: the file. The block only reads that file.
-        what: what it should be, for the message ("the BPE merges").
+        what: what the file should be, for the message ("the BPE merges").
 
     Raises:
-        Gpt1Error: the file could not be read; an :class:`InputError` if the fault is the file's
+        Gpt1Error: the file could not be read; an :class:`InputError` if the file is to blame
             (see :func:`unreadable`).
     """
     try:
@@ -241,13 +267,14 @@ def unreadable(
 
     Args:
         path: the file.
-        what: what it should be, for the message.
+        what: what the file should be, for the message.
         error: an OSError, a MemoryError, or a ValueError for a name that no file can have.
-        remedy: what helps if the fault is the file's: it is missing, a directory, or closed to us.
+        remedy: what to do if the file is to blame: it is missing, it is a directory, or the user
+            has no permission to read it.
 
     Returns:
-        An :class:`InputError` if the fault is the file's. If it is the machine's (a failing disk,
-        too many open files, too little memory), a :class:`Gpt1Error` with a remedy for that.
+        An :class:`InputError` if the file is to blame. If the machine is (a failing disk, too many
+        open files, too little memory), a :class:`Gpt1Error` with a remedy for that.
     """
     out_of_memory = isinstance(error, MemoryError)
     number = errno.ENOMEM if out_of_memory else getattr(error, "errno", None)
@@ -255,17 +282,11 @@ def unreadable(
     message = f"{path}: {what} cannot be read: {reason or error}; "
     if number is None or number in _FILES_FAULT:
         return InputError(f"{message}{remedy}.")
-    return Gpt1Error(f"{message}{_MACHINE_REMEDIES.get(number, _SEE_TO_THE_DISK)}.")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return Gpt1Error(f"{message}{_MACHINE_REMEDIES.get(number, _CHECK_THE_DISK)}.")
 
 
 def _sync_directory(directory: Path) -> None:
-    """Put the rename itself on the disk, where the system can (Windows cannot)."""
+    """Write a rename in ``directory`` to the disk, where the system can (Windows cannot)."""
     if os.name != "posix":
         return
     handle = os.open(directory, os.O_RDONLY)

@@ -23,15 +23,20 @@ from torch.multiprocessing.spawn import start_processes as spawn_processes
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.stopping import end_with_parent, handled_signals
 
-GRACE = 15.0  # seconds that processes get to end by themselves, then once more after SIGTERM
+GRACE = 15.0  # seconds that processes get to end by themselves, and again after SIGTERM
 START_METHOD = "spawn"  # CUDA does not work in forked processes
 
 
 def processes_to_start(device_name: str | None, n_gpu: int) -> int:
-    """Return how many processes the program should start itself: 1 except on several GPUs.
+    """Return how many processes the program should start: 1 except on several GPUs.
 
-    That is the largest divisor of ``n_gpu`` for which there are enough GPUs, so that every process
-    has the same number of towers. Under torchrun the processes exist already.
+    With several GPUs it is the largest divisor of ``n_gpu`` for which there are enough GPUs, so
+    that every process has the same number of towers. Under torchrun, which has started the
+    processes already, it is 1.
+
+    Args:
+        device_name: the value of ``--device``, or None.
+        n_gpu: the number of towers.
     """
     if "WORLD_SIZE" in os.environ or device_name not in (None, "cuda"):
         return 1
@@ -42,17 +47,22 @@ def processes_to_start(device_name: str | None, n_gpu: int) -> int:
 
 
 def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n: int) -> int:
-    """Run ``body(argv)`` in n processes of this machine, joined in a group.
+    """Run ``body(argv)`` in n processes of this machine, which can form a process group.
 
     SIGTERM and SIGINT are passed on to the processes as SIGTERM, unless this process ignores them.
-    When one process fails, the others are ended, too, within twice ``GRACE`` seconds. When this
-    process is killed, the others end as after SIGTERM.
+    When one process fails, the others are ended within twice ``GRACE`` seconds. When this process
+    is killed, the other processes end as after SIGTERM.
+
+    Args:
+        body: the program of each process; returns its exit status. It must be importable.
+        argv: the argument of ``body``.
+        n: the number of processes.
 
     Returns:
         The exit status: 0, that of the process that failed, or 143 or 130 after a signal.
 
     Raises:
-        Gpt1Error: a signal that did not pass through this process ended one of the processes.
+        Gpt1Error: a signal that this process did not pass on ended one of the processes.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     request: int | None = None
@@ -85,10 +95,10 @@ def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n
 
 
 def _wait_for_all(context: ProcessContext) -> int:
-    """Wait until all processes have ended; return the first bad exit status, or 0.
+    """Wait until all processes have ended; return the first exit status that is not 0, or 0.
 
-    The status is negative for a signal. Of two processes that failed at the same time, a signal
-    is the cause and an exit status the consequence.
+    A process that a signal ended has a negative status. If two processes failed at the same time,
+    the signal is taken as the cause and the exit status of the other as the consequence.
     """
     finished = False
     while not finished:

@@ -1,9 +1,9 @@
-"""Ranks and towers: which process computes which part of a batch, and how the parts are joined.
+"""Ranks and towers: which process computes which part of a batch, and how the parts are combined.
 
 The original splits a batch of ``n_batch * n_gpu`` stories into ``n_gpu`` towers and averages
-their gradients. Here the towers are shared equally among the processes of the run (the ranks),
-of which there are one or many, on one machine or several. A rank computes its towers one after
-another.
+their gradients. Here the towers are shared equally among the processes of the run, which are
+called ranks. There are one or more ranks, on one machine or several. A rank computes its towers
+one after another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _kept_groups: list[Any] = []
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the processes of the run, and what they do together.
+    """This process's place among the processes of the run, and their communication.
 
     Every method that communicates must be called by all ranks in the same order. It raises
     :class:`Gpt1Error` if another rank has ended.
@@ -66,11 +66,11 @@ class Ranks:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def own_part(self, n: int) -> slice:
-        """Return this rank's contiguous part of n things; the parts of all ranks cover them."""
+        """Return this rank's contiguous part of n items; the parts of all ranks cover all items."""
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
     def gather(self, part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the parts of all ranks concatenated in the order of the ranks, on every rank."""
+        """Return the arrays of all ranks, concatenated in the order of the ranks, on every rank."""
         if self.world == 1:
             return part
         parts: list[Any] = [None] * self.world
@@ -137,13 +137,13 @@ class Ranks:
         """Return whether ``flag`` is true on any rank; no rank continues before all have asked."""
         if self.world == 1:
             return flag
-        flags = torch.tensor(int(flag))  # on the CPU: reading it from a GPU would wait for the GPU
+        flags = torch.tensor(int(flag))  # On a GPU, reading the result would wait for the GPU.
         with _reporting_lost_ranks():
             dist.all_reduce(flags)
         return bool(flags)
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Give ``tensors`` the values of rank 0 on every rank."""
+        """Copy the values of ``tensors`` from rank 0 to all other ranks."""
         if self.world > 1:
             with _reporting_lost_ranks():
                 for tensor in tensors:
@@ -170,18 +170,18 @@ class Replica(Generic[Model]):
         torch._dynamo.config.optimize_ddp = False
         with _reporting_lost_ranks():
             self._parallel = DistributedDataParallel(_Losses(model), gradient_as_bucket_view=True)
-        # DistributedDataParallel arranges its buckets anew after its first backward pass, and the
-        # order of sums depends on the arrangement. If that happened in training, a resumed run
-        # would not have the bits of an uninterrupted one.
+        # DistributedDataParallel rearranges its buckets after its first backward pass, and the
+        # order of sums depends on the arrangement. If that happened in training, the results of a
+        # resumed run would differ in their last bits from those of an uninterrupted one.
         for _ in range(2):
             self.backward([lambda: torch.stack([p.sum() for p in model.parameters()]).sum()])
             model.zero_grad()
 
     def backward(self, losses: Sequence[Callable[[], Tensor]]) -> None:
-        """Add the gradient of the mean loss over all towers of all ranks to the parameters'.
+        """Add the gradient of the mean loss over all towers of all ranks to ``grad``.
 
         Args:
-            losses: one function for each tower of this rank, which computes the tower's loss. The
+            losses: one function per tower of this rank, which computes the tower's loss. The
                 number of towers is the same on every rank.
         """
         for number, loss in enumerate(losses, start=1):
@@ -223,7 +223,14 @@ def _reporting_lost_ranks() -> Iterator[None]:
 
 @contextmanager
 def joined(device_name: str | None, n_gpu: int) -> Iterator[Ranks]:
-    """Join the process group that the environment describes (torchrun's variables), if any.
+    """Join the process group that torchrun's environment variables describe, if there is one.
+
+    Args:
+        device_name: the value of ``--device``, or None.
+        n_gpu: the number of towers.
+
+    Yields:
+        This process's place in the group; the only rank if there is no group.
 
     Raises:
         InputError: the ranks cannot share ``n_gpu`` towers equally.
@@ -295,13 +302,3 @@ def _unused_part(store: Store, rank: int, world: int) -> Store:
         with suppress(dist.DistStoreError):
             store.wait([f"gpt1/{attempt}/{own}"], timedelta(seconds=1))
             return PrefixStore(attempt, store)
-
-
-def tower_seed(seed: int, update: int, tower: int) -> int:
-    """Return the seed of one tower's dropout in one update.
-
-    The seed depends on nothing else. So dropout is the same for any number of ranks, and a
-    resumed run draws the same masks as an uninterrupted one.
-    """
-    words = np.random.SeedSequence([seed, update, tower]).generate_state(2, np.uint32)
-    return int(words[0]) | int(words[1]) << 32

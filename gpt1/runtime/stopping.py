@@ -1,4 +1,4 @@
-"""Ending on request: SIGTERM (Slurm, torchrun) and SIGINT (Ctrl-C), without losing an update."""
+"""Handle SIGTERM (Slurm, torchrun) and SIGINT (Ctrl-C) so that no finished update is lost."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from types import FrameType, TracebackType
 from gpt1.runtime.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO = 1.0  # seconds in which signals are one request: `timeout` and Slurm may reach us twice
+ECHO = 1.0  # seconds in which signals count as one request: `timeout` and Slurm may send two
 
 
 class StopRequests:
-    """Takes SIGTERM and SIGINT for as long as a ``with`` block runs.
+    """Handle SIGTERM and SIGINT while a ``with`` block runs.
 
-    The first request ends the block by :class:`gpt1.runtime.errors.Stopped` at once, wherever it
-    is, except within :meth:`held`, where it is only noted. Another one, ``ECHO`` seconds later,
-    ends the process at once, as if nobody listened. A signal that the process was told to ignore
-    stays ignored (see :func:`handled_signals`). Outside the main thread, where Python delivers no
-    signals, it does nothing.
+    The first signal raises :class:`gpt1.runtime.errors.Stopped` at once, except within
+    :meth:`held`, which delays that. A further signal, ``ECHO`` seconds or more after the first,
+    ends the process at once, as if it were not handled. A signal that the process was told to
+    ignore stays ignored (see :func:`handled_signals`). Outside the main thread, where Python
+    delivers no signals, this class does nothing.
 
     Attributes:
-        signal: the first request, or None.
-        where: how far the program is, for the message.
+        signal: the first signal that came, or None.
+        where: how far the program is; the message of :class:`gpt1.runtime.errors.Stopped`.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class StopRequests:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within the block a first request waits; :meth:`check` obeys it."""
+        """Delay a first request until :meth:`check` is called or an :meth:`obeyed` block runs."""
         before, self._held = self._held, True
         try:
             yield
@@ -64,7 +64,11 @@ class StopRequests:
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
-        """Within the block, which lies in a held one, a request counts at once again."""
+        """Temporarily re-enable immediate stopping inside a :meth:`held` block.
+
+        Raises:
+            Stopped: a request has come, or comes while the block runs.
+        """
         before, self._held = self._held, False
         try:
             self.check()
@@ -73,7 +77,7 @@ class StopRequests:
             self._held = before
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if a request came."""
+        """Raise :class:`Stopped` if a request has come."""
         if self.signal is not None:
             raise Stopped(self.signal, self.where)
 
@@ -89,22 +93,22 @@ class StopRequests:
         if os.environ.get("RANK", "0") == "0":
             text = f"\n{self.signal.name}: ending once all is saved; once more ends at once\n"
             with suppress(OSError):
-                os.write(2, text.encode())  # a print could be the one that is interrupted
+                os.write(2, text.encode())  # print() fails if the signal interrupts a print()
 
 
 def handled_signals() -> tuple[signal.Signals, ...]:
-    """Return those of ``SIGNALS`` that are not ignored, which the program therefore handles.
+    """Return those of ``SIGNALS`` that this process was not told to ignore.
 
-    A shell without job control, such as one that runs a script, has the commands that it starts
-    with ``&`` ignore SIGINT: a Ctrl-C at the terminal is meant for the foreground.
+    A shell without job control, such as one that runs a script, starts commands with ``&`` so that
+    they ignore SIGINT, because Ctrl-C at the terminal is meant for the foreground.
     """
     return tuple(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the process that started this one dies: nobody is orphaned.
+    """Ask Linux to send SIGTERM to this process when the process that started it dies.
 
-    On another system torchrun or the user ends what is left.
+    On other systems torchrun or the user must end the remaining processes.
     """
     pr_set_pdeathsig = 1
     with suppress(OSError, AttributeError, TypeError):

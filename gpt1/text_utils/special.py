@@ -7,12 +7,12 @@ from dataclasses import dataclass
 SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
 N_SPECIAL = len(SPECIAL_TOKENS)
 SPECIAL_STD = 0.02
-"""Standard deviation of the rows that the original draws for them."""
+"""Standard deviation of the rows of ``we`` that the original draws for the special tokens."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the special tokens (the original adds them to ``encoder``)."""
+    """Ids of the three special tokens (the original adds them to ``TextEncoder.encoder``)."""
 
     start: int
     delimiter: int
@@ -20,8 +20,5 @@ class SpecialTokens:
 
     @classmethod
     def after(cls, n_vocab: int) -> SpecialTokens:
-        """Return the ids after a vocabulary of ``n_vocab`` entries, in the original's order."""
+        """Return the ids after a vocabulary of ``n_vocab`` tokens, in the original's order."""
         return cls(start=n_vocab, delimiter=n_vocab + 1, classify=n_vocab + 2)
-
-    def __len__(self) -> int:
-        return N_SPECIAL

@@ -3,7 +3,7 @@
 A checkpoint is one safetensors file that only this program writes. Its tensors are those of the
 model and the optimizer. Its header holds settings and counters as JSON, and a SHA-256 of all of it.
 Random states need no place in it: the order of the data and the dropout of every tower follow from
-the seed and the number of updates done (:func:`gpt1.runtime.ranks.tower_seed`).
+the seed and the number of updates done (:func:`gpt1.runtime.seeds.tower_seed`).
 """
 
 from __future__ import annotations

@@ -14,12 +14,14 @@ import torch
 from sklearn.utils import shuffle
 from torch import Tensor
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.batches.task_data import TaskData
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.device import arithmetic
-from gpt1.runtime.ranks import Ranks, Replica, tower_seed
+from gpt1.runtime.ranks import Ranks, Replica
+from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.groups import DeviceSettings, LoopSettings
 from gpt1.tasks.task import describe_sources
 from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD

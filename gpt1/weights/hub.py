@@ -23,6 +23,7 @@ import numpy as np
 
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes, read_text, unreadable
+from gpt1.text_utils.special import SPECIAL_TOKENS
 from gpt1.weights import released as weights
 from gpt1.weights.released import Array, Shape
 
@@ -38,7 +39,6 @@ MERGES = "merges.txt"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 FILES = (CONFIG, SAFETENSORS, VOCABULARY, MERGES, TOKENIZER_CONFIG)  # that write_hub writes
 
-SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
 UNKNOWN = "<unk>"
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

@@ -14,17 +14,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1.batches.packing import (
-    Batch,
+from gpt1.batches.arrays import (
     ChoiceArrays,
     EncodedCloze,
-    SpecialTokens,
     context_length,
     max_part_length,
-    pack,
     transform_roc,
 )
+from gpt1.batches.packing import Batch, pack
 from gpt1.datasets.story_cloze import ROCSTORIES
+from gpt1.text_utils.special import N_SPECIAL, SPECIAL_TOKENS, SpecialTokens
 
 if TYPE_CHECKING:
     from gpt1.batches.task_data import TaskData
@@ -39,7 +38,7 @@ FIRST_POSITION = 7
 
 def test_special_tokens_follow_the_vocabulary() -> None:
     assert SpecialTokens.after(40478) == SpecialTokens(40478, 40479, 40480)
-    assert len(SPECIAL) == 3
+    assert len(SPECIAL_TOKENS) == N_SPECIAL == 3
 
 
 def test_parts_leave_room_for_each_other_and_three_special_tokens() -> None:

@@ -20,18 +20,18 @@ import tiny
 import torch
 from peers import SMALL, their_model
 
-from gpt1.batches.packing import EncodedCloze, SpecialTokens, transform_roc
+from gpt1.batches.arrays import EncodedCloze, transform_roc
 from gpt1.commands import plot
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
 from gpt1.inference.attention import (
     PARTS,
     EncodedSentences,
-    SplitStory,
+    StorySentences,
     attention_maps,
-    average_split,
+    average_shares,
     choice_ids,
     encode_sentences,
-    read_split_stories,
+    read_story_sentences,
     token_labels,
 )
 from gpt1.reports import figures
@@ -39,6 +39,7 @@ from gpt1.reports.analysis import LogLine
 from gpt1.reports.runs import Run, UpdateLine, align, read_runs, read_updates, table
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 from gpt1.training.logs import JsonLines, UpdateLog
 from gpt1.training.tensorboard import TensorBoard, write_run
@@ -343,10 +344,10 @@ def test_sentences_and_right_endings_are_read_apart(tmp_path: Path) -> None:
         ["s1", "e", "f", "g", "h", "first", "second", "1"],
     ]
     path = write_stories(tmp_path / "a.csv", rows)
-    stories = read_split_stories(path)
+    stories = read_story_sentences(path)
     assert stories == [
-        SplitStory(tuple(rows[0][1:5]), "second"),
-        SplitStory(tuple("efgh"), "first"),
+        StorySentences(tuple(rows[0][1:5]), "second"),
+        StorySentences(tuple("efgh"), "first"),
     ]
     assert [" ".join(story.sentences) for story in stories] == read_cloze(path).stories
 
@@ -362,7 +363,7 @@ def test_each_token_of_a_story_has_its_part() -> None:
 
 def test_sentences_are_encoded_as_the_joined_story(files: tiny.Tiny, encoder: TextEncoder) -> None:
     path = files.data_dir / TEST_CSV
-    encoded = encode_sentences(read_split_stories(path), encoder)
+    encoded = encode_sentences(read_story_sentences(path), encoder)
     cloze = read_cloze(path)
     assert len(encoded) == tiny.N_TEST
     for i, story in enumerate(encoded):
@@ -384,8 +385,8 @@ def test_sentences_are_encoded_as_the_joined_story(files: tiny.Tiny, encoder: Te
 def test_a_story_whose_parts_cannot_be_told_apart_is_none(
     encoder: TextEncoder, sentences: tuple[str, ...], ending: str
 ) -> None:
-    usable = SplitStory(("anna ran", "it was", "so", "so"), "won")
-    found = encode_sentences([usable, SplitStory(sentences, ending), usable], encoder)
+    usable = StorySentences(("anna ran", "it was", "so", "so"), "won")
+    found = encode_sentences([usable, StorySentences(sentences, ending), usable], encoder)
     assert [story is None for story in found] == [False, True, False]
 
 
@@ -394,7 +395,7 @@ def test_every_real_story_can_be_told_apart(
     rocstories_dir: Path, released_dir: Path, name: str, longest: int
 ) -> None:
     encoder = TextEncoder(released_dir / "encoder_bpe_40000.json", released_dir / "vocab_40000.bpe")
-    encoded = encode_sentences(read_split_stories(rocstories_dir / name), encoder)
+    encoded = encode_sentences(read_story_sentences(rocstories_dir / name), encoder)
     assert len(encoded) == 1871
     assert None not in encoded
     assert max(len(story.parts()) for story in encoded if story) == longest
@@ -422,7 +423,7 @@ def test_the_average_is_that_of_the_maps() -> None:
         for seen, part in enumerate(parts):
             classify[:, :, part] += maps[:, :, -1, seen] / 2
             even_classify[part] += 1 / len(parts) / 2
-    split = average_split(model, iter(STORIES), SPECIAL)
+    split = average_shares(model, iter(STORIES), SPECIAL)
     assert split.n_stories == 2
     for found, expected in (
         (split.classify, classify),
@@ -438,7 +439,7 @@ def test_the_average_is_that_of_the_maps() -> None:
 
 def test_an_average_over_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no story"):
-        average_split(reference.random_model(SMALL).float(), [], SPECIAL)
+        average_shares(reference.random_model(SMALL).float(), [], SPECIAL)
 
 
 def test_labels_of_tokens(encoder: TextEncoder) -> None:
@@ -589,7 +590,7 @@ def test_many_tokens_are_labelled_as_far_as_there_is_room() -> None:
 
 
 def test_the_split_has_a_panel_for_each_part() -> None:
-    split = average_split(reference.random_model(SMALL).float(), STORIES, SPECIAL)
+    split = average_shares(reference.random_model(SMALL).float(), STORIES, SPECIAL)
     figure = figures.attention_split(split, PARTS, "Title")
     grid = [axes for axes in figure.axes if axes.images]
     assert len(grid) == 16
@@ -807,8 +808,8 @@ def test_attention_average(
     assert text.startswith(AVERAGE)
     blocks = text.removeprefix(AVERAGE).strip().split("\n\n")
     model = plot._load(plot._parser().parse_args([*flags, *model_flags(files)]))
-    stories = encode_sentences(read_split_stories(files.data_dir / TEST_CSV)[:6], encoder)
-    split = average_split(model.model, [s for s in stories if s], model.special)
+    stories = encode_sentences(read_story_sentences(files.data_dir / TEST_CSV)[:6], encoder)
+    split = average_shares(model.model, [s for s in stories if s], model.special)
     for block, source, shares, even in (
         (blocks[0], "from _classify_", split.classify, split.even_classify),
         (blocks[1], "from the ending", split.ending, split.even_ending),

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1.batches.packing import EncodedCloze, max_part_length, pack, transform_roc
+from gpt1.batches.arrays import EncodedCloze, max_part_length, transform_roc
+from gpt1.batches.packing import pack
 from gpt1.commands import score, train
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.inference.pretrained import Pretrained, load_pretrained

@@ -10,7 +10,8 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.inference.prediction import evaluating, mean_cross_entropy, predict_logits
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.ranks import Ranks

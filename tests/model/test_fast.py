@@ -14,7 +14,8 @@ import pytest
 import tiny
 import torch
 
-from gpt1.batches.packing import ChoiceArrays, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import pack
 from gpt1.commands.train import main
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
 from gpt1.settings.training import Settings, parse

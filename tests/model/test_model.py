@@ -16,16 +16,14 @@ from peers import NO_DROPOUT, SMALL, their_model
 from reference import assert_within
 from torch import Tensor, nn
 
-from gpt1.batches.packing import (
-    Batch,
+from gpt1.batches.arrays import (
     ChoiceArrays,
     EncodedCloze,
-    SpecialTokens,
     context_length,
     max_part_length,
-    pack,
     transform_roc,
 )
+from gpt1.batches.packing import Batch, pack
 from gpt1.inference.attention import attention_maps
 from gpt1.inference.decoding import Cached, Decoder
 from gpt1.inference.prediction import evaluating, predict_logits
@@ -42,6 +40,7 @@ from gpt1.model.transformer import (
 )
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.ranks import Ranks
+from gpt1.text_utils.special import SpecialTokens
 
 SHARING = pytest.mark.parametrize("share_prefix", [False, True], ids=["unshared", "shared"])
 

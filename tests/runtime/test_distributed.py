@@ -28,7 +28,8 @@ from gpt1.runtime import launcher, ranks
 from gpt1.runtime.device import check_precision, choose_device, environment, set_matmul_precision
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.launcher import processes_to_start
-from gpt1.runtime.ranks import Ranks, joined, tower_seed
+from gpt1.runtime.ranks import Ranks, joined
+from gpt1.runtime.seeds import tower_seed
 from gpt1.training import checkpoint
 
 CPU = torch.device("cpu")

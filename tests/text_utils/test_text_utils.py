@@ -1,4 +1,4 @@
-"""Text to ids: equal to the original's on known strings, and fast path equal to the plain one."""
+"""Text to ids: the ids of the original, and the fast path equal to the direct one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt1.runtime.errors import InputError
-from gpt1.text_utils import encoder as text_utils
-from gpt1.text_utils.encoder import EnglishWords, TextEncoder, text_standardize
+from gpt1.text_utils import encoder as encoder_module
+from gpt1.text_utils import words as words_module
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.words import EnglishWords, text_standardize
 
 MERGES = ["t h", "th e</w>", "th e", "' s</w>", "n '", "n' t</w>", "i n", "in g</w>", "a a", "\\ n"]
 LETTERS = string.printable[:95].replace(" ", "") + "éàβ½ß…“”‘’\n"
@@ -32,7 +34,7 @@ def small_vocabulary() -> dict[str, int]:
     """Every printable ASCII character, inside and at the end of a word, and all merges."""
     ends = [f"{letter}{end}" for letter in LETTERS for end in ("", "</w>")]
     merged = [line.replace(" ", "") for line in MERGES]
-    return {piece: i for i, piece in enumerate(dict.fromkeys(["<unk>", *ends, *merged]))}
+    return {token: i for i, token in enumerate(dict.fromkeys(["<unk>", *ends, *merged]))}
 
 
 def write_files(directory: Path, merges: str | None = None) -> tuple[Path, Path]:
@@ -143,20 +145,20 @@ def test_ids_of_all_rocstories_texts(
 
 
 def test_small_vocabulary_gives_exact_ids(small: TextEncoder) -> None:
-    piece = small.encoder
+    ids = small.encoder
     assert small.encode(["The thing's", "", "  ", "\n", "x"]) == [
-        [piece["the</w>"], piece["th"], piece["ing</w>"], piece["'s</w>"]],
+        [ids["the</w>"], ids["th"], ids["ing</w>"], ids["'s</w>"]],
         [],
         [],
         [],
-        [piece["x</w>"]],
+        [ids["x</w>"]],
     ]
     assert small.encode(()) == []
-    assert small.encode(text for text in ["x"]) == [[piece["x</w>"]]]
+    assert small.encode(text for text in ["x"]) == [[ids["x</w>"]]]
 
 
 def test_packaged_special_cases_are_the_reference_ones(golden_dir: Path) -> None:
-    packaged = Path(text_utils.__file__).with_name("spacy_vintage.json").read_text("utf-8")
+    packaged = Path(words_module.__file__).with_name("spacy_vintage.json").read_text("utf-8")
     reference = json.loads((golden_dir / "spacy_vintage.json").read_text("utf-8"))
     for key in ("only_in_2_0", "only_in_3_8"):
         assert json.loads(packaged)[key] == reference[key]
@@ -209,13 +211,13 @@ def test_last_line_of_merges_is_ignored(tmp_path: Path) -> None:
     assert with_newline.bpe("the") == "the</w>"
 
 
-def test_newline_word_is_one_piece(small: TextEncoder) -> None:
+def test_newline_word_is_one_token(small: TextEncoder) -> None:
     assert small.bpe("\n ") == small.bpe("\n") == "\n</w>"
     newline, a = small.encoder["\n</w>"], small.encoder["a</w>"]
     assert small.encode(["a\n \n\ta\r\na\n"]) == [[a, newline, a, newline, a]]
 
 
-def test_piece_outside_the_vocabulary_is_id_0(small: TextEncoder) -> None:
+def test_token_outside_the_vocabulary_is_id_0(small: TextEncoder) -> None:
     assert small.encode(["世 a界"]) == [[0, small.encoder["a"], 0]]
 
 
@@ -274,14 +276,14 @@ TEXTS = st.one_of(JUMBLED, SYMBOLS, st.text(max_size=20))
 
 @FUZZ
 @given(texts=st.lists(TEXTS, max_size=3))
-def test_fast_path_equals_plain_path(
+def test_fast_path_equals_direct_path(
     small: TextEncoder, plain_words: Callable[[str], list[str]], texts: list[str]
 ) -> None:
     expected = [
         [
-            small.encoder.get(piece, 0)
+            small.encoder.get(token, 0)
             for word in plain_words(plain_standardize(ftfy.fix_text(text)))
-            for piece in (plain_bpe(word.lower(), MERGES) if word.strip() else ["\n</w>"])
+            for token in (plain_bpe(word.lower(), MERGES) if word.strip() else ["\n</w>"])
         ]
         for text in texts
     ]
@@ -299,18 +301,17 @@ def test_every_special_case_in_every_company(
     assert len(cases) > 1000
     for text in cases:
         for spelling in (text, text.upper(), text.swapcase()):
-            pieces = text_standardize(ftfy.fix_text(spelling)).split(" ")
-            for piece in pieces:
-                found = small._words.of_piece(piece) if piece else []
-                assert found is None or found == plain_words(piece), piece
+            for chunk in text_standardize(ftfy.fix_text(spelling)).split(" "):
+                found = small._words.of_chunk(chunk) if chunk else []
+                assert found is None or found == plain_words(chunk), chunk
 
 
 @FUZZ
-@given(piece=st.from_regex(text_utils._PLAIN_PIECE, fullmatch=True))
-def test_plain_pieces_are_split_as_spacy_does(
-    small: TextEncoder, plain_words: Callable[[str], list[str]], piece: str
+@given(chunk=st.from_regex(words_module._PLAIN_CHUNK, fullmatch=True))
+def test_plain_chunks_are_split_as_spacy_does(
+    small: TextEncoder, plain_words: Callable[[str], list[str]], chunk: str
 ) -> None:
-    assert small._words.of_piece(piece) in (None, plain_words(text_standardize(piece)))
+    assert small._words.of_chunk(chunk) in (None, plain_words(text_standardize(chunk)))
 
 
 @FUZZ
@@ -319,21 +320,21 @@ def test_ftfy_changes_nothing_where_it_is_skipped(text: str) -> None:
     assert ftfy.fix_text(text) == text
 
 
-def test_ordinary_pieces_do_not_reach_spacy(
+def test_ordinary_chunks_do_not_reach_spacy(
     small: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small._words, "_tokenizer", None)
-    small.encode(["Unseen Pieces, the neighbour's dog."])
+    small.encode(["Unseen Chunks, the neighbour's dog."])
     with pytest.raises(TypeError):
         small.encode(["It's5 not so with this."])
 
 
 def test_caches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_utils, "_CACHE_ENTRIES", 50)
+    monkeypatch.setattr(encoder_module, "_CACHE_ENTRIES", 50)
     encoder = TextEncoder(*write_files(tmp_path))
     texts = [f"one{'x' * i} TWO{i} {i}'s it's {'y' * (i + 60)}." for i in range(100)]
     encoded = encoder.encode(texts)
-    caches = (encoder._ids_of_piece, encoder._ids_of_word)
+    caches = (encoder._ids_of_chunk, encoder._ids_of_word)
     assert all(0 < len(cache) <= 50 for cache in caches)
     assert all(len(key) <= 64 for cache in caches for key in cache)
     assert encoded == [encoder._encode_directly(text) for text in texts]
@@ -368,7 +369,7 @@ def test_decode_gives_readable_text(small: TextEncoder, text: str, readable: str
 def test_decode_knows_ids_added_later(tmp_path: Path) -> None:
     encoder = TextEncoder(*write_files(tmp_path))
     assert type(encoder.encoder) is dict
-    assert {piece: i for i, piece in encoder.decoder.items()} == encoder.encoder
+    assert {token: i for i, token in encoder.decoder.items()} == encoder.encoder
     start = encoder.encoder["_start_"] = len(encoder.encoder)
     ids = encoder.encode(["the x"])[0]
     assert encoder.decode([start, *ids, start]) == "_start_ the x _start_"
@@ -403,7 +404,7 @@ def test_progress_bar_only_on_a_terminal_for_long_work(
     stream: type[io.StringIO], verbose: bool, delay: float, shown: bool,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "stderr", stderr := stream())
-    monkeypatch.setattr(text_utils, "_BAR_DELAY", delay)
+    monkeypatch.setattr(encoder_module, "_BAR_DELAY", delay)
     small.encode(["the"] * 3, verbose=verbose)
     assert ("encode" in stderr.getvalue()) == shown
 
@@ -427,14 +428,14 @@ def test_encode_refuses_what_is_not_texts(small: TextEncoder, texts: Any, messag
         (b'{"a": ' + b"9" * 10_000 + b"}", "not JSON"),
         (b'{"a": 0,\n"\xff": 1}', "line 2: the vocabulary must be UTF-8"),
         (b'["a"]', "not an object"),
-        (b"{}", "not an object with pieces"),
+        (b"{}", "not an object with tokens"),
         (b'{"a": 0, "b": 0}', "'b' has id 0"),
         (b'{"a": 0, "b": 2}', "'b' has id 2; expected each number from 0 to 1"),
         (b'{"a": 0, "b": -1}', "'b' has id -1"),
         (b'{"a": true}', "'a' has id True"),
         (b'{"a": "0"}', "'a' has id '0'"),
         (b'{"a": {}}', "'a' has id {}"),
-        (b'{"a": 0, "b": 1, "a": 2}', "'a' stands there twice"),
+        (b'{"a": 0, "b": 1, "a": 2}', "'a' is there twice"),
     ],
 )
 def test_malformed_vocabulary(tmp_path: Path, content: bytes, message: str) -> None:
@@ -449,9 +450,9 @@ def test_malformed_vocabulary(tmp_path: Path, content: bytes, message: str) -> N
     [
         (b"", "line 1: expected a version line"),
         (b"a b\n", "line 1: expected a version line.*'a b'"),
-        (b"#version: 0.2\na b\nabc\n", "line 3: expected two pieces.*'abc'"),
-        (b"#version: 0.2\na b c\n", "line 2: expected two pieces"),
-        (b"#version: 0.2\na b\n\nc d\n", "line 3: expected two pieces"),
+        (b"#version: 0.2\na b\nabc\n", "line 3: expected two symbols.*'abc'"),
+        (b"#version: 0.2\na b c\n", "line 2: expected two symbols"),
+        (b"#version: 0.2\na b\n\nc d\n", "line 3: expected two symbols"),
         (b"#version: 0.2\na \xff\n", "line 2: the BPE merges must be UTF-8"),
     ],
 )
@@ -470,6 +471,6 @@ def test_missing_file(tmp_path: Path, missing: int) -> None:
         TextEncoder(*paths)
 
 
-def test_a_line_separator_inside_a_piece_ends_no_line(tmp_path: Path) -> None:
+def test_a_line_separator_inside_a_symbol_ends_no_line(tmp_path: Path) -> None:
     encoder = TextEncoder(*write_files(tmp_path, "#version: 0.2\na \u0378\n\u0378 b\n"))
     assert encoder.bpe("a\u0378x") == "a\u0378 x</w>"

@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 import gpt1
-from gpt1.batches.packing import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.task_data import TaskData
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference import prediction as predict
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.device import environment
-from gpt1.runtime.ranks import Ranks, tower_seed
+from gpt1.runtime.ranks import Ranks
+from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.training import DEMO_DEFAULTS, Settings, parse
 from gpt1.tasks import ACCURACY, ChoiceIndex
 from gpt1.training import checkpoint, fine_tuning, prepare, runs

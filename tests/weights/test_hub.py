@@ -24,13 +24,15 @@ import tiny
 import torch
 from torch import Tensor
 
-from gpt1.batches.packing import Batch, ChoiceArrays, SpecialTokens, pack
+from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.packing import Batch, pack
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.pretrained import load_pretrained
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 from gpt1.weights import hub
 from gpt1.weights import released as weights
@@ -897,7 +899,7 @@ def test_tokenizer_differences_on_rocstories(
     import ftfy
     from tokenizers import pre_tokenizers
 
-    from gpt1.text_utils.encoder import EnglishWords, text_standardize
+    from gpt1.text_utils.words import EnglishWords, text_standardize
 
     vocabulary = released_dir / "encoder_bpe_40000.json"
     merges = released_dir / "vocab_40000.bpe"

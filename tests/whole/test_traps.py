@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1.batches import packing as batches
-from gpt1.batches.packing import ChoiceArrays, EncodedCloze, SpecialTokens, pack, transform_roc
+from gpt1.batches import arrays as batches
+from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, transform_roc
+from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import ROCSTORIES, Cloze
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model.dropout import dropout
@@ -31,6 +32,7 @@ from gpt1.model.transformer import DoubleHeadsModel, LayerNorm, Losses, ModelCon
 from gpt1.runtime.ranks import Ranks
 from gpt1.settings.training import Settings
 from gpt1.tasks import ACCURACY, ChoiceIndex, Example, Splits
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 from gpt1.training.sources import Sources
 
