@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt1.commands import train
-from gpt1.reports.analysis import read_submission
-from gpt1.reports.runs import read_updates
+from gpt1.training.log_lines import read_updates
+from gpt1.training.submissions import read_submission
 
 
 class Variant(NamedTuple):

@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from gpt1.datasets import story_cloze as datasets
-from gpt1.reports.analysis import identify_run, read_run_log, read_submission, wilson_interval
+from gpt1.reports.analysis import identify_run
+from gpt1.reports.statistics import wilson_interval
 from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
 from gpt1.settings import training as settings
 from gpt1.settings.training import Settings, find_sources
+from gpt1.training.log_lines import read_run_log
 from gpt1.training.outputs import Outputs
+from gpt1.training.submissions import read_submission
 
 TRAIN = [sys.executable, "-m", "gpt1.train"]
 

@@ -1,10 +1,14 @@
-"""The two logs of a run: the original's lines, and one line per update, with the run's events."""
+"""Write the two logs of a run: the original's lines, and one line per update and per event.
+
+:mod:`gpt1.training.log_lines` has the types of the lines, and reads the logs.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
+from gpt1.training.log_lines import UpdateLine
 
 Mirror = Callable[[Mapping[str, Any]], None]
 Check = Callable[[int, Sequence[float]], str | None]
@@ -151,7 +156,7 @@ class UpdateLog:
         rows = torch.stack([numbers for *_, numbers in waiting]).tolist()
         for (n_updates, when, lr, _), (clf, lm, norm) in zip(waiting, rows, strict=True):
             warning = self._check(n_updates, (clf, lm, norm))
-            self._log.write(
+            line = UpdateLine(
                 n_updates=n_updates,
                 clf_cost=clf,
                 lm_cost=lm if self._with_lm else None,
@@ -159,6 +164,7 @@ class UpdateLog:
                 grad_norm=norm,
                 time=when,
             )
+            self._log.write(**asdict(line))
             if warning and DIVERGING not in self._log.events:
                 self._log.write(n_updates=n_updates, event=DIVERGING, message=warning, time=when)
                 self._warn(warning)

@@ -26,7 +26,6 @@ from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.prediction import Score, predict_logits, score
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.opt.adam import OpenAIAdam
-from gpt1.reports.calibration import write_probs
 from gpt1.runtime.device import environment
 from gpt1.runtime.errors import Gpt1Error, InputError, Stopped, join_problems
 from gpt1.runtime.ranks import Ranks, Replica, tower_seed
@@ -372,7 +371,7 @@ class Trainer:
             sha256=submissions.sha256(predictions),
         )
         if self.settings.probs:
-            write_probs(outputs.probs, logits)
+            submissions.write_probs(outputs.probs, logits)
         elif not submissions.is_of_run(outputs.submission, record.run_id):
             with suppress(OSError):
                 outputs.probs.unlink()

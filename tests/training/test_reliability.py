@@ -51,11 +51,11 @@ from gpt1.batches.packing import (
 )
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
-from gpt1.reports.runs import read_updates
 from gpt1.runtime import launcher, ranks
 from gpt1.settings.training import Settings
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.training import checkpoint, prepare
+from gpt1.training.log_lines import read_updates
 from gpt1.training.logs import JsonLines, UpdateLog
 from gpt1.training.trainer import divergence_warning
 from gpt1.weights import jl

@@ -844,8 +844,7 @@ def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> Non
 
 
 def test_probabilities_are_those_of_the_submission(run: Run) -> None:
-    from gpt1.reports.analysis import read_submission
-    from gpt1.reports.calibration import read_probs
+    from gpt1.training.submissions import read_probs, read_submission
 
     assert run.main("--submit", "--probs", "--n_iter", "1") == 0
     choices_ = read_probs(run.submission.with_name("ROCStories.probs.tsv"))
