@@ -1,4 +1,4 @@
-"""Figures: learning curves, attention maps, and how attention splits (the extra ``gpt1[plots]``).
+"""Figures: learning curves, attention maps, and how attention splits (the extra ``plots``).
 
 Each drawing is a matplotlib figure of its own, made without pyplot: no window, no state.
 
@@ -60,8 +60,8 @@ def new_figure(width: float, height: float, dpi: int = DPI) -> Figure:
 
 
 def _matplotlib(module: str = "") -> Any:
-    """The library, which the extra ``gpt1[plots]`` installs, or a module of it."""
-    return import_extra("plots", f"matplotlib.{module}".removesuffix("."))
+    """The library, which the extra ``plots`` brings, or a module of it."""
+    return import_extra(f"matplotlib.{module}".removesuffix("."), "plots")
 
 
 def save(figure: Figure, path: str | Path) -> None:

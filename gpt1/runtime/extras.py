@@ -1,4 +1,4 @@
-"""Import a library that only an extra of the package installs, such as ``gpt1[plots]``."""
+"""Import optional dependencies where they are needed, and say how to install a missing one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from typing import Any
 
 from gpt1.runtime.errors import InputError
 
-LIBRARIES = {"plots": "matplotlib", "tensorboard": "tensorboard"}
-"""The library of each extra."""
+PACKAGES = {"plots": "matplotlib", "tensorboard": "tensorboard"}
+"""The package that each extra of ``pyproject.toml`` brings."""
 
 
-def import_extra(extra: str, module: str) -> Any:
-    """Import a module that needs the library of an extra.
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module that needs an optional dependency.
 
     Args:
-        extra: a name in :data:`LIBRARIES`.
-        module: the full name of the module, such as ``"matplotlib.figure"``.
+        module: the module.
+        extra: the extra of ``pyproject.toml`` that brings what the module needs.
 
     Raises:
-        InputError: the library is not installed; says how to install it.
+        InputError: the package of that extra is not installed.
     """
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        library = LIBRARIES[extra]
-        raise InputError(f"{library} is missing: pip install 'gpt1[{extra}]'") from error
+    except ImportError as error:
+        raise missing_extra(extra) from error
+
+
+def missing_extra(extra: str) -> InputError:
+    """Make the error that says how to install the package of an extra."""
+    return InputError(
+        f"{PACKAGES[extra]} is missing: run pip install -e '.[{extra}]' in the directory of the "
+        "project"
+    )

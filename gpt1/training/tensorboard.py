@@ -1,4 +1,4 @@
-"""The numbers of the logs as TensorBoard shows them (the extra ``gpt1[tensorboard]``)."""
+"""The numbers of the logs as TensorBoard shows them (the extra ``tensorboard``)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        make = import_extra("tensorboard", "torch.utils.tensorboard").SummaryWriter
+        make = import_extra("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self.directory = Path(directory)
         with self._trouble_reported():
             self._writer: Any = make(str(directory), purge_step=0, flush_secs=_FLUSH_SECONDS)

@@ -940,11 +940,11 @@ def test_a_bad_line_of_updates_leaves_the_picture_as_it_was(
 @pytest.mark.parametrize(
     ("package", "arguments", "message"),
     [
-        ("matplotlib", ["curves", "a.png"], "matplotlib is missing: pip install 'gpt1[plots]'"),
+        ("matplotlib", ["curves", "a.png"], "matplotlib is missing: run pip install -e '.[plots]'"),
         (
             "torch.utils.tensorboard",
             ["tensorboard", "board"],
-            "tensorboard is missing: pip install 'gpt1[tensorboard]'",
+            "tensorboard is missing: run pip install -e '.[tensorboard]'",
         ),
     ],
 )
