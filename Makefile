@@ -21,10 +21,11 @@ test: $(ALL)  ## the tests that are not marked slow, with fewer examples of rand
 test-all: $(ALL)  ## all tests
 	$(PYTEST)
 
-lint: $(ALL)  ## style and types
+lint: $(ALL)  ## style, types, and which room imports which
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 clean:  ## remove the virtual environment and caches, never results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -36,7 +36,7 @@ from gpt1.weights.released import parameter_shapes, save_released, to_list
 SEED = 2018
 N_STORIES = 40_000
 N_CTX = 128
-SIZES = {"n_embd": 128, "n_head": 4, "n_layer": 4}
+N_EMBD, N_HEAD, N_LAYER = 128, 4, 4
 N_BATCH = 32
 LR = 1e-3
 MIN_COUNT = 3  # pairs seen less often are not merged
@@ -132,13 +132,16 @@ def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> Do
     for update, batch in enumerate(batches_of(stories, np.random.RandomState(seed)), start=1):
         packed = pack(arrays_of(batch, config), config.clf_token, share_prefix=False)
         losses = model.losses(packed, lm_coef=1.0)
-        losses.total.backward()
+        torch.autograd.backward(losses.total)
         optimizer.step()
         optimizer.zero_grad()
         if update % 100 == 0 or update == n_updates:
-            loss = losses.lm.mean().item()
-            print(f"update {update} of {n_updates}: {loss:.3f} nats a token, "
-                  f"{time.time() - began:.0f} s", flush=True)  # fmt: skip
+            assert losses.lm is not None
+            loss, seconds = losses.lm.mean().item(), time.time() - began
+            print(
+                f"update {update} of {n_updates}: {loss:.3f} nats per token, {seconds:.0f} s",
+                flush=True,
+            )
     return model
 
 
@@ -148,9 +151,15 @@ def make(out: Path, n_stories: int, seed: int) -> int:
     encoder = write_vocabulary(out, texts)
     stories = [ids[:N_CTX] for ids in encoder.encode(texts)]
     config = ModelConfig(
-        n_vocab=len(encoder.encoder), n_ctx=N_CTX, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0,
-        **SIZES,
-    )  # fmt: skip
+        n_vocab=len(encoder.encoder),
+        n_ctx=N_CTX,
+        n_embd=N_EMBD,
+        n_head=N_HEAD,
+        n_layer=N_LAYER,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        resid_pdrop=0,
+    )
     tokens = sum(map(len, stories))
     print(f"{n_stories} stories, {tokens} tokens, {config.n_vocab} pieces in the vocabulary")
     model = pretrain(stories, config, seed)

@@ -18,9 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-if __name__ == "__main__":  # run as a file from a clone, where gpt1 need not be installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, split_rows
 from gpt1.runtime.errors import report_errors
 from gpt1.runtime.files import atomic_write

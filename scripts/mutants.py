@@ -62,7 +62,7 @@ def meaning(code: str) -> str | None:
         return None
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign):
-            node.annotation = None  # type: ignore[assignment]
+            node.annotation = ast.Constant(None)
         elif isinstance(node, ast.FunctionDef):
             node.returns = None
         elif isinstance(node, ast.Call):
@@ -106,6 +106,7 @@ def try_one(module: str, text: str) -> tuple[str, str, str]:
         process = multiprocessing.get_context("fork").Process(target=_test, args=(copy, names))
         process.start()
         process.join(SECONDS)
+        assert process.pid is not None
         with suppress(ProcessLookupError):  # nothing that the tests started is left
             os.killpg(process.pid, signal.SIGKILL)
         process.join()

@@ -1,54 +1,56 @@
-"""Run a fine-tuning with several seeds and say how its test accuracy varies.
+"""Fine-tune with several seeds and say how the test accuracy varies.
 
     python scripts/run_seeds.py --seeds 10 --data_dir data --model_dir model
     python scripts/run_seeds.py --seeds 5 --desc scratch --n_transfer -1
 
-All other flags go to `gpt1.train` as they are. Each run has a name of its own (`DESC-seed3`). A run
-that is done is not done again, and one that was interrupted goes on: start the same command once
-more. On a machine with several GPUs as many runs go on at once, one on each.
+All other flags are those of `gpt1 train`. Each run has a name of its own (`DESC-seed3`). A run that
+is done is not done again, and one that was interrupted goes on: start the same command once more.
+On a machine with several GPUs as many runs go on at once, one on each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
+import multiprocessing
 import statistics
-import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from queue import SimpleQueue
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
 
+from gpt1.datasets import TASKS
 from gpt1.datasets import story_cloze as datasets
-from gpt1.datasets.story_cloze import ROCSTORIES
-from gpt1.reports.analysis import identify_run, read_run_log, read_submission, wilson_interval
-from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
-from gpt1.settings import training as settings
-from gpt1.settings.training import Settings
+from gpt1.reports.analysis import identify_run
+from gpt1.reports.statistics import median_interval, wilson_interval
+from gpt1.runtime.errors import InputError, report_errors
+from gpt1.settings.training import Settings, from_keywords, parse
+from gpt1.training.log_lines import read_run_log
 from gpt1.training.outputs import Outputs
+from gpt1.training.runs import fine_tune
 from gpt1.training.sources import find_sources
-
-TRAIN = [sys.executable, "-m", "gpt1.train"]
+from gpt1.training.submissions import read_submission
 
 
 @dataclass(frozen=True)
 class SeedRun:
-    """The run of one seed: its flags and where its results go."""
+    """The run of one seed.
+
+    Attributes:
+        seed: its seed.
+        flags: all that is given to :func:`gpt1.training.runs.fine_tune`, by name.
+    """
 
     seed: int
-    flags: list[str]
+    flags: dict[str, Any]
 
     @property
     def settings(self) -> Settings:
-        """What its flags say."""
-        return settings.parse(self.flags)
+        """The settings that its flags stand for."""
+        return from_keywords(self.flags)
 
     def is_done(self) -> bool:
-        """Whether its submission is there, from a run with these flags.
+        """Return whether its submission is there, from a run with these flags.
 
         A submission that is certainly of an earlier run of this name does not count.
 
@@ -58,82 +60,43 @@ class SeedRun:
         outputs = Outputs(self.settings)
         if not (outputs.submission.is_file() and outputs.log.is_file()):
             return False
-        with open(outputs.log, encoding="utf-8") as file:
-            made_with = json.loads(file.readline())
-        asked = {name: getattr(self.settings, name) for name in self.settings.given - {"resume"}}
-        other = sorted(name for name in asked if made_with.get(name) != asked[name])
+        log = read_run_log(outputs.log)
+        free = {"resume", "device"}
+        asked = {name: value for name, value in self.flags.items() if name not in free}
+        other = sorted(name for name in asked if log.settings.get(name) != asked[name])
         if other:
             raise InputError(
                 f"{outputs.log}: this run was made with another {', '.join(other)}; give another "
                 "--desc, or remove the old results"
             )
         try:
-            identify_run(
-                outputs.submission, read_submission(outputs.submission), read_run_log(outputs.log)
-            )
+            identify_run(outputs.submission, read_submission(outputs.submission), log)
         except InputError:  # it was started again since, and has not come to its end
             return False
         return True
 
-    def run(self, gpu: int | None) -> None:
-        """Train, or go on with it; its output goes to a file beside the log.
-
-        Raises:
-            Gpt1Error: it failed; names the file that says why.
-        """
-        outputs = Outputs(self.settings)
-        console = outputs.log.with_suffix(".console.txt")
-        console.parent.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        with open(console, "a", encoding="utf-8") as file:
-            status = subprocess.call(
-                [*TRAIN, *self.flags], stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
-        if status:
-            raise Gpt1Error(
-                f"seed {self.seed}: the run ended with status {status}; see {console}, then start "
-                "this command again: what is done is kept"
-            )
-
     def n_right(self, labels: Sequence[int]) -> int:
-        """Test stories that its submission gets right."""
+        """Return how many test stories its submission gets right."""
         submission = read_submission(Outputs(self.settings).submission)
         return sum(own == label for own, label in zip(submission, labels, strict=True))
 
 
 def seed_runs(args: argparse.Namespace, rest: Sequence[str]) -> list[SeedRun]:
-    """The runs that the command line asks for, its training flags checked."""
-    given = settings.parse(rest)
+    """Return the runs that the command line asks for, its training flags checked."""
+    given = parse(rest)
     refused = sorted({"seed", "submit", "resume", "desc"} & given.given)
     if refused:
         raise InputError(f"--{refused[0]}: is set by this script for each run; leave it out")
-    base = given.desc or args.desc or given.dataset
-    runs = []
-    for seed in range(args.first, args.first + args.seeds):
-        name = f"{base}-seed{seed}"
-        own = ["--desc", name, "--seed", str(seed), "--submit", "--resume"]
-        runs.append(SeedRun(seed, [*rest, *own]))
-    return runs
-
-
-def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """An interval for the median of all seeds, free of assumptions on their distribution.
-
-    The i-th lowest and i-th highest of n values enclose the median unless at most i - 1 of n fair
-    coins fall to one side. None if n is too small for the level even with i = 1.
-    """
-    n, ordered, best = len(values), sorted(values), None
-    for i in range(1, n // 2 + 1):
-        outside = 2 * sum(math.comb(n, k) for k in range(i)) / 2**n
-        if outside <= 1 - level:
-            best = (ordered[i - 1], ordered[n - i])
-    return best
+    flags = {name: getattr(given, name) for name in given.given}
+    base = args.desc or given.dataset
+    return [
+        SeedRun(seed, {**flags, "desc": f"{base}-seed{seed}", "seed": seed, "resume": True})
+        for seed in range(args.first, args.first + args.seeds)
+    ]
 
 
 def report(runs: Sequence[SeedRun], n_right: Sequence[int], n: int) -> str:
-    """Each accuracy, the median, the range and what of it is chance, in percent."""
+    """Return each accuracy, the median, the range and what of it is chance, in percent."""
     found = [100 * k / n for k in n_right]
     lines = [f"seed {run.seed}: {value:.2f}" for run, value in zip(runs, found, strict=True)]
     median = statistics.median(found)
@@ -151,43 +114,55 @@ def report(runs: Sequence[SeedRun], n_right: Sequence[int], n: int) -> str:
     return "\n".join(lines)
 
 
-def run_all(runs: Sequence[SeedRun], jobs: int, n_gpus: int) -> None:
-    """Do what is not done yet, ``jobs`` at a time, each on a GPU of its own if there are some."""
-    gpus: SimpleQueue[int | None] = SimpleQueue()
-    for job in range(jobs):
-        gpus.put(job % n_gpus if n_gpus > 1 else None)
-    failed = threading.Event()
+def train(run: SeedRun) -> None:
+    """Train one run unless it is done, and say so."""
+    if run.is_done():
+        print(f"seed {run.seed}: done already", file=sys.stderr)
+        return
+    try:
+        fine_tune(**run.flags)
+    except InputError as error:
+        raise InputError(f"seed {run.seed}: {error}") from error
+    print(f"seed {run.seed}: done", file=sys.stderr)
 
-    def one(run: SeedRun) -> None:
-        if failed.is_set():
-            return
-        if run.is_done():
-            print(f"seed {run.seed}: done already", file=sys.stderr)
-            return
-        gpu = gpus.get()
+
+def train_all(runs: Sequence[SeedRun], jobs: int, n_gpus: int) -> None:
+    """Train what is not done yet, ``jobs`` at a time, each on a GPU of its own if there are some.
+
+    Raises:
+        Gpt1Error: a run failed; no further run is begun.
+    """
+    if jobs == 1:
+        for run in runs:
+            train(run)
+        return
+    # A new process for each run: it takes the GPU that its device names, and leaves nothing there.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        placed = [
+            replace(run, flags={**run.flags, "device": f"cuda:{number % n_gpus}"})
+            if n_gpus > 1
+            else run
+            for number, run in enumerate(runs)
+        ]
+        outcomes = [pool.submit(train, run) for run in placed]
         try:
-            run.run(gpu)
-        except Gpt1Error:
-            failed.set()  # no further run is begun
+            for outcome in outcomes:
+                outcome.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
-        finally:
-            gpus.put(gpu)
-        print(f"seed {run.seed}: done", file=sys.stderr)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for outcome in [pool.submit(one, run) for run in runs]:
-            outcome.result()
 
 
 def count_gpus() -> int:
-    """GPUs that torch sees."""
+    """Return the number of GPUs that torch sees."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the program; return its exit status."""
     return report_errors("run_seeds", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
@@ -205,9 +180,10 @@ def _main(argv: Sequence[str]) -> int:
     if args.seeds < 1 or args.first < 0:
         raise InputError("--seeds must be at least 1 and --first at least 0")
     runs = seed_runs(args, rest)
-    sources = find_sources(runs[0].settings, ROCSTORIES)
+    settings = runs[0].settings
+    sources = find_sources(settings, TASKS[settings.dataset])
     n_gpus = count_gpus()
-    run_all(runs, args.jobs or max(1, n_gpus), n_gpus)
+    train_all(runs, args.jobs or max(1, n_gpus), n_gpus)
     labels = datasets.read_cloze(sources.data_dir / datasets.TEST_CSV).labels
     print(report(runs, [run.n_right(labels) for run in runs], len(labels)))
     return 0

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.pretrained import Pretrained, add_model_arguments, from_arguments
 from gpt1.reports import figures
-from gpt1.reports.runs import Run, align, read_runs, table
+from gpt1.reports.runs import align, table
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.files import check_writable
 from gpt1.settings.arguments import Parser, number
+from gpt1.training.log_lines import Run, read_runs
 
 if TYPE_CHECKING:
     from gpt1.inference.attention import AttentionShares, EncodedSentences

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference.pretrained import add_model_arguments, from_arguments
-from gpt1.reports import calibration
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.files import atomic_write, check_writable, read_text
 from gpt1.settings.arguments import Parser, number
 from gpt1.settings.groups import LEAST_N_CTX
 from gpt1.text_utils.special import N_SPECIAL
+from gpt1.training import submissions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,7 +194,7 @@ def score_stories(
     _check_choice_head(pretrained)
     arrays, _ = encode_stories(pretrained, stories, endings1, endings2, n_ctx=n_ctx)
     logits = _logits(pretrained, arrays, n_batch, precision)
-    return calibration.choices_of(logits).probs
+    return submissions.choices_of(logits).probs
 
 
 def encode_stories(
@@ -307,13 +307,13 @@ def _run(args: argparse.Namespace) -> int:
             f"(--n_ctx {args.n_ctx}, {pretrained.model.config.n_ctx} position rows): "
             "the ends of their parts were cut off"
         )
-    choices = calibration.choices_of(_logits(pretrained, arrays, args.n_batch, args.precision))
+    choices = submissions.choices_of(_logits(pretrained, arrays, args.n_batch, args.precision))
     if args.out is None:
-        sys.stdout.write(calibration.table(choices))
+        sys.stdout.write(submissions.probs_table(choices))
         sys.stdout.flush()
     else:
         with atomic_write(args.out, "w") as file:
-            file.write(calibration.table(choices))
+            file.write(submissions.probs_table(choices))
     if texts.labels is not None:
         from gpt1.reports.analysis import accuracy_line
 

@@ -4,53 +4,34 @@ A submission has the choice alone; the file of probabilities beside it has what 
 to either ending. A model is calibrated if of all choices made with probability p a share p is
 right. The original writes no probabilities: nothing here has a counterpart there.
 
+Two figures are our own. scikit-learn's ``calibration_curve`` has bins over 0 to 1, puts an edge
+into the lower bin, and leaves out empty bins and the counts. Its ``log_loss`` replaces a
+probability of 0 by a small one; here the loss of a right ending that was held impossible is
+infinite.
+
 Axes: n stories, 2 choices. Confidence is the probability of the ending that was chosen, 0.5 to 1.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpt1.runtime.errors import InputError
-from gpt1.runtime.files import atomic_write, read_text
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import brier_score_loss
+
+from gpt1.datasets.story_cloze import Cloze
+from gpt1.reports.figures import new_figure
+from gpt1.training.submissions import Choices
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from matplotlib.figure import Figure
 
-    from gpt1.datasets.story_cloze import Cloze
-
-HEADER = "index\tprediction\tprob_0\tprob_1"
 N_BINS = 10
-SUM_TOLERANCE = 1e-6  # files of other programs may have rounded
 N_DRAWS = 1000  # of a calibrated model, to see what chance does
-
-_ROW = re.compile(r"(\d+)\t([01])\t(\d(?:\.\d+)?(?:e-\d+)?)\t(\d(?:\.\d+)?(?:e-\d+)?)", re.ASCII)
-
-
-class Choices(NamedTuple):
-    """What a model chose, and how sure it was.
-
-    Attributes:
-        predictions: int64 [n], 0 for the first ending, 1 for the second, as in a submission.
-        probs: float64 [n, 2], a probability for either ending.
-    """
-
-    predictions: npt.NDArray[np.int64]
-    probs: npt.NDArray[np.float64]
-
-    @property
-    def confidence(self) -> npt.NDArray[np.float64]:
-        """Probability of the ending that was chosen, [n]."""
-        import numpy as np
-
-        return self.probs[np.arange(len(self.predictions)), self.predictions]
 
 
 class Bin(NamedTuple):
@@ -75,90 +56,6 @@ class Bin(NamedTuple):
         return self.n_right / self.n if self.n else math.nan
 
 
-def choices_of(logits: npt.NDArray[Any]) -> Choices:
-    """The choices that logits [n, 2] stand for: argmax, and softmax in float64.
-
-    Logits of a diverged model, which are not finite, give probabilities of NaN.
-    """
-    import numpy as np
-
-    with np.errstate(invalid="ignore"):
-        z = logits.astype(np.float64)
-        e = np.exp(z - z.max(-1, keepdims=True))
-        return Choices(logits.argmax(-1), e / e.sum(-1, keepdims=True))
-
-
-# The file
-
-
-def table(choices: Choices) -> str:
-    """The text of a file of probabilities: a submission's columns, then ``prob_0``, ``prob_1``.
-
-    Each probability has the digits that it takes to read the same float64 back.
-    """
-    rows = [HEADER]
-    for index, (prediction, probs) in enumerate(zip(*choices, strict=True)):
-        rows.append(f"{index}\t{prediction}\t{float(probs[0])!r}\t{float(probs[1])!r}")
-    return "\n".join(rows) + "\n"
-
-
-def write_probs(path: str | Path, logits: npt.NDArray[Any]) -> None:
-    """Write the probabilities that choice logits [n, 2] stand for, as :func:`table` has them.
-
-    Raises:
-        Gpt1Error: the file cannot be written.
-    """
-    with atomic_write(path, "w") as file:
-        file.write(table(choices_of(logits)))
-
-
-def read_probs(path: str | Path) -> Choices:
-    """Read what :func:`write_probs` wrote, bit for bit; lines end in LF or CRLF.
-
-    Raises:
-        InputError: the file is missing or differs from that format, the two probabilities do
-            not sum to 1, or the prediction is the less probable ending; names the line.
-    """
-    import numpy as np
-
-    text = read_text(path, "the file of probabilities").replace("\r\n", "\n")
-    header, *rows = text.removesuffix("\n").split("\n")
-    if header != HEADER:
-        raise InputError(
-            f"{path}, line 1: expected the header {HEADER!r}, found {header!r:.60}; "
-            "name a file that training wrote with --probs."
-        )
-    if not rows:
-        raise InputError(f"{path}: no probabilities after the header; write the file again.")
-    values = [_row(path, index, row) for index, row in enumerate(rows)]
-    predictions, probs = zip(*values, strict=True)
-    return Choices(np.array(predictions, dtype=np.int64), np.array(probs, dtype=np.float64))
-
-
-def _row(path: str | Path, index: int, row: str) -> tuple[int, tuple[float, float]]:
-    """Prediction and probabilities in the row of story ``index``."""
-    where = f"{path}, line {index + 2}"
-    match = _ROW.fullmatch(row)
-    if match is None or match[1] != str(index):
-        remedy = "the model had diverged" if "nan" in row else "write the file again"
-        raise InputError(
-            f"{where}: expected index {index}, 0 or 1, and two probabilities from 0 to 1, with "
-            f"tabs between them, found {row!r:.60}; {remedy}."
-        )
-    prediction, probs = int(match[2]), (float(match[3]), float(match[4]))
-    if abs(sum(probs) - 1) > SUM_TOLERANCE:
-        raise InputError(
-            f"{where}: expected two probabilities that sum to 1, found {probs[0]} and {probs[1]}; "
-            "write the file again."
-        )
-    if probs[prediction] < probs[1 - prediction]:
-        raise InputError(
-            f"{where}: expected the more probable ending as the prediction, found {prediction} "
-            f"with {probs[0]} and {probs[1]}; write the file again."
-        )
-    return prediction, probs
-
-
 # Numbers
 
 
@@ -168,8 +65,6 @@ def reliability(choices: Choices, labels: Sequence[int], n_bins: int = N_BINS) -
     Raises:
         ValueError: choices and labels are not equally many.
     """
-    import numpy as np
-
     _check_equally_many(choices, labels)
     edges, which = _binned(choices.confidence, n_bins)
     right = choices.predictions == np.asarray(labels)
@@ -211,8 +106,6 @@ def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, floa
     Returns:
         The mean, and what one draw in twenty exceeds.
     """
-    import numpy as np
-
     confidence = choices.confidence
     _, which = _binned(confidence, n_bins)
     rng = np.random.default_rng(0)
@@ -225,7 +118,7 @@ def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, floa
 
 def brier_score(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
     """Mean of (1 - p)**2, p the right ending's probability: 0 at best, 0.25 for a coin, up to 1."""
-    return float(((1 - _of_right(probs, labels)) ** 2).mean())
+    return float(brier_score_loss(labels, probs[:, 1], pos_label=1))
 
 
 def log_loss(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
@@ -233,10 +126,8 @@ def log_loss(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
 
     0 at best, log 2 for a coin, infinite if a right ending was held to be impossible.
     """
-    import numpy as np
-
     with np.errstate(divide="ignore"):
-        return float(-np.log(_of_right(probs, labels)).mean())
+        return float(-np.log(probs[np.arange(len(labels)), labels]).mean())
 
 
 def most_confident_mistakes(choices: Choices, labels: Sequence[int], n: int) -> list[int]:
@@ -259,17 +150,8 @@ def _binned(
     confidence: npt.NDArray[np.float64], n_bins: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """The edges of the bins, [n_bins + 1], and the bin of each story, [n]."""
-    import numpy as np
-
     edges = np.linspace(0.5, 1, n_bins + 1)
     return edges, np.searchsorted(edges[1:-1], confidence, side="right")
-
-
-def _of_right(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Probability of each story's right ending, [n]."""
-    import numpy as np
-
-    return np.take_along_axis(probs, np.asarray(labels)[:, None], axis=1)[:, 0]
 
 
 # Text and picture
@@ -338,9 +220,7 @@ def reliability_figure(bins: Sequence[Bin]) -> Figure:
     Args:
         bins: from :func:`reliability`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5.6), dpi=150, layout="constrained")
+    figure = new_figure(5, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = [item for item in bins if item.n]
     starts, widths = [item.low for item in filled], [item.high - item.low for item in filled]

@@ -1,4 +1,4 @@
-"""Figures: learning curves, attention maps, and how attention splits (the extra ``gpt1[plots]``).
+"""Figures: learning curves, attention maps, and how attention splits (the extra ``plots``).
 
 Each drawing is a matplotlib figure of its own, made without pyplot: no window, no state.
 
@@ -13,19 +13,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpt1.reports.runs import Run
+import numpy as np
+import numpy.typing as npt
+
 from gpt1.runtime.errors import InputError
+from gpt1.runtime.extras import import_extra
 from gpt1.runtime.files import atomic_write
+from gpt1.training.log_lines import Run
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from gpt1.inference.attention import AttentionShares
 
-    Array = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating[Any]]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
@@ -44,10 +46,22 @@ def check_picture(path: str | Path, flag: str = "--out") -> None:
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(f"{flag} {path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError("matplotlib is missing: pip install 'gpt1[plots]'") from error
+    _matplotlib()
+
+
+def new_figure(width: float, height: float, dpi: int = DPI) -> Figure:
+    """Make an empty figure, whose size is in inches.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    figure: Figure = _matplotlib("figure").Figure((width, height), dpi, layout="constrained")
+    return figure
+
+
+def _matplotlib(module: str = "") -> Any:
+    """The library, which the extra ``plots`` brings, or a module of it."""
+    return import_extra(f"matplotlib.{module}".removesuffix("."), "plots")
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -56,11 +70,9 @@ def save(figure: Figure, path: str | Path) -> None:
     Raises:
         Gpt1Error: the file cannot be written.
     """
-    import matplotlib
-
     form = Path(path).suffix.lower()[1:]
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "gpt1"}):
+    with warnings.catch_warnings(), _matplotlib().rc_context({"svg.hashsalt": "gpt1"}):
         # A character that the font lacks is drawn as a box; that needs no words.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         with atomic_write(path) as file:
@@ -80,7 +92,7 @@ class _Panel(NamedTuple):
 
 
 def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
-    """Costs, accuracies, learning rates and gradient norms over the updates, a colour a run.
+    """Costs, accuracies, learning rates and gradient norms over the updates, one colour per run.
 
     Figures of single updates are drawn thin as they are, and thick as the mean around each.
 
@@ -88,21 +100,19 @@ def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
         runs: at least one; a panel that none of them has figures for is left out.
         smooth: updates in that mean [a twentieth of the longest run].
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
+    locator = _matplotlib("ticker").MaxNLocator
     half = (smooth or max(len(run.updates) for run in runs) // 20) // 2
     panels = _panels(runs, half)
     n_columns = 3 if len(panels) > 2 else 2
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows + 0.4), dpi=DPI, layout="constrained")
+    figure = new_figure(4.2 * n_columns, 3.2 * n_rows + 0.4)
     places = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for axes, panel in zip(places, panels, strict=False):
         for run, colour in zip(runs, _colours(len(runs)), strict=True):
             panel.draw(axes, run, colour)
         axes.set(title=panel.title, xlabel="updates", ylabel=panel.unit)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+        axes.xaxis.set_major_locator(locator(nbins=6, steps=[1, 2, 5, 10], integer=True))
         axes.ticklabel_format(axis="y", scilimits=(-2, 5))
         axes.grid(alpha=0.25)
         if panel.key:
@@ -115,8 +125,6 @@ def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
 
 def moving_mean(values: Sequence[float], half: int) -> Array:
     """The mean of each value, ``half`` before it and ``half`` after, of fewer at the ends."""
-    import numpy as np
-
     array = np.asarray(values, dtype=np.float64)
     return np.array([array[max(i - half, 0) : i + half + 1].mean() for i in range(len(array))])
 
@@ -124,15 +132,17 @@ def moving_mean(values: Sequence[float], half: int) -> Array:
 def _panels(runs: Sequence[Run], half: int) -> list[_Panel]:
     """The panels that there are figures for."""
     panels = [
-        _evaluations("Cost of the choice, evaluated", "nats a story", "tr_cost", "va_cost"),
+        _evaluations("Cost of the choice, evaluated", "nats per story", "tr_cost", "va_cost"),
         _evaluations("Accuracy, evaluated", "%", "tr_acc", "va_acc"),
     ]
     updates = [line for run in runs for line in run.updates]
     if updates:
-        panels.append(_updates("Cost of the choice, each update", "nats a story", "clf_cost", half))
+        panels.append(
+            _updates("Cost of the choice, each update", "nats per story", "clf_cost", half)
+        )
     if any(line.lm_cost is not None for line in updates):
         title = "Cost of the language model, each update"
-        panels.append(_updates(title, "nats a token", "lm_cost", half))
+        panels.append(_updates(title, "nats per token", "lm_cost", half))
     if updates:
         panels.append(_updates("Learning rate", "", "lr", None))
         panels.append(_updates("Gradient norm, before clipping", "", "grad_norm", half))
@@ -183,28 +193,24 @@ def _updates(title: str, unit: str, field: str, half: int | None) -> _Panel:
 
 def _add_key(axes: Axes, styles: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """What the styles of lines mean, whatever their colour."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=NEUTRAL, **style) for _, style in styles]
+    line = _matplotlib("lines").Line2D
+    handles = [line([], [], color=NEUTRAL, **style) for _, style in styles]
     axes.legend(handles, [label for label, _ in styles], fontsize="small")
 
 
 def _colours(n: int) -> list[Any]:
     """A colour for each of ``n`` runs."""
-    import matplotlib
-
     if n <= len(COLOURS):
         return list(COLOURS[:n])
-    return [matplotlib.colormaps["viridis"](0.92 * i / (n - 1)) for i in range(n)]
+    return [_matplotlib().colormaps["viridis"](0.92 * i / (n - 1)) for i in range(n)]
 
 
 def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
     """The legend of colours, below everything, in as many columns as fit."""
-    from matplotlib.lines import Line2D
-
+    line = _matplotlib("lines").Line2D
     names = [shortened(run.name) for run in runs]
     inches = 0.7 + 0.085 * max(map(len, names))  # of an entry
-    handles = [Line2D([], [], color=colour, linewidth=3) for colour in _colours(len(runs))]
+    handles = [line([], [], color=colour, linewidth=3) for colour in _colours(len(runs))]
     legend = figure.legend(
         handles,
         [f"run {name}" for name in names] if len(runs) == 1 else names,
@@ -224,18 +230,15 @@ def shortened(name: str, most: int = 60) -> str:
 
 
 def map_grid(maps: Array, title: str, delimiter: int) -> Figure:
-    """All maps of a model on one sequence, small: a row a layer, a column a head.
+    """All maps of a model on one sequence, small: one row per layer, one column per head.
 
     Args:
         maps: [L, H, T, T], the position that looks, then the one looked at.
         title: of the figure.
         delimiter: the position of ``_delimiter_``, where thin lines are drawn.
     """
-    from matplotlib.figure import Figure
-
     n_layer, n_head = maps.shape[:2]
-    size = 1.2 * n_head + 1.8, 1.2 * n_layer + 1
-    figure = Figure(figsize=(max(size[0], 5), size[1]), dpi=DPI, layout="constrained")
+    figure = new_figure(max(1.2 * n_head + 1.8, 5), 1.2 * n_layer + 1)
     grid = figure.subplots(n_layer, n_head, squeeze=False)
     for layer in range(n_layer):
         for head in range(n_head):
@@ -264,13 +267,10 @@ def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: 
         tokens: the T tokens, as words.
         title: of the figure.
     """
-    from matplotlib.figure import Figure
-
     n_columns = math.ceil(math.sqrt(len(heads)))
     n_rows = math.ceil(len(heads) / n_columns)
     side = min(max(0.14 * len(tokens) + 1, 4), 14)  # inches
-    size = side * n_columns + 0.8, side * n_rows + 0.4
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure = new_figure(side * n_columns + 0.8, side * n_rows + 0.4, dpi=100)
     places = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes, head, weights in zip(places.flat, heads, maps, strict=False):
         image = _draw_map(axes, weights)
@@ -287,26 +287,20 @@ def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: 
 def attention_split(split: AttentionShares, parts: Sequence[str], title: str) -> Figure:
     """The share of attention that each part gets, for every layer and head.
 
-    Above from ``_classify_``, below from the tokens of the ending; a column a part.
+    Above from ``_classify_``, below from the tokens of the ending; one column per part.
 
     Args:
         split: the averages.
         parts: the names of the P parts.
         title: of the figure.
     """
-    import matplotlib
-    import numpy as np
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
     rows = (
         ("from _classify_", split.classify.numpy() * 100, split.even_classify.tolist()),
         ("from the ending", split.ending.numpy() * 100, split.even_ending.tolist()),
     )
-    colours = matplotlib.colormaps["Blues"].with_extremes(bad=UNSEEN)
-    norm = Normalize(0, max(float(shares.max()) for _, shares, _ in rows))
-    size = 1.45 * len(parts) + 1.5, 4.8
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    colours = _matplotlib().colormaps["Blues"].with_extremes(bad=UNSEEN)
+    norm = _matplotlib("colors").Normalize(0, max(float(shares.max()) for _, shares, _ in rows))
+    figure = new_figure(1.45 * len(parts) + 1.5, 4.8)
     grid = figure.subplots(len(rows), len(parts), sharex=True, sharey=True)
     for row, (source, shares, even) in enumerate(rows):
         for column, part in enumerate(parts):
@@ -327,14 +321,10 @@ def attention_split(split: AttentionShares, parts: Sequence[str], title: str) ->
 
 def _draw_map(axes: Axes, weights: Array) -> Any:
     """[T, T] as an image, the tokens that cannot be seen in grey."""
-    import matplotlib
-    import numpy as np
-    from matplotlib.colors import PowerNorm
-
     unseen = np.triu(np.ones(weights.shape, dtype=bool), 1)
-    colours = matplotlib.colormaps["Blues"].with_extremes(bad=UNSEEN)
+    colours = _matplotlib().colormaps["Blues"].with_extremes(bad=UNSEEN)
     # Most weights are near 1 / T: a scale of square roots keeps them apart.
-    norm = PowerNorm(0.5, 0, 1)
+    norm = _matplotlib("colors").PowerNorm(0.5, 0, 1)
     image = np.ma.masked_array(weights, unseen)
     return axes.imshow(image, cmap=colours, norm=norm, interpolation="nearest")
 

@@ -210,6 +210,15 @@ def read_text(path: str | Path, what: str) -> str:
         ) from error
 
 
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """Read the lines of a UTF-8 file as :func:`read_text` does; none if the file is empty.
+
+    Lines end in LF or CRLF, and the last one may lack its end.
+    """
+    *lines, last = (line.removesuffix("\r") for line in read_text(path, what).split("\n"))
+    return [*lines, last] if last else lines
+
+
 def read_bytes(path: str | Path, what: str) -> bytes:
     """Return the bytes of a file.
 

@@ -26,7 +26,8 @@ from gpt1.settings.groups import DeviceSettings, LoopSettings
 from gpt1.tasks.task import describe_sources
 from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD
 from gpt1.training.checkpoint import TrainState
-from gpt1.training.loop import Evaluation, Update
+from gpt1.training.log_lines import UpdateLine
+from gpt1.training.loop import Evaluation
 
 Rows = npt.NDArray[np.int64]
 
@@ -177,7 +178,7 @@ class FineTuning:
             share_prefix=self.device.share_prefix,
         )
 
-    def warning(self, update: Update) -> str | None:
+    def warning(self, update: UpdateLine) -> str | None:
         """Return a warning if the costs of an update show that the run diverges."""
         return divergence_warning(
             update.n_updates,

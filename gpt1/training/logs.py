@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
 from gpt1.training.checkpoint import TrainState
-from gpt1.training.loop import Evaluation, Listener, Update
+from gpt1.training.log_lines import UpdateLine
+from gpt1.training.loop import Evaluation, Listener
 from gpt1.training.tensorboard import TensorBoard
 
 Mirror = Callable[[Mapping[str, Any]], None]
@@ -154,11 +156,11 @@ class Logs(Listener):
         self._updates = JsonLines(self._paths[1], keep, mirrors[1])
         self._open.callback(self._updates.close)
 
-    def updated(self, update: Update) -> None:
+    def updated(self, update: UpdateLine) -> None:
         """Write a line of the log of updates."""
-        self._updates.write(**update._asdict())
+        self._updates.write(**asdict(update))
 
-    def warned(self, update: Update, message: str) -> None:
+    def warned(self, update: UpdateLine, message: str) -> None:
         """Show the first warning of a run, and note it as an event in the log of updates."""
         if DIVERGING not in self._updates.events:
             self._updates.write(
@@ -210,9 +212,9 @@ class History(Listener):
 
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []
-        self.updates: list[Update] = []
+        self.updates: list[UpdateLine] = []
 
-    def updated(self, update: Update) -> None:
+    def updated(self, update: UpdateLine) -> None:
         """Remember the figures of an update."""
         self.updates.append(update)
 

@@ -24,30 +24,12 @@ from gpt1.runtime.errors import Gpt1Error, Stopped
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.stopping import StopRequests
 from gpt1.training.checkpoint import Checkpoints, TrainState
+from gpt1.training.log_lines import UpdateLine
 
 Work = TypeVar("Work")
 
 GPU_DELAY = 50
 """Updates whose figures may wait on a GPU: to read a number from a GPU is to wait for it."""
-
-
-class Update(NamedTuple):
-    """The figures of one update, as in the line that the log of updates has for it.
-
-    n_updates: its number, from 1.
-    clf_cost: mean classification cost of the batch, in nats per example.
-    lm_cost: mean language-model cost, in nats per token; None if there is no such loss.
-    lr: learning rate.
-    grad_norm: norm of the whole gradient before clipping.
-    time: when the update was made, in seconds since 1970.
-    """
-
-    n_updates: int
-    clf_cost: float
-    lm_cost: float | None
-    lr: float
-    grad_norm: float
-    time: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +65,7 @@ class Job(Protocol[Work]):
     def gradients(self, replica: Replica[DoubleHeadsModel], work: Work, update: int) -> Tensor:
         """Leave an update's gradients in the model; return its costs [2]: classification, LM."""
 
-    def warning(self, update: Update) -> str | None:
+    def warning(self, update: UpdateLine) -> str | None:
         """Return a warning if the costs of an update show that the run diverges."""
 
     def evaluation_due(self, update: int) -> bool:
@@ -105,13 +87,13 @@ class Listener:
     def started(self, state: TrainState, *, resumed: bool) -> None:
         """Training begins, from nothing or from a checkpoint."""
 
-    def updated(self, update: Update) -> None:
+    def updated(self, update: UpdateLine) -> None:
         """The figures of an update are known; on a GPU this may be some updates later."""
 
     def stepped(self, n_updates: int) -> None:
         """An update is made; its figures may not be known yet."""
 
-    def warned(self, update: Update, message: str) -> None:
+    def warned(self, update: UpdateLine, message: str) -> None:
         """The costs of an update show that the run diverges."""
 
     def evaluating(self) -> None:
@@ -253,8 +235,14 @@ class Trainer:
         rows = torch.stack([each.figures for each in waiting]).tolist()
         for each, (clf, lm, norm) in zip(waiting, rows, strict=True):
             self._check(each.n_updates, (clf, lm, norm))
-            lm_cost = lm if self.with_lm else None
-            update = Update(each.n_updates, clf, lm_cost, each.lr, norm, each.time)
+            update = UpdateLine(
+                n_updates=each.n_updates,
+                clf_cost=clf,
+                lm_cost=lm if self.with_lm else None,
+                lr=each.lr,
+                grad_norm=norm,
+                time=each.time,
+            )
             warning = self.job.warning(update)
             for listener in self.listeners:
                 listener.updated(update)

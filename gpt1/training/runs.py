@@ -21,7 +21,6 @@ from gpt1.batches.task_data import TaskData
 from gpt1.datasets import TASKS
 from gpt1.model import DoubleHeadsModel
 from gpt1.opt import OpenAIAdam
-from gpt1.reports.calibration import write_probs
 from gpt1.runtime import device
 from gpt1.runtime.errors import InputError, Stopped
 from gpt1.runtime.locks import RunLock
@@ -32,8 +31,9 @@ from gpt1.settings.training import Settings, from_keywords
 from gpt1.training import capacity, submissions
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
 from gpt1.training.fine_tuning import FineTuning
+from gpt1.training.log_lines import UpdateLine
 from gpt1.training.logs import Bar, History, Keeper, Logs
-from gpt1.training.loop import Evaluation, Listener, Trainer, Update
+from gpt1.training.loop import Evaluation, Listener, Trainer
 from gpt1.training.outputs import Outputs
 from gpt1.training.prepare import build_model, load_data, notes, resolve
 from gpt1.training.sources import Sources, find_sources
@@ -62,7 +62,7 @@ class Result:
     data: TaskData
     model: DoubleHeadsModel
     evaluations: Sequence[Evaluation]
-    updates: Sequence[Update]
+    updates: Sequence[UpdateLine]
     best_score: float
     predictions: npt.NDArray[np.int32] | None
 
@@ -309,7 +309,7 @@ def _submit(
         sha256=submissions.sha256(rows),
     )
     if outputs.settings.probs:
-        write_probs(outputs.probs, logits)
+        submissions.write_probs(outputs.probs, logits)
     elif not submissions.is_of_run(outputs.submission, record.run_id):
         with suppress(OSError):
             outputs.probs.unlink()

@@ -1,28 +1,51 @@
-"""A submission, and the record beside it that says which run made it.
+"""What a run predicts, as files: a submission, the record of its run, and the probabilities.
 
 ``ROCStories.tsv`` has the format of the original's ``predict`` and cannot name its run. The record,
 ``ROCStories.run.json``, does: it holds the name of the run, the ``run_id`` from the first line of
 the run's log, and the SHA-256 of the submission. A record counts only for a submission with that
-SHA-256.
+SHA-256. ``ROCStories.probs.tsv`` adds to each prediction the probabilities of both endings; the
+original writes no such file.
+
+Axes: n stories, 2 choices.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
 
 from gpt1.runtime.errors import Gpt1Error, InputError
-from gpt1.runtime.files import atomic_write, read_text
+from gpt1.runtime.files import atomic_write, read_lines, read_text
+from gpt1.runtime.json_files import (
+    FiniteNumber,
+    Kind,
+    Text,
+    TextOrNull,
+    parse_object,
+    shown,
+    typed,
+)
 
 SUBMISSION = "ROCStories.tsv"  # the original's name for it
 HEADER = "index\tprediction"
+PROBS_HEADER = f"{HEADER}\tprob_0\tprob_1"
+SUM_TOLERANCE = 1e-6  # files of other programs may have rounded
+
+_PROBS_ROW = re.compile(r"(\d+)\t([01])" + r"\t(\d(?:\.\d+)?(?:e-\d+)?)" * 2, re.ASCII)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +60,35 @@ class Record:
         sha256: SHA-256 of the submission, in hexadecimal digits.
     """
 
-    desc: str
-    run_id: str | None
-    log: str
-    valid_accuracy: float
-    sha256: str
+    desc: Text
+    run_id: TextOrNull
+    log: Text
+    valid_accuracy: FiniteNumber
+    sha256: Annotated[str, Kind("64 hexadecimal digits", _is_sha256)]
+
+
+class Choices(NamedTuple):
+    """What a model chose, and how sure it was.
+
+    Attributes:
+        predictions: int64 [n], 0 for the first ending, 1 for the second, as in a submission.
+        probs: float64 [n, 2], a probability for either ending.
+    """
+
+    predictions: npt.NDArray[np.int64]
+    probs: npt.NDArray[np.float64]
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """Probability of the ending that was chosen, [n]."""
+        return self.probs[np.arange(len(self.predictions)), self.predictions]
+
+
+# The submission
 
 
 def table(predictions: Sequence[int]) -> str:
-    """The text of a submission: the header, then index and prediction of each story."""
+    """Return the text of a submission: the header, then index and prediction of each story."""
     rows = [HEADER, *(f"{index}\t{prediction}" for index, prediction in enumerate(predictions))]
     return "\n".join(rows) + "\n"
 
@@ -53,11 +96,6 @@ def table(predictions: Sequence[int]) -> str:
 def sha256(predictions: Sequence[int]) -> str:
     """SHA-256 of the file that :func:`write` makes of these predictions, whatever its line ends."""
     return hashlib.sha256(table(predictions).encode()).hexdigest()
-
-
-def record_path(submission: str | Path) -> Path:
-    """Where the record of a submission is: ``a.run.json`` beside ``a.tsv``."""
-    return Path(submission).with_suffix(".run.json")
 
 
 def write(path: Path, predictions: Sequence[int], record: Record) -> None:
@@ -76,24 +114,47 @@ def write(path: Path, predictions: Sequence[int], record: Record) -> None:
         file.write(table(predictions))
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def read_submission(path: str | Path) -> list[int]:
+    """Read the predictions of a submission, 0 (first ending) or 1 (second) for each story.
+
+    The format is that of the original's ``predict``: the header ``index<TAB>prediction``, then
+    one line per story with its index from 0 and the prediction. Lines end in LF or CRLF.
+
+    Raises:
+        InputError: the file is missing or differs from that format; names the line.
+    """
+    rows = _rows(path, "the submission", HEADER, remedy="name a submission that training wrote.")
+    for index, row in enumerate(rows):
+        if row not in (f"{index}\t0", f"{index}\t1"):
+            raise InputError(
+                f"{path}, line {index + 2}: expected index {index}, a tab, and 0 or 1, found "
+                f"{shown(row)}; write the submission again."
+            )
+    return [int(row[-1]) for row in rows]
 
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "desc": (_is_text, "a text"),
-    "run_id": (lambda x: x is None or _is_text(x), "a text or null"),
-    "log": (_is_text, "a text"),
-    "valid_accuracy": (lambda x: isinstance(x, float) and math.isfinite(x), "a number"),
-    "sha256": (
-        lambda x: _is_text(x) and re.fullmatch("[0-9a-f]{64}", x) is not None,
-        "64 hexadecimal digits",
-    ),
-}
+def _rows(path: str | Path, what: str, header: str, remedy: str) -> list[str]:
+    """The lines of a table after its header, at least one."""
+    found, *rows = read_lines(path, what) or [""]
+    if found != header:
+        raise InputError(
+            f"{path}, line 1: expected the header {header!r}, found {shown(found)}; {remedy}"
+        )
+    if not rows:
+        raise InputError(f"{path}: {what} ends after its header; {remedy}")
+    return rows
+
+
+# The record of the run
+
+
+def record_path(submission: str | Path) -> Path:
+    """Where the record of a submission is: ``a.run.json`` beside ``a.tsv``."""
+    return Path(submission).with_suffix(".run.json")
 
 
 def read_record(submission: str | Path) -> Record | None:
-    """The record beside a submission, or None if there is no such file.
+    """Read the record beside a submission; None if there is no such file.
 
     Raises:
         InputError: the file is not what :func:`write` wrote; names the field.
@@ -102,16 +163,8 @@ def read_record(submission: str | Path) -> Record | None:
     if not os.path.lexists(path):
         return None
     remedy = "delete this file, and the submission's run counts as unknown."
-    try:  # all numbers as floats: no integer is then too long to read
-        values = json.loads(read_text(path, "the record of a submission"), parse_int=float)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected one JSON object; {remedy}")
-    for name, (is_right, expected) in _CHECKS.items():
-        if name not in values or not is_right(values[name]):
-            raise InputError(f"{path}: expected {name} to be {expected}; {remedy}")
-    return Record(**{item.name: values[item.name] for item in fields(Record)})
+    values = parse_object(read_text(path, "the record of a submission"), str(path), remedy)
+    return typed(Record, values, str(path), remedy)
 
 
 def is_of_run(submission: str | Path, run_id: str | None) -> bool:
@@ -121,3 +174,72 @@ def is_of_run(submission: str | Path, run_id: str | None) -> bool:
     except Gpt1Error:
         return False
     return record is not None and run_id is not None and record.run_id == run_id
+
+
+# The probabilities
+
+
+def choices_of(logits: npt.NDArray[Any]) -> Choices:
+    """Turn logits [n, 2] into choices: argmax, and softmax in float64.
+
+    Logits of a diverged model, which are not finite, give probabilities of NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        return Choices(logits.argmax(-1), softmax(logits.astype(np.float64), axis=-1))
+
+
+def probs_table(choices: Choices) -> str:
+    """Return the text of a file of probabilities: a submission's columns, ``prob_0``, ``prob_1``.
+
+    Each probability has the digits that it takes to read the same float64 back.
+    """
+    rows = [PROBS_HEADER]
+    for index, (prediction, probs) in enumerate(zip(*choices, strict=True)):
+        rows.append(f"{index}\t{prediction}\t{float(probs[0])!r}\t{float(probs[1])!r}")
+    return "\n".join(rows) + "\n"
+
+
+def write_probs(path: str | Path, logits: npt.NDArray[Any]) -> None:
+    """Write the probabilities of choice logits [n, 2], as :func:`probs_table` has them.
+
+    Raises:
+        Gpt1Error: the file cannot be written.
+    """
+    with atomic_write(path, "w") as file:
+        file.write(probs_table(choices_of(logits)))
+
+
+def read_probs(path: str | Path) -> Choices:
+    """Read what :func:`write_probs` wrote, bit for bit; lines end in LF or CRLF.
+
+    Raises:
+        InputError: the file is missing or differs from that format, the two probabilities do
+            not sum to 1, or the prediction is the less probable ending; names the line.
+    """
+    remedy = "name a file that training wrote with --probs."
+    rows = _rows(path, "the file of probabilities", PROBS_HEADER, remedy)
+    values = [_probs_row(path, index, row) for index, row in enumerate(rows)]
+    predictions, probs = zip(*values, strict=True)
+    return Choices(np.array(predictions, dtype=np.int64), np.array(probs, dtype=np.float64))
+
+
+def _probs_row(path: str | Path, index: int, row: str) -> tuple[int, tuple[float, float]]:
+    """Prediction and probabilities in the row of story ``index``."""
+    where = f"{path}, line {index + 2}"
+    match = _PROBS_ROW.fullmatch(row)
+    if match is None or match[1] != str(index):
+        remedy = "the model had diverged" if "nan" in row else "write the file again"
+        raise InputError(
+            f"{where}: expected index {index}, 0 or 1, and two probabilities from 0 to 1, with "
+            f"tabs between them, found {row!r:.60}; {remedy}."
+        )
+    prediction, probs = int(match[2]), (float(match[3]), float(match[4]))
+    if abs(sum(probs) - 1) > SUM_TOLERANCE:
+        expected = "two probabilities that sum to 1, found"
+    elif probs[prediction] < probs[1 - prediction]:
+        expected = f"the more probable ending as the prediction, found {prediction} with"
+    else:
+        return prediction, probs
+    raise InputError(
+        f"{where}: expected {expected} {probs[0]} and {probs[1]}; write the file again."
+    )

@@ -20,10 +20,10 @@ import torch
 from gpt1.commands import convert, train
 from gpt1.inference import prediction as predict
 from gpt1.inference.pretrained import load_pretrained
-from gpt1.reports.analysis import read_submission
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
 from gpt1.training import prepare
+from gpt1.training.submissions import read_submission
 from gpt1.weights import released as weights
 from gpt1.weights.jl import read_jl
 

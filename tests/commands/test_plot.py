@@ -35,12 +35,12 @@ from gpt1.inference.attention import (
     token_labels,
 )
 from gpt1.reports import figures
-from gpt1.reports.analysis import LogLine
-from gpt1.reports.runs import Run, UpdateLine, align, read_runs, read_updates, table
+from gpt1.reports.runs import align, table
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
+from gpt1.training.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
 from gpt1.training.logs import JsonLines, UpdateLog
 from gpt1.training.tensorboard import TensorBoard, write_run
 from gpt1.weights import jl
@@ -206,13 +206,13 @@ def test_the_best_epoch_is_the_one_whose_parameters_are_kept() -> None:
 
 def test_speed_is_that_between_evaluations_and_pauses() -> None:
     run = some_run()
-    assert run.updates_a_second == pytest.approx(4)
+    assert run.updates_per_second == pytest.approx(4)
     last = run.updates[-1]
     paused = replace(run, updates=[*run.updates[:-1], replace(last, time=last.time + 3600)])
-    assert paused.updates_a_second == pytest.approx(4)
-    assert replace(run, updates=run.updates[:1]).updates_a_second is None
+    assert paused.updates_per_second == pytest.approx(4)
+    assert replace(run, updates=run.updates[:1]).updates_per_second is None
     at_once = [replace(line, time=1.0) for line in run.updates]
-    assert replace(run, updates=at_once).updates_a_second is None
+    assert replace(run, updates=at_once).updates_per_second is None
 
 
 TABLE = """\
@@ -941,11 +941,11 @@ def test_a_bad_line_of_updates_leaves_the_picture_as_it_was(
 @pytest.mark.parametrize(
     ("package", "arguments", "message"),
     [
-        ("matplotlib", ["curves", "a.png"], "matplotlib is missing: pip install 'gpt1[plots]'"),
+        ("matplotlib", ["curves", "a.png"], "matplotlib is missing: run pip install -e '.[plots]'"),
         (
             "torch.utils.tensorboard",
             ["tensorboard", "board"],
-            "tensorboard is missing: pip install 'gpt1[tensorboard]'",
+            "tensorboard is missing: run pip install -e '.[tensorboard]'",
         ),
     ],
 )

@@ -19,8 +19,8 @@ from gpt1.commands import score, train
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.inference.pretrained import Pretrained, load_pretrained
 from gpt1.model.transformer import DoubleHeadsModel
-from gpt1.reports.calibration import choices_of, read_probs
 from gpt1.runtime.errors import InputError
+from gpt1.training.submissions import choices_of, read_probs
 
 SIMPLE = "story,ending1,ending2,label\nAnna ran.,Anna won.,Anna cried.,1\nBen lost.,He won.,No.,2\n"
 

@@ -18,6 +18,7 @@ from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import pack
 from gpt1.commands.train import main
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
+from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings, parse
 
 ROOT = Path(__file__).parents[2]
@@ -166,13 +167,13 @@ def test_a_compared_run_has_its_number_of_threads(monkeypatch: pytest.MonkeyPatc
     script = runpy.run_path(str(ROOT / "scripts" / "compare_precision.py"))
     before, found = torch.get_num_threads(), []
 
-    def stop(flags: list[str]) -> int:
+    def stop(**flags: object) -> None:
         found.append(torch.get_num_threads())
-        return 7
+        raise InputError("seen")
 
-    monkeypatch.setattr(script["train"], "main", stop)
+    monkeypatch.setitem(script["main"].__globals__, "fine_tune", stop)
     for number in (before + 1, before + 2):
-        with pytest.raises(SystemExit, match="7"):
+        with pytest.raises(InputError, match="seen"):
             script["main"](["--threads", str(number), "1"])
         assert torch.get_num_threads() == before
     assert found == [before + 1, before + 2]

@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
 from gpt1.inference.prediction import mean_cross_entropy
 from gpt1.reports import analysis, calibration
-from gpt1.reports.calibration import Bin, Choices
-from gpt1.runtime.errors import InputError
+from gpt1.reports.calibration import Bin
+from gpt1.training.submissions import Choices, choices_of
 
 # Story by story: who is chosen, how surely, and whether that is right.
 PREDICTIONS = [0, 1, 0, 1, 0, 1]
@@ -52,130 +48,6 @@ def choices(predictions: list[int], confidence: list[float]) -> Choices:
 SIX = choices(PREDICTIONS, CONFIDENCE)
 
 
-def test_choices_are_argmax_and_softmax() -> None:
-    logits = np.array([[0, math.log(3)], [2, 2], [1e4, -1e4], [5, 4]], dtype=np.float32)
-    found = calibration.choices_of(logits)
-    assert found.predictions.tolist() == [1, 0, 0, 0]  # a tie is the first ending
-    expected = [[0.25, 0.75], [0.5, 0.5], [1, 0], [1 / (1 + math.exp(-1)), 1 / (1 + math.e)]]
-    np.testing.assert_allclose(found.probs, expected, rtol=1e-6, atol=0)
-    assert found.probs.dtype == np.float64
-    assert found.confidence.tolist() == found.probs.max(-1).tolist()
-    assert logits.tolist()[0][0] == 0  # left alone
-
-
-def test_softmax_is_taken_in_float64() -> None:
-    logits = np.array([[0, -30]], dtype=np.float32)
-    assert calibration.choices_of(logits).probs[0, 1] == pytest.approx(math.exp(-30), rel=1e-12)
-
-
-# The file
-
-
-def test_file_is_exact(tmp_path: Path) -> None:
-    path = tmp_path / "ROCStories.probs.tsv"
-    calibration.write_probs(path, np.array([[0, 0], [-2000, 0]], dtype=np.float32))
-    assert path.read_bytes() == (
-        b"index\tprediction\tprob_0\tprob_1\n0\t0\t0.5\t0.5\n1\t1\t0.0\t1.0\n"
-    )
-    assert calibration.table(SIX) == FILE
-
-
-@given(
-    logits=npst.arrays(
-        np.float32,
-        st.tuples(st.integers(1, 5), st.just(2)),
-        elements=st.floats(-1e4, 1e4, width=32) | st.floats(-1, 1, width=32),
-    )
-)
-def test_what_is_written_reads_back_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, logits: np.ndarray
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "round.tsv"
-    calibration.write_probs(path, logits)
-    found, expected = calibration.read_probs(path), calibration.choices_of(logits)
-    assert found.probs.tobytes() == expected.probs.tobytes()
-    assert found.predictions.tolist() == logits.argmax(-1).tolist()
-
-
-@pytest.mark.parametrize("change", [str, lambda t: t.replace("\n", "\r\n"), str.rstrip])
-def test_file_is_read_with_any_line_end(tmp_path: Path, change: Any) -> None:
-    path = tmp_path / "p.tsv"
-    path.write_bytes(change(FILE).encode())
-    found = calibration.read_probs(path)
-    assert found.predictions.tolist() == PREDICTIONS
-    assert found.confidence.tolist() == CONFIDENCE
-
-
-HEAD = "index\tprediction\tprob_0\tprob_1\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("", "line 1: expected the header"),
-        (HEAD, "no probabilities after the header"),
-        ("index\tprediction\n0\t1\n", r"line 1: expected the header"),
-        ("0\t1\t0.5\t0.5\n", r"line 1: expected the header"),
-        (HEAD + "0\t1\t0.25\t0.75\n0\t1\t0.25\t0.75\n", "line 3: expected index 1"),
-        (HEAD + "0\t1\t0.25\t0.75\n\n", "line 3: expected index 1"),
-        (HEAD + "00\t1\t0.25\t0.75\n", "line 2: expected index 0"),
-        (HEAD + "0\t2\t0.25\t0.75\n", "line 2: expected index 0, 0 or 1, and two"),
-        (HEAD + "0\t1\t0.25\n", "line 2: expected index 0"),
-        (HEAD + "0\t1\t0.25\t0.75\t\n", "line 2: expected index 0"),
-        (HEAD + "0 1 0.25 0.75\n", "line 2: expected index 0"),
-        (HEAD + "0\t1\t-0.25\t1.25\n", "line 2: expected index 0"),
-        (HEAD + "0\t0\tnan\tnan\n", "found '0\\t0\\tnan\\tnan'; the model had diverged"),
-        (HEAD + "0\t1\t0.2_5\t0.75\n", "line 2: expected index 0"),
-        (HEAD + "0\t1\t٠.25\t0.75\n", "line 2: expected index 0"),
-        (HEAD + "0\t1\t0.25\t0.7\n", "line 2: expected two probabilities that sum to 1"),
-        (HEAD + "0\t1\t0.0\t2.0\n", "line 2: expected two probabilities that sum to 1"),
-        (HEAD + "0\t0\t0.25\t0.75\n", "line 2: expected the more probable ending"),
-        (HEAD.encode() + b"0\t\xff\n", "line 2: the file of probabilities must be UTF-8"),
-    ],
-)
-def test_bad_file(tmp_path: Path, content: str | bytes, complaint: str) -> None:
-    path = tmp_path / "p.tsv"
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(InputError) as caught:
-        calibration.read_probs(path)
-    assert str(caught.value).startswith(str(path))
-    assert complaint in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_diverged_logits_are_written_and_named_when_read(tmp_path: Path) -> None:
-    path = tmp_path / "p.tsv"
-    calibration.write_probs(path, np.array([[1, 2], [math.nan, 0], [math.inf, 0]], np.float32))
-    with pytest.raises(InputError, match=r"line 3: .*; the model had diverged"):
-        calibration.read_probs(path)
-
-
-CUTS = st.tuples(st.integers(0, len(FILE)), st.integers(0, 9), st.binary(max_size=6))
-EDITS = CUTS.map(lambda c: FILE.encode()[: c[0]] + c[2] + FILE.encode()[c[0] + c[1] :])
-
-
-def probs_or_complaint(path: Path) -> Choices | str:
-    try:
-        return calibration.read_probs(path)
-    except InputError as error:
-        return str(error)
-
-
-@given(data=EDITS | st.binary(max_size=60))
-def test_any_bytes_are_probabilities_or_an_input_error(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzz.tsv"
-    path.write_bytes(data)
-    found = probs_or_complaint(path)
-    if isinstance(found, str):
-        assert str(path) in found
-    else:
-        assert found.probs.shape == (len(found.predictions), 2)
-        np.testing.assert_allclose(found.probs.sum(-1), 1, atol=1e-6)
-        assert (found.confidence >= 0.5 - 1e-6).all()
-
-
 # Numbers
 
 
@@ -208,7 +80,7 @@ def test_edges_of_the_bins_are_those_that_are_shown() -> None:
 
 def test_calibration_error_is_that_of_a_plain_loop() -> None:
     rng = np.random.default_rng(1)
-    found = calibration.choices_of(rng.standard_normal((300, 2)) * 2)
+    found = choices_of(rng.standard_normal((300, 2)) * 2)
     labels = rng.integers(0, 2, 300).tolist()
     total = 0.0
     for step in range(10):
@@ -245,15 +117,15 @@ def test_a_calibrated_model_exceeds_its_error_by_chance_one_time_in_twenty() -> 
     assert 0.02 < np.mean(np.array(errors) > rarely) < 0.09
 
 
-def test_brier_score_and_log_loss_are_sklearns() -> None:
-    from sklearn.metrics import brier_score_loss
+def test_brier_score_by_its_definition_and_log_loss_as_sklearns() -> None:
     from sklearn.metrics import log_loss as sklearn_log_loss
 
     rng = np.random.default_rng(3)
     logits = rng.standard_normal((50, 2)).astype(np.float32) * 3
-    probs, labels = calibration.choices_of(logits).probs, rng.integers(0, 2, 50).astype(np.int32)
+    probs, labels = choices_of(logits).probs, rng.integers(0, 2, 50).astype(np.int32)
     brier = calibration.brier_score(probs, labels.tolist())
-    assert brier == pytest.approx(brier_score_loss(labels, probs[:, 1]), rel=1e-12)
+    right = probs[np.arange(50), labels]
+    assert brier == pytest.approx(((1 - right) ** 2).mean(), rel=1e-12)
     loss = calibration.log_loss(probs, labels.tolist())
     assert loss == pytest.approx(sklearn_log_loss(labels, probs), rel=1e-12)
     assert loss == pytest.approx(mean_cross_entropy(logits, labels), rel=1e-9)  # what training logs
@@ -457,5 +329,6 @@ def test_missing_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert analyse("--probs", "s.probs.tsv", "--plot", "r.png") == 2
     assert capsys.readouterr().err == (
-        "gpt1 analysis: error: matplotlib is missing: pip install 'gpt1[plots]'\n"
+        "gpt1 analysis: error: matplotlib is missing: run pip install -e '.[plots]' in the "
+        "directory of the project\n"
     )

@@ -19,6 +19,7 @@ from processes import SIGKILL, Run, before, sends_itself
 from gpt1.reports import analysis
 from gpt1.runtime.errors import InputError
 from gpt1.training import submissions
+from gpt1.training.log_lines import read_run_log
 from gpt1.training.submissions import Record
 
 PREDICTIONS = [0, 1, 1, 0]
@@ -50,8 +51,8 @@ def write_log(settings: dict[str, Any], *accuracies: float) -> None:
 
 def identify(submission: Path | str = "s.tsv", log: Path | str | None = "a.jsonl") -> str:
     """What the files say about the run."""
-    run_log = None if log is None else analysis.read_run_log(log)
-    return analysis.identify_run(submission, analysis.read_submission(submission), run_log)
+    run_log = None if log is None else read_run_log(log)
+    return analysis.identify_run(submission, submissions.read_submission(submission), run_log)
 
 
 # ------------------------------------------------------------------------------- the files
@@ -91,7 +92,8 @@ def test_a_record_that_nobody_wrote_is_an_input_error(
         with pytest.raises(InputError) as caught:
             identify()
         right = complaint if text.startswith("{") and len(text) > 1 else "expected one JSON object"
-        assert str(caught.value).startswith(f"s.run.json: {right}; delete this file")
+        assert str(caught.value).startswith(f"s.run.json: {right}, found ")
+        assert "; delete this file" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------- who made it

@@ -863,8 +863,7 @@ def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> Non
 
 
 def test_probabilities_are_those_of_the_submission(run: Run) -> None:
-    from gpt1.reports.analysis import read_submission
-    from gpt1.reports.calibration import read_probs
+    from gpt1.training.submissions import read_probs, read_submission
 
     assert run.main("--submit", "--probs", "--n_iter", "1") == 0
     choices_ = read_probs(run.submission.with_name("ROCStories.probs.tsv"))
@@ -909,7 +908,7 @@ def test_what_cannot_be_written_is_said_before_training(
     assert run.main("--probs") == 2
     assert "--probs: they are of the predictions of --submit" in capsys.readouterr().err
     monkeypatch.setattr("gpt1.training.outputs.find_spec", lambda name: None)
-    assert_refused(run, ["--tensorboard", "board"], 2, capsys, "gpt1[tensorboard]")
+    assert_refused(run, ["--tensorboard", "board"], 2, capsys, "pip install -e '.[tensorboard]'")
 
 
 RESUMABLE = ["--submit", "--lr", "1e-2", "--save_every", "3"]  # checkpoints 3 4 6 8 9 12

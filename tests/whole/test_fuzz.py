@@ -40,11 +40,10 @@ from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import ModelConfig
 from gpt1.opt.adam import OpenAIAdam
-from gpt1.reports import analysis
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings, parse
 from gpt1.text_utils import encoder as text_utils
-from gpt1.training import checkpoint, logs, submissions
+from gpt1.training import checkpoint, log_lines, logs, submissions
 from gpt1.weights import jl
 from gpt1.weights import released as weights
 
@@ -280,14 +279,14 @@ READERS = {
         "checkpoint-00000003.safetensors", lambda: checkpoint_file(), checkpoint.load
     ),
     "submission": Reader(
-        "a.tsv", lambda: b"index\tprediction\n0\t1\n1\t0\n2\t1\n", analysis.read_submission
+        "a.tsv", lambda: b"index\tprediction\n0\t1\n1\t0\n2\t1\n", submissions.read_submission
     ),
     "record": Reader(
         "a.run.json",
         lambda: RECORD,
         lambda path: submissions.read_record(path.with_name("a.tsv")),
     ),
-    "log": Reader("a.jsonl", lambda: LOG, analysis.read_log),
+    "log": Reader("a.jsonl", lambda: LOG, log_lines.read_log),
     "log to go on with": Reader("a.jsonl", lambda: LOG, lambda path: logs._lines_until(path, 4)),
 }
 WHOLE = functools.cache(lambda kind: READERS[kind].whole())

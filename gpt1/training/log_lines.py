@@ -1,0 +1,204 @@
+"""The lines in the two logs of a run, and how the logs are read.
+
+``log/<desc>.jsonl`` holds the settings of the run in its first line, then one line per evaluation.
+``log/<desc>.updates.jsonl`` holds one line per update, and lines of events. The module
+:mod:`gpt1.training.logs` writes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import read_lines
+from gpt1.runtime.json_files import (
+    Count,
+    CountFrom1,
+    Number,
+    NumberOrNull,
+    Percentage,
+    parse_object,
+    typed,
+)
+
+SUFFIX = ".jsonl"
+UPDATES_SUFFIX = ".updates.jsonl"
+
+_CUT_OFF = "if a crash cut the line off, delete it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLine:
+    """One evaluation during training, under the names of ``log/<desc>.jsonl``.
+
+    Attributes:
+        n_epochs, n_updates: how far training was.
+        tr_cost, va_cost: mean cost per story, in nats; not finite if the run diverged.
+        tr_acc, va_acc: accuracies in percent.
+        time: seconds since 1970.
+    """
+
+    n_epochs: Count
+    n_updates: Count
+    tr_cost: Number
+    va_cost: Number
+    tr_acc: Percentage
+    va_acc: Percentage
+    time: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateLine:
+    """One update, under the names of ``log/<desc>.updates.jsonl``.
+
+    Attributes:
+        n_updates: its number, from 1.
+        clf_cost: mean cost of the choice, in nats per story; not finite if the run diverged.
+        lm_cost: mean cost of the language model, in nats per token; None without that loss.
+        lr: learning rate.
+        grad_norm: norm of the gradient before clipping.
+        time: seconds since 1970.
+    """
+
+    n_updates: CountFrom1
+    clf_cost: Number
+    lm_cost: NumberOrNull
+    lr: Number
+    grad_norm: Number
+    time: Number
+
+
+class RunLog(NamedTuple):
+    """A training log: the settings in its first line, and its evaluations, at least one."""
+
+    path: Path
+    settings: dict[str, Any]
+    evaluations: list[LogLine]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the two logs of a run say.
+
+    Attributes:
+        name: its ``--desc``; with the directory if several runs have that name.
+        evaluations: at least one, in the order of the log.
+        updates: empty if there is no log of them.
+    """
+
+    name: str
+    evaluations: list[LogLine]
+    updates: list[UpdateLine]
+
+    @property
+    def best(self) -> LogLine:
+        """The first evaluation of the highest validation accuracy: what ``--submit`` keeps."""
+        return max(self.evaluations, key=lambda line: line.va_acc)
+
+    @property
+    def updates_per_second(self) -> float | None:
+        """From the median time between two updates, which evaluations and pauses do not move."""
+        gaps = [later.time - line.time for line, later in pairwise(self.updates)]
+        typical = median(gaps) if gaps else 0.0
+        return 1 / typical if typical > 0 else None
+
+
+def read_log(path: str | Path) -> list[LogLine]:
+    """Read the evaluations in a training log, as :func:`read_run_log` reads them."""
+    return read_run_log(path).evaluations
+
+
+def read_run_log(path: str | Path) -> RunLog:
+    """Read a whole training log, in the order of the file.
+
+    Raises:
+        InputError: the file is missing, has no evaluation yet, or a line is not what training
+            writes; names the line and the field.
+    """
+    lines = _objects(path, "the training log")
+    if not lines:
+        raise InputError(f"{path}: the training log is empty; name a file that training wrote.")
+    settings, *rows = lines
+    if "va_acc" in settings:
+        raise InputError(
+            f"{path}, line 1: expected the settings of the run, found an evaluation; "
+            "name a whole log, with its first line."
+        )
+    if not rows:
+        raise InputError(
+            f"{path}: only settings, no evaluation yet; wait for the end of the first epoch, "
+            "or leave the log out."
+        )
+    remedy = "name a log that training wrote."
+    evaluations = [
+        typed(LogLine, row, f"{path}, line {number}", remedy) for number, row in enumerate(rows, 2)
+    ]
+    return RunLog(Path(path), settings, evaluations)
+
+
+def read_updates(path: str | Path) -> list[UpdateLine]:
+    """Read the updates in a log of updates, in order; there are none if the file is empty.
+
+    Lines of events, which say ``event``, are left out.
+
+    Raises:
+        InputError: the file is missing, or a line is not what training writes; names the line
+            and the field.
+    """
+    remedy = "name a log of updates that training wrote."
+    lines: list[UpdateLine] = []
+    for number, values in enumerate(_objects(path, "the log of updates"), 1):
+        if "event" in values:
+            continue
+        where = f"{path}, line {number}"
+        line = typed(UpdateLine, values, where, remedy)
+        if lines and line.n_updates <= lines[-1].n_updates:
+            raise InputError(
+                f"{where}: expected an update after number {lines[-1].n_updates}, found number "
+                f"{line.n_updates}; delete the lines that are there twice."
+            )
+        lines.append(line)
+    return lines
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Read the runs whose evaluation logs are given, each with the log of updates beside it.
+
+    The latter may be among ``paths``, as ``log/*.jsonl`` makes it; a log named twice counts once.
+
+    Raises:
+        InputError: a file is missing or is not what training writes; names file and line.
+    """
+    named = list(dict.fromkeys(map(Path, paths)))
+    logs = [path for path in named if not path.name.endswith(UPDATES_SUFFIX)]
+    for path in named:
+        log = path.with_name(path.name.removesuffix(UPDATES_SUFFIX) + SUFFIX)
+        if path not in logs and log not in logs:
+            raise InputError(f"{path}: a log of updates; name the log of evaluations, {log}.")
+    stems = [path.with_name(path.name.removesuffix(SUFFIX)) for path in logs]
+    return [
+        Run(
+            name=stem.name if [other.name for other in stems].count(stem.name) == 1 else str(stem),
+            evaluations=read_log(path),
+            updates=_updates_beside(stem),
+        )
+        for path, stem in zip(logs, stems, strict=True)
+    ]
+
+
+def _updates_beside(stem: Path) -> list[UpdateLine]:
+    path = stem.with_name(stem.name + UPDATES_SUFFIX)
+    return read_updates(path) if path.exists() else []
+
+
+def _objects(path: str | Path, what: str) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of a file."""
+    return [
+        parse_object(text, f"{path}, line {number}", _CUT_OFF)
+        for number, text in enumerate(read_lines(path, what), 1)
+    ]
