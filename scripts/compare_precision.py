@@ -51,7 +51,7 @@ def outcome(variant: Variant, flags: Mapping[str, Any]) -> Result:
     """Train one variant, and leave no file behind."""
     with tempfile.TemporaryDirectory() as place, on_threads(variant.threads):
         places = {f"{kind}_dir": f"{place}/{kind}" for kind in ("log", "save", "submission")}
-        return fine_tune(**{**flags, **places, **variant.flags})
+        return fine_tune(verbose=False, **{**flags, **places, **variant.flags})
 
 
 def distance(name: str, ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:

@@ -120,7 +120,7 @@ def train(run: SeedRun) -> None:
         print(f"seed {run.seed}: done already", file=sys.stderr)
         return
     try:
-        fine_tune(**run.flags)
+        fine_tune(verbose=False, **run.flags)
     except InputError as error:
         raise InputError(f"seed {run.seed}: {error}") from error
     print(f"seed {run.seed}: done", file=sys.stderr)

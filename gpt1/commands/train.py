@@ -55,7 +55,6 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
         from gpt1.datasets import TASKS
         from gpt1.runtime import launcher
         from gpt1.runtime.ranks import joined
-        from gpt1.training.logs import Printer
         from gpt1.training.runs import run_fine_tuning
         from gpt1.training.sources import find_sources
 
@@ -69,7 +68,7 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
     with RunLock() as lock, joined(settings.device, settings.n_gpu) as ranks:
         if ranks.is_main and sources.demo:
             _announce_demo(settings, sources)
-        result = run_fine_tuning(settings, sources, ranks, stop, lock, listeners=[Printer()])
+        result = run_fine_tuning(settings, sources, ranks, stop, lock)
         if settings.analysis and ranks.is_main:
             from gpt1.reports.analysis import analyse_rocstories
 
@@ -93,7 +92,7 @@ def _announce_demo(settings: Settings, sources: Sources) -> None:
         f"({sources.model_dir}/), trained with --lr {settings.lr:g} --n_iter {settings.n_iter}. It "
         "runs because data/ holds no ROCStories and neither --data_dir nor --model_dir was given; "
         "README.md says how to get the real data and weights.",
-        width=88,
+        width=78,
     )
     rule = "-" * max(map(len, lines))
     print("\n".join([rule, *lines, rule]), file=sys.stderr)

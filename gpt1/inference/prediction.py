@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -35,6 +35,7 @@ def predict_logits(
     *,
     n_batch: int,
     precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the logits of all choices, float32 [B, S], the same on all ranks.
 
@@ -55,6 +56,8 @@ def predict_logits(
             stories = part.take(by_length[begin : begin + n_batch])
             batch = pack(stories, model.config.clf_token, share_prefix=True)
             found.append(model.choice_logits(batch.to(ranks.device)).float())
+            if progress is not None:
+                progress(begin + stories.n_stories, part.n_stories)
     logits[by_length] = torch.cat(found).cpu().numpy()  # One transfer: each waits for the GPU.
     return ranks.gather(logits)
 

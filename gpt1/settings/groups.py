@@ -185,6 +185,9 @@ class OutputSettings:
         metavar="DIR",
         may_change=True,
     )
+    quiet: bool = setting(
+        False, "print the lines of the original alone, one per evaluation", may_change=True
+    )
     resume: bool = setting(
         False, "go on from the last checkpoint of this run, if there is one", may_change=True
     )

@@ -27,7 +27,7 @@ from gpt1.tasks.task import describe_sources
 from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD
 from gpt1.training.checkpoint import TrainState
 from gpt1.training.log_lines import UpdateLine
-from gpt1.training.loop import Evaluation
+from gpt1.training.loop import Evaluation, Progress
 
 Rows = npt.NDArray[np.int64]
 
@@ -127,6 +127,11 @@ def special_rows(stream: np.random.RandomState, n_embd: int) -> npt.NDArray[np.f
     return (stream.randn(N_SPECIAL, n_embd) * SPECIAL_STD).astype(np.float32)
 
 
+def _tell_part(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    """Tell the progress within a part as progress of the whole."""
+    progress(before + done, total)
+
+
 class FineTuning:
     """Fine-tune on a task, with the language-model loss beside it (paper, section 3.2).
 
@@ -193,16 +198,18 @@ class FineTuning:
         extra = update in EXTRA_EVALUATIONS and update < self.updates_per_epoch
         return extra or update % self.updates_per_epoch == 0
 
-    def evaluate(self, state: TrainState, ranks: Ranks) -> Evaluation:
+    def evaluate(self, state: TrainState, ranks: Ranks, progress: Progress) -> Evaluation:
         """Compute costs and metrics, for training on its first ``n_valid`` examples as there."""
-        train = self._figures(
-            self.data.train.take(slice(0, self.data.valid.n_stories)), state, ranks
-        )
-        valid = self._figures(self.data.valid, state, ranks)
+        valid = self.data.valid
+        splits = {"tr": self.data.train.take(slice(0, valid.n_stories)), "va": valid}
+        total, before = sum(arrays.n_stories for arrays in splits.values()), 0
+        found = {}
+        for split, arrays in splits.items():
+            tell = partial(_tell_part, progress, before, total)
+            found[split] = self._figures(arrays, state, ranks, tell)
+            before += arrays.n_stories
         figures = {
-            f"{split}_{name}": found[name]
-            for name in train
-            for split, found in (("tr", train), ("va", valid))
+            f"{split}_{name}": found[split][name] for name in found["tr"] for split in splits
         }
         return Evaluation(
             n_epochs=state.n_updates // self.updates_per_epoch,
@@ -211,10 +218,12 @@ class FineTuning:
             score=figures[f"va_{self.data.task.metrics[0].name}"],
         )
 
-    def _figures(self, arrays: ChoiceArrays, state: TrainState, ranks: Ranks) -> dict[str, float]:
+    def _figures(
+        self, arrays: ChoiceArrays, state: TrainState, ranks: Ranks, progress: Progress
+    ) -> dict[str, float]:
         """Return cost and metrics of a split by their names."""
         assert arrays.Y is not None  # both splits that are evaluated have labels
-        logits = self.predict(state.model, arrays, ranks)
+        logits = self.predict(state.model, arrays, ranks, progress)
         predictions = self.data.task.target.decide(logits)
         metrics = self.data.task.metrics
         return {
@@ -223,7 +232,11 @@ class FineTuning:
         }
 
     def predict(
-        self, model: DoubleHeadsModel, arrays: ChoiceArrays, ranks: Ranks
+        self,
+        model: DoubleHeadsModel,
+        arrays: ChoiceArrays,
+        ranks: Ranks,
+        progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the logits [n, C] of a split, the same on every rank."""
         return predict_logits(
@@ -232,6 +245,7 @@ class FineTuning:
             ranks,
             n_batch=self.loop.batch_size,
             precision=self.device.precision,
+            progress=progress,
         )
 
     def identity(self) -> Mapping[str, Any]:

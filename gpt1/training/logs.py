@@ -1,9 +1,8 @@
-"""What a run logs, prints, keeps and shows while it trains: listeners of the training loop."""
+"""What a run keeps while it trains, its logs above all: listeners of the training loop."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -11,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
 from gpt1.training.checkpoint import TrainState
 from gpt1.training.log_lines import UpdateLine
 from gpt1.training.loop import Evaluation, Listener
+from gpt1.training.outputs import Outputs
 from gpt1.training.tensorboard import TensorBoard
 
 Mirror = Callable[[Mapping[str, Any]], None]
@@ -115,11 +113,9 @@ class Logs(Listener):
     """The two logs of a run: settings and evaluations as in the original, and a line per update.
 
     Args:
-        evaluations: path of the first.
-        updates: path of the second.
+        outputs: the places of both, and of TensorBoard's files.
         settings: the first line of the first log: what the run was made with.
         warn: shows a warning to the user.
-        tensorboard: a directory in which TensorBoard shows the figures, too.
 
     Attributes:
         first: the first line of the first log, which is that of the resumed run if there is one.
@@ -127,33 +123,31 @@ class Logs(Listener):
 
     def __init__(
         self,
-        evaluations: Path,
-        updates: Path,
+        outputs: Outputs,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
-        tensorboard: str | None = None,
     ) -> None:
-        self._paths, self._settings = (evaluations, updates), settings
-        self._warn, self._tensorboard = warn, tensorboard
+        self._outputs, self._settings, self._warn = outputs, settings, warn
         self._open = ExitStack()
         self.first: Mapping[str, Any] = {}
 
-    def started(self, state: TrainState, *, resumed: bool) -> None:
+    def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
         """Begin both logs, or cut them back to the checkpoint that the run goes on from."""
         keep = state.n_updates if resumed else None
         # An evaluation that is still to be made is not in the log, even if it was made once.
         keep_evaluations = None if keep is None else keep - (not state.evaluated)
         mirrors: tuple[Mirror | None, Mirror | None] = (None, None)
-        if self._tensorboard is not None:
-            board = TensorBoard(self._tensorboard)
+        directory = self._outputs.settings.tensorboard
+        if directory is not None:
+            board = TensorBoard(directory)
             self._open.callback(board.close)
             mirrors = (board.evaluation_line, board.update_line)
-        self._evaluations = JsonLines(self._paths[0], keep_evaluations, mirrors[0])
+        self._evaluations = JsonLines(self._outputs.log, keep_evaluations, mirrors[0])
         self._open.callback(self._evaluations.close)
         if self._evaluations.is_new:
             self._evaluations.write(**self._settings)
         self.first = self._evaluations.first
-        self._updates = JsonLines(self._paths[1], keep, mirrors[1])
+        self._updates = JsonLines(self._outputs.updates, keep, mirrors[1])
         self._open.callback(self._updates.close)
 
     def updated(self, update: UpdateLine) -> None:
@@ -178,25 +172,13 @@ class Logs(Listener):
         self._open.close()
 
 
-class Printer(Listener):
-    """Prints a line for each evaluation, as the original does."""
-
-    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """Print epochs, updates, both costs, and both scores of the first metric."""
-        words = [str(evaluation.n_epochs), str(evaluation.n_updates)]
-        figures = list(evaluation.figures.values())[:4]
-        words += [f"{x:.3f}" for x in figures[:2]] + [f"{x:.2f}" for x in figures[2:]]
-        print(" ".join(words))
-        sys.stdout.flush()
-
-
 class Keeper(Listener):
     """Calls ``save`` before the first update, and whenever an evaluation is the best so far."""
 
     def __init__(self, save: Callable[[], None]) -> None:
         self._save = save
 
-    def started(self, state: TrainState, *, resumed: bool) -> None:
+    def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
         """Keep what the run starts from, unless it goes on from a checkpoint."""
         if not resumed:
             self._save()
@@ -221,35 +203,3 @@ class History(Listener):
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
         """Remember an evaluation."""
         self.evaluations.append(evaluation)
-
-
-class Bar(Listener):
-    """One progress bar for all updates of a run, on stderr if that is a terminal."""
-
-    def __init__(self, n_updates: int) -> None:
-        self._n_updates = n_updates
-        self._bar: Any = None
-
-    def started(self, state: TrainState, *, resumed: bool) -> None:
-        """Show the bar."""
-        self._bar = tqdm(
-            total=self._n_updates,
-            initial=state.n_updates,
-            unit="update",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    def stepped(self, n_updates: int) -> None:
-        """Move the bar."""
-        self._bar.update(n_updates - self._bar.n)
-
-    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """Clear the bar, so that the line of the evaluation has a line of its own."""
-        self._bar.clear()
-
-    def closed(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()

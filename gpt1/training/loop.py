@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -27,6 +27,8 @@ from gpt1.training.checkpoint import Checkpoints, TrainState
 from gpt1.training.log_lines import UpdateLine
 
 Work = TypeVar("Work")
+Progress = Callable[[int, int], None]
+"""Takes the number of examples done and their total."""
 
 GPU_DELAY = 50
 """Updates whose figures may wait on a GPU: to read a number from a GPU is to wait for it."""
@@ -71,8 +73,8 @@ class Job(Protocol[Work]):
     def evaluation_due(self, update: int) -> bool:
         """Whether an evaluation follows this update."""
 
-    def evaluate(self, state: TrainState, ranks: Ranks) -> Evaluation:
-        """Evaluate the model on all ranks together."""
+    def evaluate(self, state: TrainState, ranks: Ranks, progress: Progress) -> Evaluation:
+        """Evaluate the model on all ranks together, and call ``progress`` now and then."""
 
     def identity(self) -> Mapping[str, Any]:
         """What a continued run must share with the run it continues."""
@@ -84,8 +86,11 @@ class Job(Protocol[Work]):
 class Listener:
     """Is told what a run does. Every method does nothing unless a subclass has its own."""
 
-    def started(self, state: TrainState, *, resumed: bool) -> None:
-        """Training begins, from nothing or from a checkpoint."""
+    def prepared(self, description: Sequence[str]) -> None:
+        """All files are read; the lines say what the run is about to do."""
+
+    def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
+        """Training begins, from nothing or from a checkpoint, to end after ``n_updates``."""
 
     def updated(self, update: UpdateLine) -> None:
         """The figures of an update are known; on a GPU this may be some updates later."""
@@ -96,14 +101,17 @@ class Listener:
     def warned(self, update: UpdateLine, message: str) -> None:
         """The costs of an update show that the run diverges."""
 
-    def evaluating(self) -> None:
-        """An evaluation begins; the figures of all updates before it are known."""
+    def evaluating(self, done: int, total: int) -> None:
+        """An evaluation has predicted ``done`` of ``total`` examples; tells this more than once."""
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
         """An evaluation is done; the model still has the parameters that were evaluated."""
 
     def closed(self) -> None:
         """Training is over, in whatever way."""
+
+    def finished(self, summary: Sequence[str]) -> None:
+        """All results are written; the lines say which."""
 
 
 class _Waiting(NamedTuple):
@@ -179,7 +187,7 @@ class Trainer:
             self.checkpoints.clear()
         try:
             for listener in self.listeners:
-                listener.started(self.state, resumed=resumed)
+                listener.started(self.state, n_updates=self.job.n_updates, resumed=resumed)
             with self.stop.held():  # requests to end are obeyed between updates
                 self._make_updates()
             self._read_waiting()
@@ -290,12 +298,10 @@ class Trainer:
         """
         state = self.state
         self._read_waiting()
-        for listener in self.listeners:
-            listener.evaluating()
         try:
             # One process alone may leave at once; several must leave together.
             with self.stop.obeyed() if self.ranks.world == 1 else nullcontext():
-                found = self.job.evaluate(state, self.ranks)
+                found = self.job.evaluate(state, self.ranks, self._tell_progress)
         except Stopped:
             self._obey()
             raise
@@ -308,6 +314,10 @@ class Trainer:
         state.best_score = max(state.best_score, found.score)
         for listener in self.listeners:
             listener.evaluated(found, is_best=is_best)
+
+    def _tell_progress(self, done: int, total: int) -> None:
+        for listener in self.listeners:
+            listener.evaluating(done, total)
 
     def _obey(self) -> None:
         """Save and raise :class:`Stopped` on all ranks if any of them was asked to end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 import gpt1
 from gpt1.batches.task_data import TaskData
@@ -30,9 +28,10 @@ from gpt1.settings.groups import OptimizerSettings
 from gpt1.settings.training import Settings, from_keywords
 from gpt1.training import capacity, submissions
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
+from gpt1.training.console import Console, say
 from gpt1.training.fine_tuning import FineTuning
 from gpt1.training.log_lines import UpdateLine
-from gpt1.training.logs import Bar, History, Keeper, Logs
+from gpt1.training.logs import History, Keeper, Logs
 from gpt1.training.loop import Evaluation, Listener, Trainer
 from gpt1.training.outputs import Outputs
 from gpt1.training.prepare import build_model, load_data, notes, resolve
@@ -78,19 +77,12 @@ class Result:
         return found
 
 
-def say(message: str) -> None:
-    """Write a message to stderr, above the progress bar if there is one."""
-    tqdm.write(message, file=sys.stderr)
-
-
-def fine_tune(
-    dataset: str = "rocstories", *, listeners: Sequence[Listener] = (), **settings: Any
-) -> Result:
+def fine_tune(dataset: str = "rocstories", *, verbose: bool = True, **settings: Any) -> Result:
     """Fine-tune a pretrained model on a data set, and predict its test split.
 
     Args:
         dataset: as ``--dataset`` takes it.
-        listeners: are told what happens while it trains.
+        verbose: show on the terminal, or in the notebook, what a run of ``gpt1 train`` shows.
         settings: any flag of ``gpt1 train`` by its name, such as ``n_iter=1``. ``submit`` is true
             unless it is given: the best parameters are kept, and predict the test split.
 
@@ -109,7 +101,7 @@ def fine_tune(
             RunLock() as lock,
             joined(chosen.device, chosen.n_gpu) as ranks,
         ):
-            return run_fine_tuning(chosen, sources, ranks, stop, lock, listeners=listeners)
+            return run_fine_tuning(chosen, sources, ranks, stop, lock, verbose=verbose)
     except Stopped as error:
         raise KeyboardInterrupt(str(error)) from None
 
@@ -121,7 +113,7 @@ def run_fine_tuning(
     stop: StopRequests,
     lock: RunLock,
     *,
-    listeners: Sequence[Listener] = (),
+    verbose: bool = True,
 ) -> Result:
     """Make a whole run: data, model, training, and with ``submit`` the submission.
 
@@ -131,7 +123,7 @@ def run_fine_tuning(
         ranks: this process among those of the run.
         stop: requests to end.
         lock: keeps other runs of this name out until the caller opens it.
-        listeners: are told what happens, besides those that keep logs and parameters.
+        verbose: show on the terminal how far the run is.
 
     Raises:
         InputError: something of the user's is wrong; nothing has been written then.
@@ -146,39 +138,95 @@ def run_fine_tuning(
     if settings.compile:
         model.compile_layers()
     job = FineTuning(data, settings, settings, config=model.config, settings=settings.identity())
-    optimizer = make_optimizer(model, settings, n_updates=job.n_updates)
-    state = TrainState(model=model, optimizer=optimizer, best_score=data.task.metrics[0].lowest)
-    logs, history = _logs(settings, sources, ranks, outputs), History()
+    logs, history = Logs(outputs, _logged_settings(settings, sources, ranks), say), History()
+    show = verbose and ranks.is_main
+    console = [Console(settings.batch_size, quiet=settings.quiet)] if show else []
     keepers = [Keeper(partial(_write_params, outputs, model))] if settings.submit else []
-    trainer = Trainer(
-        job,
-        state,
-        ranks,
-        checkpoints=Checkpoints(outputs.directory, ranks, say),
-        listeners=(Bar(job.n_updates), logs, *listeners, *keepers, history),
-        stop=stop,
-        save_every=settings.save_every,
-        with_lm=settings.lm_coef != 0,
-    )
+    trainer = _make_trainer(job, model, settings, ranks, stop, (logs, *console, *keepers, history))
     resumed = trainer.restore() if settings.resume else False
     ranks.on_main_rank(lambda: _check_disks(trainer, outputs, data, resumed=resumed))
+    for shown in console:
+        shown.prepared(_describe(job, settings, ranks, sources))
     trainer.train(resumed=resumed)
     predictions = None
     if settings.submit:
         stop.where = "training is over and saved, the submission is not written"
-        run_id = logs.first.get("run_id")
-        predictions = _submit(job, state, ranks, outputs, run_id)
+        predictions = _submit(job, trainer.state, ranks, outputs, logs.first.get("run_id"))
     stop.where = "all results are written"
-    return Result(
+    result = Result(
         settings=settings,
         outputs=outputs,
         data=data,
         model=model,
         evaluations=history.evaluations,
         updates=history.updates,
-        best_score=state.best_score,
+        best_score=trainer.state.best_score,
         predictions=predictions,
     )
+    for shown in console:
+        shown.finished(_summarize(result))
+    return result
+
+
+def _make_trainer(
+    job: FineTuning,
+    model: DoubleHeadsModel,
+    settings: Settings,
+    ranks: Ranks,
+    stop: StopRequests,
+    listeners: Sequence[Listener],
+) -> Trainer:
+    """Return the training loop of a job, at its beginning."""
+    optimizer = make_optimizer(model, settings, n_updates=job.n_updates)
+    lowest = job.data.task.metrics[0].lowest
+    return Trainer(
+        job,
+        TrainState(model=model, optimizer=optimizer, best_score=lowest),
+        ranks,
+        checkpoints=Checkpoints(Outputs(settings).directory, ranks, say),
+        listeners=listeners,
+        stop=stop,
+        save_every=settings.save_every,
+        with_lm=settings.lm_coef != 0,
+    )
+
+
+def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Sources) -> list[str]:
+    """Return what a run is about to do, in three lines."""
+    data, start = job.data, settings.init_params or f"{sources.model_dir}/"
+    if settings.n_transfer == -1:
+        start = "fresh parameters"
+    n = capacity.n_parameters(job.config)
+    processes = f"{ranks.world} processes, " if ranks.world > 1 else ""
+    is_cpu = ranks.device.type == "cpu"
+    threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
+    return [
+        f"{data.task.title}: {data.train.n_stories} examples to train on, {data.valid.n_stories} to "
+        f"validate, {data.test.n_stories} to predict",
+        f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, each "
+        f"on {settings.batch_size} examples",
+        f"{n / 1e6:.1f} million parameters from {start}, on {ranks.device}, "
+        f"{processes}{threads}{settings.precision}",
+    ]
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _summarize(result: Result) -> list[str]:
+    """Return what a run has made: scores, files, and the command that tells more."""
+    outputs, settings = result.outputs, result.settings
+    found = ", ".join(f"{name.replace('_', ' ')} {x:.2f} %" for name, x in result.metrics.items())
+    best = max(result.evaluations, key=lambda each: each.score, default=None)
+    epoch = f"best after epoch {best.n_epochs}: " if best is not None else ""
+    files = [outputs.log, outputs.updates]
+    if settings.submit:
+        files += [outputs.best_params, outputs.submission]
+    lines = [f"{epoch}{found}", "written:", *(f"  {path}" for path in files)]
+    if settings.submit:
+        lines.append(f"next: gpt1 analysis {outputs.submission} --log {outputs.log}")
+    return lines
 
 
 def _set_up(settings: Settings, ranks: Ranks) -> Settings:
@@ -235,13 +283,6 @@ def make_optimizer(
         vector_l2=settings.vector_l2,
         max_grad_norm=settings.max_grad_norm,
     )
-
-
-def _logs(settings: Settings, sources: Sources, ranks: Ranks, outputs: Outputs) -> Logs:
-    """Return the logs of a run, and TensorBoard's if they are asked for."""
-    first = _logged_settings(settings, sources, ranks)
-    directory = settings.tensorboard if ranks.is_main else None
-    return Logs(outputs.log, outputs.updates, first, say, tensorboard=directory)
 
 
 def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict[str, Any]:

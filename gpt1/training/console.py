@@ -1,0 +1,124 @@
+"""What a run shows while it trains: a start, a table of evaluations, a progress bar, a summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from gpt1.training.checkpoint import TrainState
+from gpt1.training.log_lines import UpdateLine
+from gpt1.training.loop import Evaluation, Listener
+
+LINE_EVERY = 30.0
+"""Seconds between two plain lines of progress, where no bar can be drawn."""
+
+BAR = "{desc}{percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+
+
+def say(message: str) -> None:
+    """Write a message to stderr, above the progress bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def can_draw() -> bool:
+    """Return whether stderr shows a bar: it is a terminal, or this is a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class Console(Listener):
+    """Shows how far a run is.
+
+    Where stdout is a terminal or a notebook it gets a table of evaluations, otherwise the lines
+    of the original, for programs to read. Everything else goes to stderr.
+
+    Args:
+        n_examples: examples per update.
+        quiet: print the lines of the original alone, wherever they go.
+    """
+
+    def __init__(self, n_examples: int, *, quiet: bool = False) -> None:
+        self._n_examples, self._quiet = n_examples, quiet
+        self._is_table = not quiet and (sys.stdout.isatty() or "ipykernel" in sys.modules)
+        self._bar: Any = None
+        self._has_header = False
+        self._shown_at = self._started_at = time.monotonic()
+        self._n_begin = self._n_updates = self._n_total = 0
+
+    def prepared(self, description: Sequence[str]) -> None:
+        """Say what the run is about to do."""
+        if not self._quiet:
+            say("\n".join(description))
+
+    def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
+        """Show the bar."""
+        self._started_at = self._shown_at = time.monotonic()
+        self._n_begin, self._n_total = state.n_updates, n_updates
+        self._n_updates = state.n_updates
+        self._bar = tqdm(
+            total=n_updates,
+            initial=state.n_updates,
+            bar_format=BAR,
+            leave=False,
+            dynamic_ncols=True,
+            disable=self._quiet or not can_draw(),
+        )
+
+    def stepped(self, n_updates: int) -> None:
+        """Move the bar."""
+        self._n_updates = n_updates
+        self._bar.set_description_str("", refresh=False)
+        self._bar.update(n_updates - self._bar.n)
+
+    def updated(self, update: UpdateLine) -> None:
+        """Show the figures of an update in the bar, or now and then in a line."""
+        now = time.monotonic()
+        rate = (self._n_updates - self._n_begin) / max(now - self._started_at, 1e-9)
+        figures = f"loss {update.clf_cost:.3f}, lr {update.lr:.2g}"
+        speed = f"{rate * self._n_examples:.3g} examples/s"
+        self._bar.set_postfix_str(f"{figures}, {speed}", refresh=False)
+        if self._quiet or can_draw() or now - self._shown_at < LINE_EVERY:
+            return
+        self._shown_at = now
+        left = (self._n_total - self._n_updates) / max(rate, 1e-9)
+        say(
+            f"update {update.n_updates} of {self._n_total}: {figures}, {speed}, "
+            f"{tqdm.format_interval(left)} left"
+        )
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show in the bar how far an evaluation is."""
+        self._bar.set_description_str(f"evaluating {100 * done // max(total, 1)} % ")
+
+    def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
+        """Print epochs, updates, both costs, and both scores of the first metric."""
+        names, figures = zip(*list(evaluation.figures.items())[:4], strict=True)
+        costs, scores = figures[:2], figures[2:]
+        if self._bar is not None:
+            self._bar.set_description_str("", refresh=False)
+        if not self._is_table:
+            words = [str(evaluation.n_epochs), str(evaluation.n_updates)]
+            words += [f"{x:.3f}" for x in costs] + [f"{x:.2f}" for x in scores]
+            tqdm.write(" ".join(words))
+            sys.stdout.flush()
+            return
+        if not self._has_header:
+            titles = [name.replace("tr_", "train ").replace("va_", "valid ") for name in names]
+            tqdm.write(f"{'epoch':>6}{'update':>8}" + "".join(f"{title:>12}" for title in titles))
+            self._has_header = True
+        row = f"{evaluation.n_epochs:6}{evaluation.n_updates:8}"
+        row += "".join(f"{x:12.3f}" for x in costs) + "".join(f"{x:12.2f}" for x in scores)
+        tqdm.write(row + ("  best" if is_best else ""))
+
+    def closed(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def finished(self, summary: Sequence[str]) -> None:
+        """Say what the run has made."""
+        if not self._quiet:
+            say("\n".join(summary))
