@@ -37,7 +37,7 @@ from gpt1.runtime import launcher
 from gpt1.training import checkpoint
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
-FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2"]
+FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2", "--quiet"]
 FLAGS += ["--save_every", "3"]  # 4 updates an epoch, 12 in all: checkpoints 3 4 6 8 9 12
 PROGRAM = "gpt1 train"
 

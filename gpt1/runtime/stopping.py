@@ -29,11 +29,13 @@ class StopRequests:
     Attributes:
         signal: the first signal that came, or None.
         where: how far the program is; the message of :class:`gpt1.runtime.errors.Stopped`.
+        waits_for: what a held request waits for, for the message at once.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.where = "before training began"
+        self.waits_for = "the work under way"
         self._came = 0.0
         self._held = False
         self._previous: dict[signal.Signals, object] = {}
@@ -91,7 +93,10 @@ class StopRequests:
         if not self._held:
             self.check()
         if os.environ.get("RANK", "0") == "0":
-            text = f"\n{self.signal.name}: ending once all is saved; once more ends at once\n"
+            text = (
+                f"\n{self.signal.name}: finishing {self.waits_for}, then saving and ending; a second "
+                "one ends at once and loses all updates since the last checkpoint\n"
+            )
             with suppress(OSError):
                 os.write(2, text.encode())  # print() fails if the signal interrupts a print()
 

@@ -16,7 +16,7 @@ from gpt1.training.loop import Evaluation, Listener
 LINE_EVERY = 30.0
 """Seconds between two plain lines of progress, where no bar can be drawn."""
 
-BAR = "{desc}{percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+BAR = "{percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
 
 
 def say(message: str) -> None:
@@ -70,7 +70,6 @@ class Console(Listener):
     def stepped(self, n_updates: int) -> None:
         """Move the bar."""
         self._n_updates = n_updates
-        self._bar.set_description_str("", refresh=False)
         self._bar.update(n_updates - self._bar.n)
 
     def updated(self, update: UpdateLine) -> None:
@@ -91,14 +90,12 @@ class Console(Listener):
 
     def evaluating(self, done: int, total: int) -> None:
         """Show in the bar how far an evaluation is."""
-        self._bar.set_description_str(f"evaluating {100 * done // max(total, 1)} % ")
+        self._bar.set_postfix_str(f"evaluating: {100 * done // max(total, 1)} %")
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
         """Print epochs, updates, both costs, and both scores of the first metric."""
         names, figures = zip(*list(evaluation.figures.items())[:4], strict=True)
         costs, scores = figures[:2], figures[2:]
-        if self._bar is not None:
-            self._bar.set_description_str("", refresh=False)
         if not self._is_table:
             words = [str(evaluation.n_epochs), str(evaluation.n_updates)]
             words += [f"{x:.3f}" for x in costs] + [f"{x:.2f}" for x in scores]

@@ -221,6 +221,7 @@ class Trainer:
         """Make one update: the gradients of all towers averaged, then the optimizer."""
         state = self.state
         self._recent.append((update, work))
+        began = time.monotonic()
         costs = self.job.gradients(self.replica, work, update)
         figures = torch.cat([costs, state.optimizer.measure().reshape(1)])
         if not self._delay:
@@ -230,6 +231,8 @@ class Trainer:
         lr = state.optimizer.current_lr()
         self._waiting.append(_Waiting(update, lr, time.time(), figures))
         state.optimizer.zero_grad()
+        seconds = max(1, round(time.monotonic() - began))
+        self.stop.waits_for = f"the update under way (about {seconds} s)"
         for listener in self.listeners:
             listener.stepped(update)
         if len(self._waiting) > self._delay:

@@ -205,7 +205,7 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
         f"validate, {data.test.n_stories} to predict",
         f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, each "
         f"on {settings.batch_size} examples",
-        f"{n / 1e6:.1f} million parameters from {start}, on {ranks.device}, "
+        f"{n:,} parameters from {start}, on {ranks.device}, "
         f"{processes}{threads}{settings.precision}",
     ]
 

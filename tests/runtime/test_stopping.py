@@ -160,7 +160,7 @@ def test_a_real_command_is_stopped_while_it_imports(
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 128 + number, done.stderr
     noted, message = done.stderr.strip().splitlines()
-    assert noted == f"{number.name}: ending once all is saved; once more ends at once"
+    assert noted.startswith(f"{number.name}: finishing the work under way, then saving and ending;")
     assert message.startswith(f"gpt1 train: stopped by {number.name}: {BEFORE}; to go on: ")
     assert not run.directory.exists()
 
@@ -257,7 +257,10 @@ def test_a_second_signal_ends_at_once(
 ) -> None:
     done = run.do(changes=[update(6, sends_itself(*numbers, pause=1.2))])
     assert done.status == -numbers[1]
-    assert "ending once all is saved; once more ends at once" in done.stderr
+    assert f"{numbers[0].name}: finishing the update under way (about " in done.stderr
+    assert (
+        "a second one ends at once and loses all updates since the last checkpoint" in done.stderr
+    )
     assert done.messages() == []
     assert run.checkpoints() == [3, 4]
     assert run.do("--resume").status == 0
@@ -412,7 +415,9 @@ with StopRequests() as stop, stop.held():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "\nSIGTERM: ending once all is saved; once more ends at once\nbar\n"
+    noted, bar = done.stderr.splitlines()[1:]
+    assert noted.startswith("SIGTERM: finishing the work under way, then saving and ending; ")
+    assert bar == "bar"
 
 
 def test_nothing_catches_a_stop_but_the_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ class Run:
         """The flags of a run in its own directories; later words win over earlier ones."""
         kinds = ("log", "save", "submission")
         places = [word for kind in kinds for word in (f"--{kind}_dir", str(self.directory / kind))]
-        return [*self.task.flags, *places, "--device", "cpu", *BATCH_OF_8, *words]
+        return [*self.task.flags, *places, "--device", "cpu", "--quiet", *BATCH_OF_8, *words]
 
     def main(self, *words: str) -> int:
         return train.main(self.flags(*words))
