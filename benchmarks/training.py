@@ -79,7 +79,7 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
 
 
 def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:
-    """Read the first n training stories of the real data."""
+    """The first n training stories of the real data."""
     from gpt1.settings.training import Settings, find_sources
     from gpt1.training.prepare import load_task
 

@@ -286,7 +286,7 @@ def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: 
 
 
 def attention_split(split: Split, parts: Sequence[str], title: str) -> Figure:
-    """Draw the share of attention that each part gets, for every layer and head.
+    """The share of attention that each part gets, for every layer and head.
 
     Above from ``_classify_``, below from the tokens of the ending; one column per part.
 
