@@ -28,7 +28,7 @@ lint: $(ALL)  ## style, types, and which room imports which
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 clean:  ## remove the virtual environment and caches, never results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'

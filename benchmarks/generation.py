@@ -1,4 +1,4 @@
-"""Time of generation beside transformers, which computes all tokens anew for each new one.
+"""Compare the time of generation with transformers, which computes all tokens anew for each one.
 
     python -m benchmarks.generation                                   # one to two minutes
     python -m benchmarks.generation --new_tokens 400 --rounds 1       # some minutes
@@ -40,7 +40,7 @@ STD = 0.1  # of the embedding rows; with the usual 0.02 most tokens are all but 
 
 
 def random_model(config: ModelConfig, device: torch.device) -> DoubleHeadsModel:
-    """A model whose texts do not hang on rounding."""
+    """Make a model whose greedy texts do not depend on rounding."""
     model = DoubleHeadsModel(config)
     generator = torch.Generator().manual_seed(0)
     model.init_parameters(generator)
@@ -50,7 +50,7 @@ def random_model(config: ModelConfig, device: torch.device) -> DoubleHeadsModel:
 
 
 def peer_of(model: DoubleHeadsModel, precision: str) -> Any:
-    """transformers' model with the same weights, in the same type."""
+    """Make transformers' model with the same weights, in the same type."""
     config = model.config
     theirs = peer_config(config, n_tokens=config.n_vocab, n_positions=config.n_ctx)
     peer = require_transformers().OpenAIGPTLMHeadModel(theirs)
@@ -60,12 +60,12 @@ def peer_of(model: DoubleHeadsModel, precision: str) -> Any:
 
 
 def generate_ours(decoder: Decoder, prompts: Tokens, n_new: int) -> Tokens:
-    """The new tokens of each prompt."""
+    """Generate the new tokens of each prompt with our decoder."""
     return torch.stack(list(one_by_one(decoder, prompts, n_new)), 1).tolist()
 
 
 def generate_theirs(peer: Any, prompts: Tokens, n_new: int) -> Tokens:
-    """The same by transformers; prompts of one length."""
+    """Generate the new tokens with transformers; all prompts must be equally long."""
     ids = torch.tensor(prompts, device=peer.device)
     whole = peer.generate(
         ids,
@@ -80,13 +80,13 @@ def generate_theirs(peer: Any, prompts: Tokens, n_new: int) -> Tokens:
 
 
 def n_equal(ours: list[int], theirs: list[int]) -> int:
-    """Tokens before the first difference."""
+    """Count the tokens before the first difference."""
     pairs = zip(ours, theirs, strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(ours))
 
 
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Make all measurements, each printed as it comes."""
+    """Make all measurements, and print each as soon as it is made."""
     sizes = {name: getattr(args, name) for name in ("n_vocab", "n_embd", "n_layer", "n_head")}
     config = ModelConfig(n_ctx=args.n_ctx, **sizes)
     model = random_model(config, args.device)
@@ -111,7 +111,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
 def compare(
     decoder: Decoder, peer: Any, prompts: Tokens, n_new: int, rounds: int
 ) -> dict[str, Any]:
-    """Ours for one prompt and for all, theirs for one."""
+    """Time our decoder for one prompt and for all prompts, and transformers for one."""
     one = prompts[:1]
     bodies: dict[str, Callable[[], Tokens]] = {
         "one": partial(generate_ours, decoder, one, n_new),
@@ -140,7 +140,7 @@ def compare(
 
 
 def line(entry: dict[str, Any]) -> str:
-    """A measurement in words."""
+    """Describe a measurement in words."""
     text = "{precision}, {new_tokens} tokens: {seconds:.2f} s, {tokens_per_second:.1f} tokens/s; "
     text += "{batch} prompts {batch_seconds:.2f} s, {batch_tokens_per_second:.1f} tokens/s, "
     text += "{batch_times_one:.1f} times one"
@@ -151,7 +151,7 @@ def line(entry: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and write the JSON last."""
+    """Measure, print the figures, and write them as JSON."""
     if args.prompt + max(args.new_tokens) > args.n_ctx:
         raise InputError(f"--prompt and --new_tokens are together more than --n_ctx {args.n_ctx}")
     keep_freed_memory()  # as gpt1 generate does; good for the peer, too

@@ -1,7 +1,7 @@
-"""What all benchmarks share: timing in turns, processes of their own, memory, the machine's name.
+"""What all benchmarks share: timing in turns, separate processes, memory, the name of the machine.
 
-Machines are shared and their speed drifts. So the ways to be compared take turns, the order is
-reversed in every other round, and only medians and ratios of one run are reported.
+Other work on a machine makes its speed drift. So the ways that are compared take turns, the order
+is reversed in every other round, and only medians and ratios within one run are reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Answer = Callable[..., Any]
 
 
 def timed(body: Callable[[], Any], device: torch.device | None = None) -> float:
-    """Seconds until the work of ``body`` is done, on the device too."""
+    """Return the seconds until the work of ``body`` is done, on the device too."""
     synchronize(device)
     begin = time.perf_counter()
     body()
@@ -49,12 +49,12 @@ def synchronize(device: torch.device | None) -> None:
 def in_turns(
     ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, float]:
-    """Median seconds of each way.
+    """Measure the median seconds of each way.
 
     Args:
-        ways: functions that work and return the seconds that counted.
-        rounds: rounds that count.
-        warm_up: rounds before those.
+        ways: functions that do the work and return the seconds that count.
+        rounds: how many rounds count.
+        warm_up: how many rounds come before those and do not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm_up, rounds):
@@ -67,7 +67,7 @@ def in_turns(
 
 
 class Worker:
-    """A process of its own that answers requests.
+    """A separate process that answers requests.
 
     Args:
         start: called once in the process with ``arguments``; returns the function that answers.
@@ -111,7 +111,7 @@ def _serve(pipe: Connection, start: Callable[..., Answer], arguments: Sequence[A
 
 
 def peak_gib(device: torch.device | None = None) -> float:
-    """GiB at the highest point of this process: of the device on a GPU, else of the process."""
+    """Return the peak memory in GiB: that of the device on a GPU, else that of this process."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     # Not getrusage: that counts the process that started this one, too.
@@ -120,7 +120,7 @@ def peak_gib(device: torch.device | None = None) -> float:
 
 
 def processor() -> str:
-    """The name of the processor, with the features that decide how fast its matrix products are."""
+    """Name the processor and the features that decide how fast its matrix products are."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -132,7 +132,7 @@ def processor() -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What the figures were taken on."""
+    """Describe the machine that the figures were taken on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": f"{device} ({name}; {torch.get_num_threads()} threads of {os.cpu_count()} cores)",
@@ -141,7 +141,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that has the flags of every benchmark: ``--device`` and ``--json``."""
+    """Make a parser with the flags of every benchmark: ``--device`` and ``--json``."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -171,7 +171,7 @@ def write_json(path: Path | None, figures: Any) -> None:
 
 
 def require_transformers() -> Any:
-    """Import the peer's package.
+    """Import transformers, which ours is compared with.
 
     Raises:
         InputError: it is not installed; says how to install it.

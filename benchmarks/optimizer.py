@@ -2,8 +2,8 @@
 
     python -m benchmarks.optimizer [--device cuda] [--n_embd 96 --n_layer 2]
 
-Two comparisons: with clipping (the other side is ``clip_grad_norm_`` and then AdamW) and without.
-Both sides work on the same parameters and gradients.
+There are two comparisons: with clipping, where torch's side is ``clip_grad_norm_`` and then AdamW,
+and without. Both sides work on the same parameters and gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LR, L2, E, CLIP = 6.25e-5, 0.01, 1e-8, 1.0
 
 
 def parameters(config: ModelConfig, device: torch.device) -> list[torch.Tensor]:
-    """Random parameters of a model, with gradients whose norm is above 1."""
+    """Make random parameters of a model, with gradients whose norm is above 1."""
     generator = torch.Generator().manual_seed(0)
     model = DoubleHeadsModel(config)
     model.init_parameters(generator)
@@ -36,7 +36,7 @@ def parameters(config: ModelConfig, device: torch.device) -> list[torch.Tensor]:
 
 
 def our_step(params: list[torch.Tensor], clip: float, rounds: int) -> Callable[[], object]:
-    """An update by OpenAIAdam."""
+    """Return a function that makes one update with OpenAIAdam."""
     optimizer = OpenAIAdam(
         params, LR, "warmup_linear", 0.002, rounds + WARM_UP, e=E, l2=L2, max_grad_norm=clip
     )
@@ -44,7 +44,7 @@ def our_step(params: list[torch.Tensor], clip: float, rounds: int) -> Callable[[
 
 
 def torch_step(params: list[torch.Tensor], clip: float) -> Callable[[], object]:
-    """The same by torch."""
+    """Return a function that makes one update with torch's AdamW."""
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": L2},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},

@@ -13,12 +13,12 @@ from gpt1.weights.released import parameter_shapes, to_list
 
 
 def peer_config(config: ModelConfig, *, n_tokens: int, n_positions: int) -> Any:
-    """transformers' configuration of the same model; dropout rates are the original's there, too.
+    """Make transformers' configuration of the same model, with the original's dropout rates.
 
     Args:
-        config: of ours.
-        n_tokens: token rows, with or without those of the special tokens.
-        n_positions: position rows.
+        config: the configuration of our model.
+        n_tokens: how many token rows, with or without those of the special tokens.
+        n_positions: how many position rows.
     """
     sizes = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
     return require_transformers().OpenAIGPTConfig(
@@ -27,7 +27,7 @@ def peer_config(config: ModelConfig, *, n_tokens: int, n_positions: int) -> Any:
 
 
 def copy_weights(theirs: Any, ours: DoubleHeadsModel) -> None:
-    """Copy rows and layers into ``OpenAIGPTModel``; rows that it has beyond ours stay.
+    """Copy rows and layers into ``OpenAIGPTModel``; rows that only it has stay as they are.
 
     Args:
         theirs: transformers' model without a head.

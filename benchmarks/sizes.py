@@ -1,9 +1,9 @@
-"""Cost against size: seconds per story and peak memory of a training step, one axis at a time.
+"""Measure seconds per story and peak memory of a training step, one axis of the size at a time.
 
     python -m benchmarks.sizes --json sizes.json
 
-Every case runs in a process of its own: one update that does not count, then two that do. Stories
-are random tokens of full length without shared prefixes, so that the sizes are what they say.
+Every case runs in a separate process: one update that does not count, then two that do. Stories are
+random tokens of full length without shared prefixes, so that no case computes less than its size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BASE = {"batch": 4, "length": 64, "layers": 12}
 
 
 def cases() -> Iterator[dict[str, int]]:
-    """The base, with one axis at a time varied."""
+    """Yield the base case, and cases that differ from it on one axis."""
     for axis, values in (("batch", BATCHES), ("length", LENGTHS), ("layers", LAYERS)):
         for value in values:
             if value != BASE[axis] or axis == "batch":
@@ -38,7 +38,7 @@ def cases() -> Iterator[dict[str, int]]:
 
 
 def full_stories(n: int, length: int) -> ChoiceArrays:
-    """n stories, both choices of exactly ``length`` random tokens, the last ``_classify_``."""
+    """Make n stories, both choices of ``length`` random tokens that end with ``_classify_``."""
     rng = np.random.default_rng(0)
     X = np.empty((n, 2, length, 2), np.int32)
     X[..., 0] = rng.integers(1, N_VOCAB, (n, 2, length))
@@ -51,7 +51,7 @@ def full_stories(n: int, length: int) -> ChoiceArrays:
 def measure(
     case: dict[str, int], device: torch.device, precision: str
 ) -> Callable[[], tuple[float, float]]:
-    """Prepare a case in its process; the function gives seconds per story and GiB."""
+    """Prepare a case in its process; the result measures seconds per story and GiB."""
     if device.type == "cpu":
         keep_freed_memory()
     config = ModelConfig(n_ctx=case["length"], n_layer=case["layers"])

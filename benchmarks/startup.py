@@ -1,4 +1,4 @@
-"""How fast the program answers, and how fast and frugally the released weights load.
+"""Measure how fast ``--help`` answers, and the time and memory that loading the weights takes.
 
     python -m benchmarks.startup
 
@@ -28,7 +28,7 @@ HELP = [sys.executable, "-m", "gpt1.train", "--help"]
 
 
 def write_checkpoint(directory: Path) -> int:
-    """Random weights of the paper's size; returns their size in bytes."""
+    """Write random weights of the paper's size; return their size in bytes."""
     config = ModelConfig(n_ctx=512)
     rng = np.random.default_rng(0)
     params = {
@@ -40,7 +40,7 @@ def write_checkpoint(directory: Path) -> int:
 
 
 def loading(directory: Path) -> Callable[[], tuple[float, float]]:
-    """Prepare a process; the function gives seconds, and GiB beyond what the imports took."""
+    """Prepare a process; the result measures seconds, and GiB beyond what the imports took."""
     before = peak_gib()
     special = np.zeros((ModelConfig().n_special, 768), np.float32)
 
@@ -52,7 +52,7 @@ def loading(directory: Path) -> Callable[[], tuple[float, float]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure in processes of their own, and print."""
+    """Measure in separate processes, and print the figures."""
     command = partial(subprocess.run, HELP, check=True, stdout=subprocess.DEVNULL)
     help_seconds = in_turns({"--help": lambda: timed(command)}, ROUNDS)["--help"]
     print(f"--help: {help_seconds:.2f} s")

@@ -1,8 +1,8 @@
-"""How fast TextEncoder is on ROCStories, beside the plain way to the same ids.
+"""Measure how fast TextEncoder is on ROCStories, beside the plain way to the same ids.
 
     python -m benchmarks.text --data_dir data/ --model_dir model/
 
-Three figures, each the median of some rounds, in processor seconds of one core:
+There are three figures, each the median of several rounds, in processor seconds of one core:
 
     plain   ftfy, regular expressions, spaCy and remembered words, text by text
     cold    encode() of an encoder that has seen nothing
@@ -29,7 +29,7 @@ Ids = list[list[int]]
 
 
 def read_texts(data_dir: Path) -> list[str]:
-    """The story and both endings of each row of both cloze CSVs."""
+    """Read the story and both endings of each row of both cloze CSVs."""
     splits = [read_cloze(data_dir / name) for name in (VALIDATION_CSV, TEST_CSV)]
     return [
         text
@@ -40,7 +40,7 @@ def read_texts(data_dir: Path) -> list[str]:
 
 
 def processor_seconds(body: Callable[[], Ids], expected: Ids) -> float:
-    """Processor seconds taken; earlier garbage is not charged to the body."""
+    """Return the processor seconds of ``body``, without collecting earlier garbage in it."""
     gc.collect()
     start = time.process_time()
     ids = body()
@@ -50,7 +50,7 @@ def processor_seconds(body: Callable[[], Ids], expected: Ids) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; the ids must be the same in every way."""
+    """Measure and print the figures; every way must give the same ids."""
     texts = read_texts(args.data_dir)
 
     def new_encoder() -> TextEncoder:

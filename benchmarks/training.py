@@ -1,11 +1,12 @@
-"""Time and memory of fine-tuning and prediction, beside transformers, in one run.
+"""Compare time and memory of fine-tuning and prediction with transformers, in one run.
 
     python -m benchmarks.training                      # stories with ROCStories' lengths
     python -m benchmarks.training --data_dir data --model_dir model --json training.json
 
-Peer and ours take turns on the same weights and the same stories, each in a process of its own, set
-up as its users would have it; what is compared are medians, and what is claimed are ratios. The
-machine's own limit for matrix products is measured in the same run. Needs the extra ``bench``.
+transformers (the peer) and our model take turns on the same weights and the same stories, each in a
+separate process that is set up as its users would set it up. Medians are compared, and only ratios
+are reported in the documents. The speed of the machine's matrix products is measured in the same
+run, as the limit. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ VARIANTS = ("peer", "ours", "ours, shared prefix")
 
 
 def draw_stories(n: int, seed: int) -> ChoiceArrays:
-    """Stories of random tokens whose lengths are distributed as ROCStories'."""
+    """Draw stories of random tokens whose lengths are distributed as in ROCStories."""
     rng = np.random.default_rng(seed)
 
     def texts(deciles: Sequence[int]) -> list[list[int]]:
@@ -91,7 +92,7 @@ def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:
 
 
 class Ours:
-    """Our model and optimizer, as a training run uses them."""
+    """Our model and optimizer, used as in a training run."""
 
     def __init__(self, config: ModelConfig, device: torch.device, *, share_prefix: bool) -> None:
         self.ranks = Ranks(0, 1, device)
@@ -110,7 +111,7 @@ class Ours:
         )
 
     def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
-        """One update on all stories, in n_gpu towers."""
+        """Make one update on all stories, in n_gpu towers."""
         tower_gradients(
             Replica(self.model, self.ranks),
             stories,
@@ -123,7 +124,7 @@ class Ours:
         self.optimizer.zero_grad()
 
     def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
-        """Logits of all stories."""
+        """Compute the logits of all stories."""
         return predict_logits(self.model, stories, self.ranks, n_batch=32, precision=precision)
 
 
@@ -143,7 +144,7 @@ class Peer:
         )
 
     def inputs(self, stories: ChoiceArrays) -> dict[str, Tensor]:
-        """Padded ids, the places of ``_classify_``, labels with -100 on padding."""
+        """Make padded ids, the positions of ``_classify_``, and labels with -100 on padding."""
         ids = torch.from_numpy(stories.X[..., 0].astype(np.int64))
         mask = torch.from_numpy(stories.M)
         assert stories.Y is not None
@@ -156,7 +157,7 @@ class Peer:
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
-        """One update; ``n_gpu`` parts, as in ours, so that both hold as many activations."""
+        """Make one update in ``n_gpu`` parts as in ours, so that both keep as many activations."""
         size = len(stories.X) // n_gpu
         for part in range(n_gpu):
             inputs = self.inputs(stories.take(slice(part * size, (part + 1) * size)))
@@ -169,7 +170,7 @@ class Peer:
         self.optimizer.zero_grad()
 
     def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
-        """Logits of all stories; its own code computes the language-model head too."""
+        """Compute the logits of all stories; transformers computes the other head, too."""
         self.model.eval()
         found = []
         with torch.no_grad(), self.arithmetic(precision):
@@ -185,7 +186,7 @@ class Peer:
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Multiply-adds count as two: FLOP/s of the products that GPT-1 is made of."""
+    """Measure FLOP/s of the matrix products in GPT-1; a multiply-add counts as two."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
     for m, k, n in ((832, 768, 3072), (832, 3072, 768), (832, 768, 2304), (832, 768, 40558)):
@@ -203,22 +204,22 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 def flop_per_story(stories: ChoiceArrays, config: ModelConfig, *, shared: bool) -> dict[str, float]:
-    """Multiply-adds, as two each, in matrix products on real tokens: training and prediction."""
+    """Count FLOP per story in matrix products on real tokens, for training and prediction."""
     batch = pack(stories, config.clf_token, share_prefix=shared)
     n, n_lm = len(batch.tokens), len(batch.lm_rows)
     D, L = config.n_embd, config.n_layer
     body, head = 2 * 12 * L * D * D, 2 * config.n_rows * D
     B = stories.n_stories
-    # The last layer of a prediction: keys and values everywhere, the rest at 2 tokens a story.
+    # The last layer of a prediction: keys and values everywhere, the rest at 2 tokens per story.
     last = 2 * 2 * D * D * n + 2 * 10 * D * D * 2 * B
     predict = n * body * (L - 1) / L + last
     return {"train": 3 * (n * body + n_lm * head) / B, "predict": predict / B}
 
 
 def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Callable[..., float]:
-    """Set up a variant in its process, as its users would have it; the function does work.
+    """Set up a variant in its process, as its users would; the result answers requests.
 
-    Requests are ("train" or "predict", precision, towers) for seconds, and ("peak",) for GiB.
+    The requests are ("train" or "predict", precision, towers) for seconds, and ("peak",) for GiB.
     """
     config = config_of(args, stories)
     if variant == "peer":
@@ -240,7 +241,7 @@ def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Ca
 
 
 def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
-    """Everything but memory: seconds per story, ratios, shares of the machine's limit."""
+    """Measure seconds per story, ratios, and shares of the machine's limit."""
     workers = {variant: Worker(prepare, args, stories, variant) for variant in VARIANTS}
     for worker in workers.values():
         worker.ask("peak")  # the machine's limit is not measured while they are being made
@@ -281,7 +282,7 @@ def entry(
     seconds: float,
     of_the_peer: float,
 ) -> dict[str, float]:
-    """What is reported of one measurement."""
+    """Return the figures of one measurement."""
     figures = {"seconds_per_story": seconds / stories.n_stories}
     if name != "peer":
         flop = flop_per_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
@@ -292,13 +293,13 @@ def entry(
 
 
 def config_of(args: argparse.Namespace, stories: ChoiceArrays) -> ModelConfig:
-    """The paper's sizes, or those asked for."""
+    """Return a configuration of the sizes that the flags give, by default the paper's."""
     sizes = {name: getattr(args, name) for name in ("n_embd", "n_layer", "n_head")}
     return ModelConfig(n_vocab=N_VOCAB, n_ctx=stories.X.shape[2], **sizes)
 
 
 def peak_memory(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> float:
-    """GiB at the highest point of two updates, in a process of its own (GPU: device memory)."""
+    """Measure the peak GiB of two updates in a separate process (device memory on a GPU)."""
     worker = Worker(prepare, args, stories, variant)
     for _ in range(WARM_UP):
         worker.ask("train", "fp32", args.memory_towers)
@@ -308,7 +309,7 @@ def peak_memory(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Format the figures as a table."""
     lines = [f"{'':62}{'s per story':>11}{'limit':>8}{'of limit':>10}{'times peer':>12}"]
     for name, value in found.items():
         if not isinstance(value, dict):
@@ -348,7 +349,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tokens_per_story(stories: ChoiceArrays) -> list[float]:
-    """Mean tokens of a story's two choices: padded, real, with the prefix once."""
+    """Count the mean tokens of both choices of a story: padded, real, with the prefix once."""
     shared = pack(stories, N_VOCAB + 2, share_prefix=True)
     padded = 2 * stories.X.shape[2]
     return [padded, round(float(stories.M.sum()) / len(stories.X), 1),

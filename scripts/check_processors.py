@@ -1,8 +1,8 @@
-"""Compare with the original's numbers as several kinds of processor would compute them.
+"""Compare our numbers with the original's as several kinds of processor would compute them.
 
-Libraries choose their kernels by the processor, and each kernel rounds in its own way. A variable
-of the environment makes them choose as on another processor; one is changed at a time.
-Every variant runs the tests marked ``golden``: those that compare floating-point numbers with
+Libraries choose their kernels by the processor, and each kernel rounds in its own way. Environment
+variables make a library choose as on another processor; each variant changes one of them. Every
+variant runs the tests marked ``golden``: those that compare floating-point numbers with
 numbers that the original produced. Ids, hashes and labels are whole numbers, the same everywhere.
 There is one thread, except in the variant of two.
 
@@ -33,7 +33,11 @@ LINE = "{:<28} {:<36} {:<8} {}"
 
 
 def run(changes: dict[str, str]) -> tuple[bool, str]:
-    """Whether all golden tests passed with these variables set, and what pytest printed."""
+    """Run the golden tests with these variables set.
+
+    Returns:
+        Whether all passed, and what pytest printed.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "golden", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -48,7 +52,7 @@ def run(changes: dict[str, str]) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Print a line for each variant; 1 if any comparison failed in any of them."""
+    """Print one line per variant; return 1 if a comparison failed in any variant."""
     outputs = {}
     print(LINE.format("variant", "variable", "result", "largest error, in its tolerance"))
     for name, changes in VARIANTS.items():

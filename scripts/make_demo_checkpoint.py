@@ -1,9 +1,9 @@
 """Pretrain the demo's small GPT-1 on unlabelled demo stories: model/demo, from a fixed seed.
 
-What the paper does at scale, in small: learn byte pairs from a corpus, train a language model on
-it with the project's own model and optimizer, and save it in the layout of the released weights.
-The stories come from the same grammar as the demo's cloze stories, but none of them is among
-them, and nothing says which endings are wrong.
+This does on a small scale what the paper does: learn byte pairs from a corpus, train a language
+model on it with the project's own model and optimizer, and save it in the layout of the released
+weights. The stories come from the same grammar as the demo's cloze stories. No cloze story is among
+them, and they do not show which endings are wrong.
 
     python scripts/make_demo_checkpoint.py --out model/demo
 """
@@ -43,7 +43,7 @@ MIN_COUNT = 3  # pairs seen less often are not merged
 
 
 def learn_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges of the texts' words, most frequent pair first (paper, section 4.1).
+    """Learn byte-pair merges of the texts' words, most frequent pair first (paper, section 4.1).
 
     Ties go to the pair that comes first in the alphabet, so that the result depends on the
     texts alone.
@@ -107,14 +107,14 @@ def arrays_of(stories: Sequence[Sequence[int]], config: ModelConfig) -> ChoiceAr
 def batches_of(
     stories: Sequence[list[int]], generator: np.random.RandomState
 ) -> Iterator[list[list[int]]]:
-    """The stories in random order, N_BATCH at a time."""
+    """Yield the stories in random order, N_BATCH at a time."""
     order = generator.permutation(len(stories))
     for begin in range(0, len(stories) - N_BATCH + 1, N_BATCH):
         yield [stories[i] for i in order[begin : begin + N_BATCH]]
 
 
 def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> DoubleHeadsModel:
-    """One pass of language modelling over the stories; prints the loss on the way."""
+    """Train a language model on each story once; print the loss on the way."""
     model = DoubleHeadsModel(config)
     model.init_parameters(torch.Generator().manual_seed(seed))
     n_updates = len(stories) // N_BATCH
@@ -146,7 +146,7 @@ def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> Do
 
 
 def make(out: Path, n_stories: int, seed: int) -> int:
-    """Everything: stories, vocabulary, pretraining, the files."""
+    """Draw the stories, learn the vocabulary, pretrain, and write the files."""
     texts = list(unlabelled_stories(n_stories, seed))
     encoder = write_vocabulary(out, texts)
     stories = [ids[:N_CTX] for ids in encoder.encode(texts)]
@@ -170,7 +170,7 @@ def make(out: Path, n_stories: int, seed: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Pretrain the demo's model.")
     parser.add_argument("--out", default="model/demo", type=Path, help="directory to write into")
     parser.add_argument("--n_stories", default=N_STORIES, type=int, help="stories to train on")

@@ -1,7 +1,7 @@
 """Put small random deviations into gpt1, one at a time, and see whether a test notices each.
 
-The library cosmic-ray makes the deviations: another number, operator or comparison, a loop that
-does not run. Each is tried in a copy of the repository, by the tests that concern its module.
+The library cosmic-ray makes the deviations: another number, operator or comparison, or a loop that
+does not run. Each deviation is tried in a copy of the repository, with the tests of its module.
 
     pip install --target /tmp/mutants-library cosmic-ray
     PYTHONPATH=/tmp/mutants-library python scripts/mutants.py --seed 2018 --each 7
@@ -55,7 +55,7 @@ CHECKS = ("strict", "frozen", "kw_only")  # keywords that change no result
 
 
 def meaning(code: str) -> str | None:
-    """A module's tree without annotations, messages and checks; None for no valid Python."""
+    """Dump a module's tree without annotations, messages and checks; None if it is no Python."""
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -73,7 +73,7 @@ def meaning(code: str) -> str | None:
 
 
 def draw(module: str, n: int, seed: int, operators: dict[str, Any]) -> list[str]:
-    """The texts of a module with one deviation each, on n different lines of it."""
+    """Draw n texts of a module with one deviation each, on different lines."""
     source = (ROOT / "gpt1" / f"{module}.py").read_text("utf-8")
     lines = defaultdict(list)
     nodes = list(ast_nodes(get_ast(source)))
@@ -93,7 +93,7 @@ def draw(module: str, n: int, seed: int, operators: dict[str, Any]) -> list[str]
 
 
 def try_one(module: str, text: str) -> tuple[str, str, str]:
-    """The change as a line, ``killed`` or ``SURVIVED``, and the test that noticed it."""
+    """Return the change as one line, ``killed`` or ``SURVIVED``, and the test that noticed it."""
     path = ROOT / "gpt1" / f"{module}.py"
     old, new = path.read_text("utf-8").splitlines(), text.splitlines()
     changed = list(difflib.unified_diff(old, new, lineterm="", n=0))[3:]
@@ -117,7 +117,7 @@ def try_one(module: str, text: str) -> tuple[str, str, str]:
 
 
 def _test(copy: Path, names: list[str]) -> None:
-    """In a process of its own, which has the slow libraries already: run these tests."""
+    """Run these tests in a forked process, which has imported the slow libraries already."""
     import pytest
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
@@ -132,7 +132,7 @@ def _test(copy: Path, names: list[str]) -> None:
 
 
 def main() -> int:
-    """Print each deviation and its fate; 1 if one survived."""
+    """Print each deviation and whether a test noticed it; return 1 if one survived."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="modules [all]")
     parser.add_argument("--seed", type=int, default=2018)

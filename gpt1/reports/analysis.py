@@ -1,9 +1,9 @@
-"""Reading submissions and logs: how good the predictions are, and how sure that is.
+"""Report how good the predictions in a submission are, and how far that figure can be trusted.
 
-The first two lines of a report are those of the original's ``analysis.py``. What follows them
-says how far the test accuracy can be trusted, where the errors are, and whether another
-submission is really better. Chance means here the choice of the test stories: how much runs from
-different seeds differ comes on top of it.
+The first two lines of a report are those of the original's ``analysis.py``. The lines after them
+give the interval of the test accuracy, the kinds of errors, and a test whether another submission
+is better. These figures take the test stories as drawn by chance. Runs from different seeds differ
+as well; ``scripts/run_seeds.py`` measures by how much.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from sklearn.metrics import accuracy_score
 
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.reports import calibration, figures
@@ -39,12 +41,12 @@ def identify_run(
     """Say which run made a submission, as far as the record beside it shows that.
 
     Args:
-        submission_path: where the submission was read.
-        submission: its predictions.
-        log: the log that is to be of the same run.
+        submission_path: the file that the submission was read from.
+        submission: the predictions in that file.
+        log: the log that should be of the same run.
 
     Returns:
-        One line, which says ``Run unknown`` where nothing proves anything.
+        One line with the name of the run, or ``Run unknown`` and the reason.
 
     Raises:
         InputError: the record proves that the log is of another run, or that it is not the whole
@@ -77,7 +79,7 @@ def identify_run(
 
 
 def best_valid_accuracy(log: Sequence[LogLine]) -> float:
-    """The highest validation accuracy, in percent: that of the parameters a run keeps."""
+    """Return the highest validation accuracy in percent: that of the parameters a run keeps."""
     return max(line.va_acc for line in log)
 
 
@@ -88,17 +90,17 @@ def report(
     other: Sequence[int] | None = None,
     run: str | None = None,
 ) -> str:
-    """What a submission is worth, as text: the original's two lines, then the details.
+    """Return the text of a report: the two lines of the original's, then the details.
 
     Args:
         submission: predictions, 0 or 1 for each story.
         labels: the right answers, at least one.
         log: evaluations of the run; without them the line on validation is left out.
         other: predictions of a second submission to compare with.
-        run: a line on the run that made the submission; left out if None.
+        run: a line about the run that made the submission; left out if None.
 
     Raises:
-        ValueError: predictions and labels are not equally long.
+        ValueError: there are not as many predictions as labels.
     """
     parts = []
     if log is not None:
@@ -115,7 +117,7 @@ def report(
 
 
 def accuracy_line(what: str, predictions: Sequence[int], labels: Sequence[int]) -> str:
-    """How many are right, with :func:`wilson_interval`: one line that begins with ``what``."""
+    """Return one line that begins with ``what``: how many are right, and the interval of that."""
     right, n = _n_right(predictions, labels), len(labels)
     low, high = wilson_interval(right, n)
     return (
@@ -134,7 +136,7 @@ def analyse_rocstories(
     plot_path: str | Path | None = None,
     n_mistakes: int = N_MISTAKES,
 ) -> str:
-    """Read what a run left and the test labels, and give the :func:`report` on them.
+    """Read the files that a run has written and the test labels, and return a report on them.
 
     Args:
         data_dir: where the ROCStories test CSV is.
@@ -144,7 +146,7 @@ def analyse_rocstories(
         probs_path: probabilities of the first submission; adds what
             :mod:`gpt1.reports.calibration` says.
         plot_path: where to draw the reliability of the probabilities.
-        n_mistakes: most confident mistakes to show.
+        n_mistakes: how many of the most confident mistakes to show.
 
     Raises:
         InputError: a file is missing or malformed, a submission has not one line per story, the
@@ -266,12 +268,12 @@ def _parser() -> Parser:
 
 
 def _plain(text: str) -> str:
-    """A text from a file as a message shows it: on one line, not too long."""
+    """Return a text from a file as a message shows it: on one line, not too long."""
     return f"{text if text.isprintable() else repr(text):.200}"
 
 
 def _right_submission(log: RunLog, record: Record) -> str:
-    """How to come by the submission of the run that a log is of."""
+    """Say how to get the submission of the run that a log belongs to."""
     desc, directory = (str(log.settings.get(name)) for name in ("desc", "submission_dir"))
     if desc == record.desc:
         return f"another run of the name {_plain(desc)} began this log: finish it, with --submit"
@@ -312,12 +314,11 @@ def _check_agreement(
 
 
 def _n_right(predictions: Sequence[int], labels: Sequence[int]) -> int:
-    table = confusion(predictions, labels)
-    return table[0][0] + table[1][1]
+    return int(accuracy_score(labels, predictions, normalize=False))
 
 
 def _table(predictions: Sequence[int], labels: Sequence[int]) -> str:
-    """The confusion table with its legend, one row a label."""
+    """Return the confusion table with its legend, one row per label."""
     rows = [f"{'':18}{'predicted 0':>13}{'predicted 1':>13}"]
     for label, counts in enumerate(confusion(predictions, labels)):
         rows.append(f"{f'right answer {label}':18}{counts[0]:13}{counts[1]:13}")
@@ -325,7 +326,7 @@ def _table(predictions: Sequence[int], labels: Sequence[int]) -> str:
 
 
 def _comparison(test: McNemar) -> str:
-    """A McNemar test in words."""
+    """Return the result of a McNemar test in words."""
     if test.only_a + test.only_b == 0:
         return "Both submissions get the same stories right: no difference to test (p = 1)."
     if test.p >= SIGNIFICANCE:

@@ -1,13 +1,12 @@
-"""How sure a model was of its choices, and whether it was right to be.
+"""Measure how well the probabilities of a model's choices agree with how often they are right.
 
-A submission has the choice alone; the file of probabilities beside it has what the model gave
-to either ending. A model is calibrated if of all choices made with probability p a share p is
-right. The original writes no probabilities: nothing here has a counterpart there.
+A submission holds the choices; the file of probabilities beside it holds the probability of either
+ending. A model is calibrated if, of all choices that it makes with probability p, a share p is
+right. The original writes no probabilities, so that nothing here has a counterpart in it.
 
-Two figures are our own. scikit-learn's ``calibration_curve`` has bins over 0 to 1, puts an edge
-into the lower bin, and leaves out empty bins and the counts. Its ``log_loss`` replaces a
-probability of 0 by a small one; here the loss of a right ending that was held impossible is
-infinite.
+The bins and the log-loss are our own code. scikit-learn's ``calibration_curve`` has bins over 0 to
+1, counts an edge to the lower bin, and returns neither empty bins nor the number of stories. Its
+``log_loss`` replaces a probability of 0 by a small one, where the loss is infinite here.
 
 Axes: n stories, 2 choices. Confidence is the probability of the ending that was chosen, 0.5 to 1.
 """
@@ -60,10 +59,13 @@ class Bin(NamedTuple):
 
 
 def reliability(choices: Choices, labels: Sequence[int], n_bins: int = N_BINS) -> list[Bin]:
-    """Stories by confidence, in ``n_bins`` bins of equal width over 0.5 to 1, empty ones too.
+    """Sort stories by confidence into ``n_bins`` bins of equal width over 0.5 to 1.
+
+    Returns:
+        All bins, those without stories too.
 
     Raises:
-        ValueError: choices and labels are not equally many.
+        ValueError: there are not as many choices as labels.
     """
     _check_equally_many(choices, labels)
     edges, which = _binned(choices.confidence, n_bins)
@@ -84,9 +86,9 @@ def reliability(choices: Choices, labels: Sequence[int], n_bins: int = N_BINS) -
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean over stories of |accuracy - mean confidence| of a story's bin (Guo et al., 2017).
+    """Average |accuracy - mean confidence| of a story's bin over all stories (Guo et al., 2017).
 
-    0 for a model that is right exactly as often as it says; at most 1.
+    The error is 0 if the model is right exactly as often as it says, and at most 1.
 
     Raises:
         ValueError: there is no story in the bins.
@@ -98,13 +100,13 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, float]:
-    """What :func:`expected_calibration_error` shows for a model that is calibrated perfectly.
+    """Estimate the expected calibration error of a model that is calibrated perfectly.
 
-    It is not 0: in a bin of few stories the accuracy is off by chance. Found by drawing
-    outcomes with the given confidences, always the same draws.
+    The error is not 0, because chance moves the accuracy in a bin of few stories. It is estimated
+    from random outcomes with the given confidences; the random numbers are always the same.
 
     Returns:
-        The mean, and what one draw in twenty exceeds.
+        The mean error, and the error that one draw in twenty exceeds.
     """
     confidence = choices.confidence
     _, which = _binned(confidence, n_bins)
@@ -117,23 +119,27 @@ def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, floa
 
 
 def brier_score(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
-    """Mean of (1 - p)**2, p the right ending's probability: 0 at best, 0.25 for a coin, up to 1."""
+    """Average (1 - p)**2 over stories, where p is the probability of the right ending.
+
+    The score is 0 at best, 0.25 for a coin, and at most 1.
+    """
     return float(brier_score_loss(labels, probs[:, 1], pos_label=1))
 
 
 def log_loss(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
-    """Mean of -log p in nats, p the right ending's probability: training's cost of the choice.
+    """Average -log p in nats, p the right ending's probability: training's cost of the choice.
 
-    0 at best, log 2 for a coin, infinite if a right ending was held to be impossible.
+    The loss is 0 at best, log 2 for a coin, and infinite if a right ending has the probability 0.
     """
     with np.errstate(divide="ignore"):
         return float(-np.log(probs[np.arange(len(labels)), labels]).mean())
 
 
 def most_confident_mistakes(choices: Choices, labels: Sequence[int], n: int) -> list[int]:
-    """Indices of the ``n`` wrong choices of highest confidence, or of all if there are fewer.
+    """Find the ``n`` wrong choices of highest confidence, or all if there are fewer.
 
-    The most confident comes first, of equals the one of the lower index.
+    Returns:
+        Their indices, the most confident first; equally confident ones in the order of the stories.
     """
     _check_equally_many(choices, labels)
     confidence, predictions = choices.confidence.tolist(), choices.predictions.tolist()
@@ -149,7 +155,7 @@ def _check_equally_many(choices: Choices, labels: Sequence[int]) -> None:
 def _binned(
     confidence: npt.NDArray[np.float64], n_bins: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The edges of the bins, [n_bins + 1], and the bin of each story, [n]."""
+    """Return the edges of the bins, [n_bins + 1], and the bin of each story, [n]."""
     edges = np.linspace(0.5, 1, n_bins + 1)
     return edges, np.searchsorted(edges[1:-1], confidence, side="right")
 
@@ -158,12 +164,12 @@ def _binned(
 
 
 def report(choices: Choices, cloze: Cloze, n_mistakes: int) -> str:
-    """Calibration in numbers, a table of it, and the most confident mistakes, as text.
+    """Return a text with calibration in numbers, a table of the bins, and confident mistakes.
 
     Args:
-        choices: of a model, for these stories.
+        choices: what a model chose for these stories.
         cloze: the stories with their labels.
-        n_mistakes: how many to show; 0 leaves that part out.
+        n_mistakes: how many mistakes to show; 0 leaves that part out.
     """
     bins = reliability(choices, cloze.labels)
     by_chance, rarely = error_by_chance(choices)
@@ -196,7 +202,7 @@ def _table_of(bins: Sequence[Bin]) -> list[str]:
 
 
 def _mistakes(choices: Choices, cloze: Cloze, n: int) -> list[str]:
-    """The stories a model got wrong although it was sure, with both endings."""
+    """Return the lines about the most confident mistakes, with both endings of each story."""
     shown = most_confident_mistakes(choices, cloze.labels, n)
     if not shown:
         return ["No mistakes."]
@@ -215,7 +221,7 @@ def _wrapped(begin: str, text: str) -> list[str]:
 
 
 def reliability_figure(bins: Sequence[Bin]) -> Figure:
-    """Accuracy over confidence, a bar a bin, and below it how many stories a bar stands for.
+    """Draw accuracy over confidence, one bar per bin, and below it the stories in each bin.
 
     Args:
         bins: from :func:`reliability`.

@@ -1,6 +1,7 @@
-"""Figures: learning curves, attention maps, and how attention splits (the extra ``plots``).
+"""Draw learning curves, attention maps, and how attention splits (the extra ``plots``).
 
-Each drawing is a matplotlib figure of its own, made without pyplot: no window, no state.
+Each drawing is a matplotlib figure of its own. It is made without pyplot, so that no window opens
+and nothing global changes.
 
 Axes: L layers, H heads, T positions, P parts of a choice.
 """
@@ -39,7 +40,7 @@ UNSEEN = "#e4e4e4"  # the later tokens, which a map has no weight for
 
 
 def check_picture(path: str | Path, flag: str = "--out") -> None:
-    """See before any work whether a picture of this name can be drawn.
+    """Check before any work whether a picture of this name can be drawn.
 
     Raises:
         InputError: the name ends in none of :data:`SUFFIXES`, or matplotlib is missing.
@@ -83,7 +84,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 class _Panel(NamedTuple):
-    """One pair of axes: what it shows, and how a run is drawn into it."""
+    """One pair of axes: what the axes show, and how a run is drawn into them."""
 
     title: str
     unit: str
@@ -92,13 +93,13 @@ class _Panel(NamedTuple):
 
 
 def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
-    """Costs, accuracies, learning rates and gradient norms over the updates, one colour per run.
+    """Draw costs, accuracies, learning rates and gradient norms of runs, one colour per run.
 
-    Figures of single updates are drawn thin as they are, and thick as the mean around each.
+    A thin line shows the values of single updates, a thick line their moving mean.
 
     Args:
-        runs: at least one; a panel that none of them has figures for is left out.
-        smooth: updates in that mean [a twentieth of the longest run].
+        runs: at least one; a panel is left out if no run has values for it.
+        smooth: how many updates the moving mean covers [a twentieth of the longest run].
     """
     locator = _matplotlib("ticker").MaxNLocator
     half = (smooth or max(len(run.updates) for run in runs) // 20) // 2
@@ -124,13 +125,13 @@ def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
 
 
 def moving_mean(values: Sequence[float], half: int) -> Array:
-    """The mean of each value, ``half`` before it and ``half`` after, of fewer at the ends."""
+    """Average each value with up to ``half`` values before it and ``half`` after it."""
     array = np.asarray(values, dtype=np.float64)
     return np.array([array[max(i - half, 0) : i + half + 1].mean() for i in range(len(array))])
 
 
 def _panels(runs: Sequence[Run], half: int) -> list[_Panel]:
-    """The panels that there are figures for."""
+    """Return the panels that the runs have values for."""
     panels = [
         _evaluations("Cost of the choice, evaluated", "nats per story", "tr_cost", "va_cost"),
         _evaluations("Accuracy, evaluated", "%", "tr_acc", "va_acc"),
@@ -150,7 +151,7 @@ def _panels(runs: Sequence[Run], half: int) -> list[_Panel]:
 
 
 def _evaluations(title: str, unit: str, train: str, valid: str) -> _Panel:
-    """Figures on training stories, dashed and hollow, and on validation stories."""
+    """Make a panel of evaluations: dashed lines on training, solid ones on validation stories."""
     styles: list[tuple[str, str, dict[str, Any]]] = [
         (train, "training", {"linestyle": "--", "markerfacecolor": "white"}),
         (valid, "validation", {"linestyle": "-"}),
@@ -171,7 +172,7 @@ def _evaluations(title: str, unit: str, train: str, valid: str) -> _Panel:
 
 
 def _updates(title: str, unit: str, field: str, half: int | None) -> _Panel:
-    """Figures of each update, and unless ``half`` is None their moving mean."""
+    """Make a panel of updates, with their moving mean unless ``half`` is None or 0."""
     raw: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.4}
     mean: dict[str, Any] = {"linewidth": 1.8}
     is_smoothed = bool(half)
@@ -192,21 +193,21 @@ def _updates(title: str, unit: str, field: str, half: int | None) -> _Panel:
 
 
 def _add_key(axes: Axes, styles: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """What the styles of lines mean, whatever their colour."""
+    """Add a legend of the styles of lines, without a word on colours."""
     line = _matplotlib("lines").Line2D
     handles = [line([], [], color=NEUTRAL, **style) for _, style in styles]
     axes.legend(handles, [label for label, _ in styles], fontsize="small")
 
 
 def _colours(n: int) -> list[Any]:
-    """A colour for each of ``n`` runs."""
+    """Return a colour for each of ``n`` runs."""
     if n <= len(COLOURS):
         return list(COLOURS[:n])
     return [_matplotlib().colormaps["viridis"](0.92 * i / (n - 1)) for i in range(n)]
 
 
 def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
-    """The legend of colours, below everything, in as many columns as fit."""
+    """Add the legend of colours at the bottom, in as many columns as fit."""
     line = _matplotlib("lines").Line2D
     names = [shortened(run.name) for run in runs]
     inches = 0.7 + 0.085 * max(map(len, names))  # of an entry
@@ -222,7 +223,7 @@ def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
 
 
 def shortened(name: str, most: int = 60) -> str:
-    """A name that fits into a figure; the end of a long one tells more than its beginning."""
+    """Shorten a name to fit a figure; the end of a long name is kept, as it tells more."""
     return name if len(name) <= most else "..." + name[3 - most :]
 
 
@@ -230,7 +231,7 @@ def shortened(name: str, most: int = 60) -> str:
 
 
 def map_grid(maps: Array, title: str, delimiter: int) -> Figure:
-    """All maps of a model on one sequence, small: one row per layer, one column per head.
+    """Draw all maps of a model on one sequence, small: one row per layer, one column per head.
 
     Args:
         maps: [L, H, T, T], the position that looks, then the one looked at.
@@ -259,7 +260,7 @@ def map_grid(maps: Array, title: str, delimiter: int) -> Figure:
 
 
 def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: str) -> Figure:
-    """Maps of one layer, large enough to read its tokens.
+    """Draw maps of one layer, large enough to read the tokens.
 
     Args:
         maps: [len(heads), T, T], the position that looks, then the one looked at.
@@ -320,7 +321,7 @@ def attention_split(split: AttentionShares, parts: Sequence[str], title: str) ->
 
 
 def _draw_map(axes: Axes, weights: Array) -> Any:
-    """[T, T] as an image, the tokens that cannot be seen in grey."""
+    """Draw [T, T] weights as an image; pairs with a later token, which have none, are grey."""
     unseen = np.triu(np.ones(weights.shape, dtype=bool), 1)
     colours = _matplotlib().colormaps["Blues"].with_extremes(bad=UNSEEN)
     # Most weights are near 1 / T: a scale of square roots keeps them apart.
@@ -337,7 +338,7 @@ def _add_weights_bar(figure: Figure, image: Any, axes: Any, shrink: float) -> No
 
 
 def _label_tokens(axes: Axes, tokens: Sequence[str]) -> None:
-    """Words at the ticks, all of them while there is room."""
+    """Write tokens at the ticks, all of them while there is room."""
     places = range(0, len(tokens), math.ceil(len(tokens) / 100))
     labels = [tokens[place] for place in places]
     axes.set_xticks(places, labels, fontsize=7, rotation=90)
@@ -347,7 +348,7 @@ def _label_tokens(axes: Axes, tokens: Sequence[str]) -> None:
 
 
 def _number_cells(axes: Axes, shape: tuple[int, ...]) -> None:
-    """Layers and heads by number, all of a small model, some of a large one."""
+    """Number layers and heads at the ticks: all of a small model, some of a large one."""
     n_layer, n_head = shape
     axes.set_yticks(range(0, n_layer, math.ceil(n_layer / 6)))
     axes.set_xticks(range(0, n_head, math.ceil(n_head / 6)))

@@ -26,7 +26,7 @@ _SUMMARIES: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Each run at its best evaluation as aligned text; of several runs also median and range."""
+    """Return a table of the best evaluation of each run; several runs add median and range."""
     rows = [["run", *(heading for heading, _, _ in _COLUMNS)]]
     columns = [[value(run) for run in runs] for _, _, value in _COLUMNS]
     for i, run in enumerate(runs):
@@ -39,11 +39,11 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def align(rows: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> str:
-    """Cells as a table: the first column to the left, the others to the right.
+    """Align cells as a table: the first column to the left, the others to the right.
 
     Args:
-        rows: equally many cells each.
-        rules: the rows under which a line is drawn.
+        rows: the cells of each row, equally many in all rows.
+        rules: the rows below which a line is drawn.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -64,12 +64,12 @@ def _cells(values: Sequence[float | None]) -> list[str]:
 
 
 def _decimals(value: float, n: int) -> str:
-    """Fixed decimals; of counts none, unless the median falls between two."""
+    """Return a number with n decimals; a count has none, unless a median lies between two."""
     return f"{value:.{n}f}" if n else f"{value:.1f}".removesuffix(".0")
 
 
 def _summary(of: Callable[[list[float]], float], column: Sequence[float | None]) -> float | None:
-    """Of the values there are; not a number if one of them is not, as costs of a diverged run."""
+    """Summarise the known values; the result is NaN if one of them is, as in a diverged run."""
     known = [value for value in column if value is not None]
     if not known:
         return None
