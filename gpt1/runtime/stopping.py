@@ -93,7 +93,10 @@ class StopRequests:
         if not self._held:
             self.check()
         if os.environ.get("RANK", "0") == "0":
-            text = f"\n{self.signal.name}: ending once all is saved; once more ends at once\n"
+            text = (
+                f"\n{self.signal.name}: the run ends when its state is saved; a second signal ends "
+                "it at once\n"
+            )
             with suppress(OSError):
                 os.write(2, text.encode())  # print() fails if the signal interrupts a print()
 

@@ -138,11 +138,12 @@ def adam(model: DoubleHeadsModel, case: reference.Case) -> OpenAIAdam:
 
 
 def comparable(name: str, case: reference.Case) -> Tensor:
-    """Where a parameter's gradient is not rounding noise, which Adam makes full-size steps of.
+    """Return the elements of a parameter whose true gradient is not 0.
 
-    Three gradients are exactly zero in theory. The same shift of all keys cancels in the softmax
-    of attention: the middle third of each ``c_attn.b``. The same shift of both logits cancels in
-    the choice: ``clf.b`` always, and the last ``ln_2.b`` where no LM loss sees it (``no_lm``).
+    Adam makes steps of full size from a gradient that is only a rounding error. Three gradients are
+    0: the middle third of each ``c_attn.b``, because a shift of all keys cancels in the softmax of
+    attention; ``clf.b``, because a shift of both logits cancels in the choice; and the last
+    ``ln_2.b`` if there is no language-model loss (``no_lm``), for the same reason.
     """
     shape = case.values("init")[name].shape
     counts = torch.ones(shape, dtype=torch.bool)
@@ -167,10 +168,11 @@ def assert_costs_are_near(case: reference.Case, update: int, found: Tensor) -> N
 
 
 def assert_parameters_are_near(case: reference.Case, model: DoubleHeadsModel) -> None:
-    """All but a hundredth of each parameter's elements, or all but one, are the original's.
+    """Check that all but a hundredth of each parameter's elements, or all but one, are the same.
 
-    Adam divides an element's step by the size of its gradient. Where that is no larger than its
-    rounding error, the step may point either way; no element is off by more than all steps.
+    Adam divides the step of an element by the size of its gradient. If the gradient is no larger
+    than its rounding error, the step may have either sign. No element differs by more than the
+    sum of all steps.
     """
     expected = case.values("after6")
     for name, p in model.named_parameters():
@@ -201,10 +203,10 @@ def test_six_updates_are_the_originals(golden_dir: Path, name: str, share_prefix
 def test_rounded_gradients_stay_within_the_tolerance_of_six_updates(
     golden_dir: Path, name: str
 ) -> None:
-    """In float64, with an error of float32's size added to every gradient of every update.
+    """Compute in float64, and add an error of float32's size to every gradient of every update.
 
-    The error is drawn evenly up to a quarter of the tolerance of the first gradients, that is up
-    to two roundings of the largest sum of absolute terms.
+    The error is uniform, up to a quarter of the tolerance of the first gradients, which is two
+    roundings of the largest sum of absolute terms.
     """
     case = reference.Case(golden_dir, name)
     model, tolerance = case.model().double(), case.gradient_tolerance()
@@ -616,13 +618,13 @@ def cross_entropy_gradient(
 
 
 def test_a_gradient_in_bfloat16_is_as_good_at_64_chunks_as_at_one() -> None:
-    """The same rows 64 times have the same mean cost, and gradient.
+    """Rows that are repeated 64 times have the same mean cost and the same gradient.
 
     bfloat16 has 8 significant bits: rounding changes a value by a share of at most u = 2**-8.
     The logits z are rounded, which changes a probability p by a share of at most 2 u max|z| to
-    first order; p times its weight is rounded, and so is the product with the rows of h. None of
-    these errors depends on the number of chunks. A sum in bfloat16 would be rounded once more for
-    each chunk, by a share of the whole sum so far.
+    first order. The product of p and its weight is rounded, and so is the product with the rows of
+    h. None of these errors depends on the number of chunks. A sum in bfloat16 would be rounded once
+    more for each chunk, by a share of the whole sum so far.
     """
     D, V, chunks = 16, 40, 64
     rows = gpt1_model._WeightedCrossEntropy.ROWS

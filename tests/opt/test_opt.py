@@ -1,4 +1,4 @@
-"""The optimizer: against the running original, a float64 transcription, and torch's contract."""
+"""The optimizer against the running original and a transcription; the contract of torch."""
 
 from __future__ import annotations
 
@@ -83,10 +83,11 @@ def random_case(
 
 
 def allowed(start: list[Array], updates: int, lr: float) -> float:
-    """What float32 may cost: every update rounds the parameter once or twice, and its step.
+    """Return the error that rounding to float32 may cause: of the parameter and of its step.
 
-    A step is up to 2 lr here; m may cancel, v may be as small as 0.001 of its largest term, so
-    that the step's own error is some tens of roundings.
+    Every update rounds the parameter once or twice. A step is at most 2 lr here. The terms of m may
+    cancel, and v may be as small as 0.001 of its largest term, so that the error of the step is
+    some tens of roundings.
     """
     largest = max(float(np.abs(p).max()) for p in start)
     return updates * EPS32 * (largest + 32 * lr)

@@ -75,7 +75,7 @@ def test_alone_there_is_nothing_to_exchange() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "messages", "raised", "told"),
+    ("rank", "messages", "raised", "elsewhere"),
     [
         (0, (None, "there"), "there", True),
         (1, (None, "there"), "there", False),
@@ -83,14 +83,22 @@ def test_alone_there_is_nothing_to_exchange() -> None:
         (1, ("both", "both"), "both", True),
     ],
 )
-def test_an_error_in_any_process_is_raised_in_all_and_told_once(
+def test_an_error_in_any_process_is_raised_in_all_and_reported_once(
     monkeypatch: pytest.MonkeyPatch,
     rank: int,
     messages: tuple[str | None, ...],
     raised: str,
-    told: bool,
+    elsewhere: bool,
 ) -> None:
-    """``messages`` are those of both processes' errors, ``told`` whether another one prints it."""
+    """Of two ranks, the one that raised an error reports it, or the first if both errors are equal.
+
+    Args:
+        monkeypatch: replaces the communication.
+        rank: the rank of this process.
+        messages: the message of each rank's error, or None.
+        raised: the message of the error that this rank raises.
+        elsewhere: whether another rank reports it.
+    """
     errors = [message and Gpt1Error(message) for message in messages]
 
     def body() -> None:
@@ -104,7 +112,7 @@ def test_an_error_in_any_process_is_raised_in_all_and_told_once(
     monkeypatch.setattr(ranks.dist, "all_gather_object", gather)
     with pytest.raises(Gpt1Error, match=raised) as caught:
         Ranks(rank, 2, CPU).on_all_ranks(body)
-    assert caught.value.reported_elsewhere == told
+    assert caught.value.reported_elsewhere == elsewhere
 
 
 def test_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,9 +363,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 
 def assert_same(own: Run, other: Run, tolerance: float) -> None:
-    """Parameters, logged figures and submission are those of the other run.
+    """Check that parameters, logged figures and submission are those of the other run.
 
-    The classifier's bias cancels, so that rounding alone moves it.
+    The true gradient of the classifier's bias is 0, so that only rounding errors change the bias.
     """
     ours, theirs = own.tensors(), other.tensors()
     names = [name for name in theirs if name.startswith("model.") and name != "model.clf.b"]

@@ -160,7 +160,10 @@ def test_a_real_command_is_stopped_while_it_imports(
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 128 + number, done.stderr
     noted, message = done.stderr.strip().splitlines()
-    assert noted == f"{number.name}: ending once all is saved; once more ends at once"
+    assert (
+        noted
+        == f"{number.name}: the run ends when its state is saved; a second signal ends it at once"
+    )
     assert message.startswith(f"gpt1 train: stopped by {number.name}: {BEFORE}; to go on: ")
     assert not run.directory.exists()
 
@@ -255,7 +258,7 @@ def test_a_second_signal_ends_at_once(
 ) -> None:
     done = run.do(changes=[update(6, sends_itself(*numbers, pause=1.2))])
     assert done.status == -numbers[1]
-    assert "ending once all is saved; once more ends at once" in done.stderr
+    assert "the run ends when its state is saved; a second signal ends it at once" in done.stderr
     assert done.messages() == []
     assert run.checkpoints() == [3, 4]
     assert run.do("--resume").status == 0
@@ -410,7 +413,10 @@ with StopRequests() as stop, stop.held():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "\nSIGTERM: ending once all is saved; once more ends at once\nbar\n"
+    assert (
+        done.stderr
+        == "\nSIGTERM: the run ends when its state is saved; a second signal ends it at once\nbar\n"
+    )
 
 
 def test_nothing_catches_a_stop_but_the_end(capsys: pytest.CaptureFixture[str]) -> None:
