@@ -1,7 +1,6 @@
 """``python -m gpt1`` is ``gpt1``."""
 
-import sys
-
 from gpt1.commands.cli import main
+from gpt1.runtime.stopping import end_process
 
-sys.exit(main())
+end_process(main())

@@ -3,11 +3,10 @@
 The command itself is :mod:`gpt1.commands.train`.
 """
 
-import sys
-
 from gpt1.commands.train import main
+from gpt1.runtime.stopping import end_process
 
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -37,7 +37,9 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--device {name}: cannot be used on this machine: {reason}") from error
     if device.type == "meta":
-        raise InputError("--device meta: holds no numbers; use cpu, cuda or mps")
+        raise InputError(
+            "--device meta: tensors on this device have no numbers; use cpu, cuda or mps"
+        )
     return device
 
 

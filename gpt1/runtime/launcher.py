@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 
@@ -21,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException
 from torch.multiprocessing.spawn import start_processes as spawn_processes
 
 from gpt1.runtime.errors import Gpt1Error
-from gpt1.runtime.stopping import end_with_parent, handled_signals
+from gpt1.runtime.stopping import end_process, end_with_parent, handled_signals
 
 GRACE = 15.0  # seconds that processes get to end by themselves, and again after SIGTERM
 START_METHOD = "spawn"  # CUDA does not work in forked processes
@@ -128,4 +127,4 @@ def _run_rank(
         MASTER_PORT=str(port),
         TORCHELASTIC_USE_AGENT_STORE="True",  # The parent serves the store.
     )
-    sys.exit(body(argv))
+    end_process(body(argv))

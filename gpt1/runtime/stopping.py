@@ -1,15 +1,17 @@
-"""Handle SIGTERM (Slurm, torchrun) and SIGINT (Ctrl-C) so that no finished update is lost."""
+"""End a process: after SIGTERM or SIGINT, together with its parent, or at the end of a run."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from gpt1.runtime.errors import Stopped
 
@@ -118,3 +120,21 @@ def end_with_parent() -> None:
     pr_set_pdeathsig = 1
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+
+
+def end_process(status: int) -> NoReturn:
+    """End this program with an exit status, which a rank of a distributed run does at once.
+
+    Threads of torch's gloo backend may still be releasing tensors after the last communication. If
+    they need Python's global lock while Python shuts down, Python ends them, and the C++ library
+    then aborts the whole process (SIGABRT). Therefore a rank ends without Python's shutdown.
+
+    Args:
+        status: the exit status.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # The stream may be closed or None.
+            stream.flush()
+    os._exit(status)

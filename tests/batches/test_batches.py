@@ -102,7 +102,7 @@ stories = st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=4)
 
 @st.composite
 def any_arrays(draw: st.DrawFn) -> ChoiceArrays:
-    """Stories as they are laid out, some with a ``_classify_`` within or unlike first tokens."""
+    """Draw arrays of stories, some with a ``_classify_`` inside or with different first tokens."""
     split = EncodedCloze(*map(list, zip(*draw(stories), strict=True)), labels=None)
     arrays = transform_roc(split, SPECIAL, n_ctx=context_length([split], 20), max_len=8)
     for b in range(arrays.n_stories):
@@ -118,7 +118,7 @@ Choice = list[tuple[int, int]]
 
 
 def choices_of(arrays: ChoiceArrays) -> list[list[Choice]]:
-    """Real tokens of each choice of each story, as (token, position)."""
+    """Return the real tokens of each choice of each story, as (token, position)."""
     return [
         [
             [tuple(pair) for pair, real in zip(X.tolist(), M, strict=True) if real]
@@ -133,14 +133,14 @@ def first_classify(choice: Choice) -> int:
 
 
 def shared_length(choices: list[Choice]) -> int:
-    """Tokens alike in all choices from the start, none of them the first ``_classify_``."""
+    """Return the length of the common prefix of all choices before their first ``_classify_``."""
     limit = min(first_classify(choice) for choice in choices)
     columns = zip(*(choice[:limit] for choice in choices), strict=True)
     return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
 def rows_of(batch: Batch, arrays: ChoiceArrays, share_prefix: bool) -> list[list[list[int]]]:
-    """For each choice of each story the packed rows that it is made of, in order."""
+    """Return the packed rows of each choice of each story, in order."""
     rows, begin = [], 0
     for choices in choices_of(arrays):
         shared = shared_length(choices) if share_prefix else 0
@@ -244,7 +244,7 @@ def test_every_token_after_the_first_is_a_target_once_a_choice(
 
 @packings
 def test_what_is_shared_is_computed_once(arrays: ChoiceArrays, share_prefix: bool) -> None:
-    """Tokens and (row, target) pairs, counted from the lengths alone."""
+    """The numbers of tokens and of (row, target) pairs follow from the lengths."""
     batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
     n_tokens = n_pairs = n_in_both = 0
     for choices in choices_of(arrays):
@@ -297,7 +297,7 @@ def test_batches_move_whole(share_prefix: bool) -> None:
 
 @pytest.fixture(scope="module")
 def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[str], TaskData]:
-    """Reads and encodes the real data as a run does, with these special cases of words."""
+    """Read and encode the real data as a run does, with the given special cases of words."""
     from gpt1.settings.training import parse
     from gpt1.training.prepare import load_data
     from gpt1.training.sources import find_sources
@@ -331,7 +331,7 @@ def test_real_arrays_are_the_originals_bit_for_bit(
 def test_special_cases_of_the_released_models_time_change_three_real_stories(
     load_real: Callable[[str], TaskData],
 ) -> None:
-    """So the sums above hold for all other stories under the default rules too."""
+    """Therefore the hashes above also hold under the default rules for all other stories."""
     old, new = load_real("2.0"), load_real("installed")
     assert old.n_ctx == new.n_ctx
     differing = [

@@ -1,4 +1,4 @@
-"""The cloze reader: what it accepts, what it refuses and where, and the original's split."""
+"""The reader of cloze CSVs: accepted files, messages for others, and the original's split."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FUZZ = settings(max_examples=5 * settings.default.max_examples)  # an example ta
 
 
 def rows(count: int) -> list[list[str]]:
-    """Rows that differ in every cell; labels alternate irregularly."""
+    """Return rows that differ in every cell, with labels in an irregular order."""
     return [
         [f"id-{i}", *(f"Row {i}, part {j}." for j in range(1, 7)), str(1 + (i * i // 3) % 2)]
         for i in range(count)
@@ -149,7 +149,7 @@ def test_missing_file_and_directory_are_input_errors(csv_path: Path, tmp_path: P
 
 
 def read_or_refuse(path: Path, data: bytes) -> bool:
-    """Whether ``data`` is read; if not, an InputError must name a line. Nothing else may happen."""
+    """Return whether ``data`` can be read; if not, check that an InputError names a line."""
     try:
         cloze = read_cloze(put(path, data))
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Choices over a whole split: the numbers are torch's, whatever the batches, and modes restored."""
+"""Predictions of a whole split: the same for any batches, scored as torch would score them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 def model_and_test(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[DoubleHeadsModel, ChoiceArrays]:
-    """The tiny checkpoint's model, its classifier made bold, and the 24 test stories."""
+    """Return the tiny model with larger classifier weights, and the 24 test stories."""
     task_files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = Settings(), task_files.sources()
     task = prepare.load_data(settings, sources, verbose=False)
@@ -84,7 +84,7 @@ def one_by_one(model: DoubleHeadsModel, arrays: ChoiceArrays, share_prefix: bool
 def test_logits_do_not_depend_on_the_batches(
     model_and_test: tuple[DoubleHeadsModel, ChoiceArrays], n_batch: int, share_prefix: bool
 ) -> None:
-    """24 stories: batches of 7 leave 3, which are predicted too and in their place."""
+    """24 stories make three batches of 7 and one of 3, which is predicted too and in its place."""
     model, arrays = model_and_test
     logits = predict_logits(model, arrays, ALONE, n_batch=n_batch)
     assert logits.shape == (24, 2)

@@ -1,4 +1,4 @@
-"""Masks of inverted dropout."""
+"""Dropout masks: their rate, their values and their independence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_mask_has_the_rate_and_the_value(p: float, dtype: torch.dtype):
 
 
 def test_elements_of_a_mask_are_independent():
-    """Four of them share one 64-bit word: neighbours must agree no more than others."""
+    """Four elements share one 64-bit word, but neighbours must not agree more often than others."""
     torch.manual_seed(1)
     mask = (keep_mask((400_000,), 0.5, torch.zeros(())) != 0).double() - 0.5
     for distance in (1, 2, 3, 4, 5):
@@ -64,7 +64,7 @@ def test_matrix_and_its_gradient_go_through_the_same_mask():
 
 
 class Elsewhere(str):
-    """Names the CPU to torch, but is not recognised as one."""
+    """A device that is the CPU for torch, but is not recognised as the CPU by gpt1."""
 
     type = "elsewhere"
 

@@ -1,4 +1,4 @@
-"""The fast ways compute the same: shared prefixes, bfloat16, compiled layers."""
+"""The faster variants compute the same: shared prefixes, bfloat16, compiled layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_DROPOUT = [word for flag in DROPOUTS for word in (flag, "0")]
 
 
 def stories(n: int = 6) -> ChoiceArrays:
-    """Random stories whose two choices share a prefix."""
+    """Return random stories whose two choices share a prefix."""
     rng = np.random.default_rng(0)
     X = np.zeros((n, 2, CONFIG.n_ctx, 2), np.int32)
     M = np.zeros((n, 2, CONFIG.n_ctx), np.float32)
@@ -71,7 +71,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(share_prefix: bool):
 
 
 def test_bfloat16_counts_a_token_that_occurs_often():
-    """Its row's gradient is a sum over the occurrences; 256 + 1 is 256 in bfloat16."""
+    """The gradient of a row is a sum over its occurrences, and 256 + 1 is 256 in bfloat16."""
     model = DoubleHeadsModel(replace(CONFIG, n_layer=0)).eval()
     model.init_parameters(torch.Generator().manual_seed(1))
     batch = pack(stories(200), CONFIG.clf_token, share_prefix=False)
@@ -84,7 +84,7 @@ def test_bfloat16_counts_a_token_that_occurs_often():
 
 
 def test_bfloat16_does_not_round_the_sum_of_the_heads_gradients(monkeypatch):
-    """A row that no input reads has a gradient from the head alone, a sum over chunks."""
+    """The gradient of a row that no input uses comes only from the head, as a sum over chunks."""
     monkeypatch.setattr(_WeightedCrossEntropy, "ROWS", 16)
     model = fresh_model().eval()
     batch = pack(stories(), CONFIG.clf_token, share_prefix=False)

@@ -1,4 +1,4 @@
-"""The model against the running original, a plain transcription, and transformers."""
+"""Compare the model with the running original, a plain transcription, and transformers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _same_random_numbers_every_time() -> None:
 def cloze_arrays(
     stories: list[list[int]], endings1: list[list[int]], endings2: list[list[int]]
 ) -> ChoiceArrays:
-    """Arrays of these token ids for a model of SMALL's vocabulary, labels alternating."""
+    """Return arrays of the given token ids, for SMALL's vocabulary, with alternating labels."""
     split = EncodedCloze(stories, endings1, endings2, [i % 2 for i in range(len(stories))])
     n_ctx = context_length([split], SMALL.n_ctx)
     max_len = max_part_length(SMALL.n_ctx)
@@ -73,7 +73,7 @@ def packed(arrays: ChoiceArrays, *, share_prefix: bool = False) -> Batch:
 
 
 def padded(rows: Tensor, arrays: ChoiceArrays) -> Tensor:
-    """Unshared packed rows [N, D] in their places of [B * C, T, D], zero on padding."""
+    """Put packed rows [N, D] of single sequences into [B * S, T, D], with zeros on padding."""
     mask = torch.from_numpy(arrays.M).bool()
     grid = rows.new_zeros(*mask.shape, rows.shape[-1])
     grid[mask] = rows
@@ -103,7 +103,7 @@ SIX_UPDATES = 1e-4
 
 
 def backward(model: DoubleHeadsModel, case: reference.Case, update: int, share: bool) -> Tensor:
-    """Gradients of one update over all towers; returns logits, clf and lm losses [n, 5]."""
+    """Compute the gradients of one update; return logits, clf and lm losses, [n, 5]."""
     found = []
     for tower in case.towers(update):
         batch = pack(tower, case.config.clf_token, share_prefix=share)
@@ -138,11 +138,12 @@ def adam(model: DoubleHeadsModel, case: reference.Case) -> OpenAIAdam:
 
 
 def comparable(name: str, case: reference.Case) -> Tensor:
-    """Where a parameter's gradient is not rounding noise, which Adam makes full-size steps of.
+    """Return the elements of a parameter whose true gradient is not 0.
 
-    Three gradients are exactly zero in theory. The same shift of all keys cancels in the softmax
-    of attention: the middle third of each ``c_attn.b``. The same shift of both logits cancels in
-    the choice: ``clf.b`` always, and the last ``ln_2.b`` where no LM loss sees it (``no_lm``).
+    Adam makes steps of full size from a gradient that is only a rounding error. Three gradients are
+    0: the middle third of each ``c_attn.b``, because a shift of all keys cancels in the softmax of
+    attention; ``clf.b``, because a shift of both logits cancels in the choice; and the last
+    ``ln_2.b`` if there is no language-model loss (``no_lm``), for the same reason.
     """
     shape = case.values("init")[name].shape
     counts = torch.ones(shape, dtype=torch.bool)
@@ -167,10 +168,11 @@ def assert_costs_are_near(case: reference.Case, update: int, found: Tensor) -> N
 
 
 def assert_parameters_are_near(case: reference.Case, model: DoubleHeadsModel) -> None:
-    """All but a hundredth of each parameter's elements, or all but one, are the original's.
+    """Check that all but a hundredth of each parameter's elements, or all but one, are the same.
 
-    Adam divides an element's step by the size of its gradient. Where that is no larger than its
-    rounding error, the step may point either way; no element is off by more than all steps.
+    Adam divides the step of an element by the size of its gradient. If the gradient is no larger
+    than its rounding error, the step may have either sign. No element differs by more than the
+    sum of all steps.
     """
     expected = case.values("after6")
     for name, p in model.named_parameters():
@@ -201,10 +203,10 @@ def test_six_updates_are_the_originals(golden_dir: Path, name: str, share_prefix
 def test_rounded_gradients_stay_within_the_tolerance_of_six_updates(
     golden_dir: Path, name: str
 ) -> None:
-    """In float64, with an error of float32's size added to every gradient of every update.
+    """Compute in float64, and add an error of float32's size to every gradient of every update.
 
-    The error is drawn evenly up to a quarter of the tolerance of the first gradients, that is up
-    to two roundings of the largest sum of absolute terms.
+    The error is uniform, up to a quarter of the tolerance of the first gradients, which is two
+    roundings of the largest sum of absolute terms.
     """
     case = reference.Case(golden_dir, name)
     model, tolerance = case.model().double(), case.gradient_tolerance()
@@ -258,7 +260,7 @@ def test_equals_the_transcription_in_float64(afn: str, share_prefix: bool) -> No
 
 @pytest.mark.parametrize("length", [2, 3, 9, 24])
 def test_hidden_states_are_those_of_transformers(length: int) -> None:
-    """The same weights in ``OpenAIGPTModel``; its ``gelu`` is the tanh form, its mask -1e4."""
+    """Return ``OpenAIGPTModel`` with the same weights; its gelu is the tanh form, its mask -1e4."""
     transformers = pytest.importorskip("transformers")
     config = replace(SMALL, n_ctx=24)
     model = reference.random_model(config, std=0.15).float()
@@ -290,7 +292,7 @@ def test_choices_are_those_of_transformers_double_heads(share_prefix: bool) -> N
 
 
 def arrays_of_lengths(lengths: np.ndarray, generator: np.random.RandomState) -> ChoiceArrays:
-    """Random tokens [B, C, T, 2] of these lengths [B, C]; the last is ``_classify_``."""
+    """Draw tokens [B, S, T, 2] of the given lengths [B, S]; the last one is ``_classify_``."""
     B, C = lengths.shape
     T = int(lengths.max())
     X = np.zeros((B, C, T, 2), dtype=np.int32)
@@ -320,14 +322,14 @@ STORIES: dict[str, tuple[list[list[int]], list[list[int]], list[list[int]]]] = {
 
 
 def unlike_from_the_start() -> ChoiceArrays:
-    """Choices that share no token at all, as no story lays them out."""
+    """Return arrays whose choices have no common prefix, which a story never gives."""
     arrays = cloze_arrays([[1, 2]], [[3, 4]], [[3, 5]])
     arrays.X[0, 1, 0, 0] = 6
     return arrays
 
 
 def classify_within() -> ChoiceArrays:
-    """Choices whose common part already holds a ``_classify_``, which counts as the first."""
+    """Return arrays with a ``_classify_`` in the common prefix, which is then the first one."""
     arrays = cloze_arrays([[1, 2, 3]], [[3, 4]], [[3, 5, 5]])
     arrays.X[0, :, 2, 0] = SMALL.clf_token
     return arrays
@@ -361,7 +363,7 @@ def test_sharing_prefixes_changes_no_number(kind: str) -> None:
 
 
 def test_sharing_prefixes_does_share() -> None:
-    """The comparison above would be empty if both ways laid the tokens down alike."""
+    """The comparison above would show nothing if both batches were equal."""
     for kind, stories in STORIES.items():
         arrays = cloze_arrays(*stories)
         assert len(packed(arrays, share_prefix=True).tokens) < len(packed(arrays).tokens), kind
@@ -371,14 +373,14 @@ def test_sharing_prefixes_does_share() -> None:
 
 
 def dropping(**rates: float) -> tuple[DoubleHeadsModel, ChoiceArrays]:
-    """A float64 model in training mode with only these dropouts on, and its stories."""
+    """Return a float64 model in training mode with the given dropout rates only, and stories."""
     config = replace(SMALL, **rates)
     return reference.random_model(config).train(), some_arrays()
 
 
 @contextmanager
 def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inputs and outputs of ``module`` within the block."""
+    """Record the inputs and outputs of ``module`` within the block."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
     try:
@@ -388,14 +390,14 @@ def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 def recorded_mask(module: nn.Module, inner: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What ``module`` multiplied the output of ``inner`` by before handing it on."""
+    """Return the factor between the output of ``inner`` and what ``module`` made of it."""
     with recorded(module) as outer_calls, recorded(inner) as inner_calls:
         run()
     return (outer_calls[0][1] / inner_calls[0][1]).detach()
 
 
 def assert_inverted_mask(mask: Tensor, rate: float) -> None:
-    """Every entry is 0 or 1 / (1 - rate), both kinds in about their shares."""
+    """Check that every entry is 0 or 1 / (1 - rate), about as often as expected."""
     kept = mask != 0
     assert_close(mask[kept], torch.full_like(mask[kept], 1 / (1 - rate)), 1e-9)
     share, n = kept.double().mean().item(), kept.numel()
@@ -446,7 +448,7 @@ def test_embedding_dropout_is_the_same_wherever_a_row_is_used() -> None:
 
 
 def test_attention_dropout_is_on_the_softmaxed_weights() -> None:
-    """With equal scores and values of one, position n sums n + 1 weights of 1 / (n + 1)."""
+    """With equal scores and values of 1, position n sums n + 1 weights of 1 / (n + 1)."""
     model, arrays = dropping(attn_pdrop=0.5)
     attention, D = model.h[0].attn, model.config.n_embd
     with torch.no_grad():
@@ -470,7 +472,7 @@ def test_attention_dropout_is_on_the_softmaxed_weights() -> None:
 
 
 def test_residual_dropout_is_after_both_projections_of_every_layer() -> None:
-    """The masks found at those two places alone explain the result."""
+    """The result follows from the masks at these two places and no others."""
     model, arrays = dropping(resid_pdrop=0.3)
     batch = packed(arrays)
     places = {
@@ -518,7 +520,7 @@ def test_classifier_dropout_is_one_mask_a_story() -> None:
 
 
 def test_dropout_keeps_the_mean() -> None:
-    """Inverted dropout: a linear head's logits are unchanged on average."""
+    """With inverted dropout the mean logits of a linear head do not change."""
     model, _ = dropping(clf_pdrop=0.3)
     h = torch.randn(1, 2, model.config.n_embd, dtype=torch.float64)
     with torch.no_grad():
@@ -529,7 +531,7 @@ def test_dropout_keeps_the_mean() -> None:
 
 
 def test_choices_packed_apart_have_their_own_masks() -> None:
-    """As in the original, where the two sequences of a story share nothing but ``we``."""
+    """In the original the two sequences of a story share only the mask of ``we``."""
     model, _ = dropping(resid_pdrop=0.5)
     logits = model.choice_logits(packed(cloze_arrays([[1, 2]], [[3, 4]], [[3, 4]])))
     assert (logits[0, 0] - logits[0, 1]).abs() > 1e-3
@@ -574,7 +576,7 @@ def test_losses_need_labels() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 100])
 def test_cross_entropy_by_chunks_is_torchs(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Value and both gradients, whether 17 rows are one chunk, several or uneven ones."""
+    """The loss and both gradients are right for one chunk of 17 rows and for several chunks."""
     monkeypatch.setattr(gpt1_model._WeightedCrossEntropy, "ROWS", rows)
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(17, 6, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -606,7 +608,7 @@ def test_cross_entropy_of_far_apart_logits_is_finite() -> None:
 def cross_entropy_gradient(
     h: torch.Tensor, w: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The gradient of ``w``, float32, of the mean cost, with products in ``dtype``."""
+    """Return the float32 gradient of ``w`` for the mean cost, with products in ``dtype``."""
     w = w.clone().requires_grad_()
     weights = torch.full((len(h),), 1 / len(h))
     total, _ = gpt1_model._WeightedCrossEntropy.apply(h.to(dtype), w, targets, weights)
@@ -616,13 +618,13 @@ def cross_entropy_gradient(
 
 
 def test_a_gradient_in_bfloat16_is_as_good_at_64_chunks_as_at_one() -> None:
-    """The same rows 64 times have the same mean cost, and gradient.
+    """Rows that are repeated 64 times have the same mean cost and the same gradient.
 
     bfloat16 has 8 significant bits: rounding changes a value by a share of at most u = 2**-8.
     The logits z are rounded, which changes a probability p by a share of at most 2 u max|z| to
-    first order; p times its weight is rounded, and so is the product with the rows of h. None of
-    these errors depends on the number of chunks. A sum in bfloat16 would be rounded once more for
-    each chunk, by a share of the whole sum so far.
+    first order. The product of p and its weight is rounded, and so is the product with the rows of
+    h. None of these errors depends on the number of chunks. A sum in bfloat16 would be rounded once
+    more for each chunk, by a share of the whole sum so far.
     """
     D, V, chunks = 16, 40, 64
     rows = gpt1_model._WeightedCrossEntropy.ROWS
@@ -676,7 +678,7 @@ def test_input_is_token_row_plus_position_row_unscaled() -> None:
 
 
 def test_blocks_normalise_after_each_sum() -> None:
-    """Post-norm: the top state of every token has the last norm's mean and spread."""
+    """The last state of every token has the mean and variance of the last layer norm."""
     model = reference.random_model(SMALL)
     with torch.no_grad():
         model.h[-1].ln_2.g.fill_(1)
@@ -736,7 +738,7 @@ def test_config_of_the_paper() -> None:
 
 
 def test_a_model_without_special_tokens_has_no_classify_token() -> None:
-    """Otherwise the last word of the vocabulary would count as ``_classify_``."""
+    """Otherwise the last token of the vocabulary would count as ``_classify_``."""
     config = replace(SMALL, n_special=0)
     assert (config.first_position, config.n_rows) == (7, 31)
     with pytest.raises(ValueError, match="no _classify_ token"):
@@ -747,7 +749,7 @@ def test_a_model_without_special_tokens_has_no_classify_token() -> None:
 
 
 def test_every_use_computes_the_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, prediction, generation and attention maps differ by the context they pass."""
+    """Training, prediction, generation and attention maps differ only in their contexts."""
     model, batch = reference.random_model(SMALL).float(), packed(some_arrays(), share_prefix=True)
     ids, used = [1, 2, 3], []
     original = Block.forward
@@ -774,7 +776,7 @@ def test_every_use_computes_the_one_layer(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_plain_sequences_need_no_choices() -> None:
-    """The same states, dropout masks and gradients as those sequences in a batch."""
+    """Plain sequences have the same states, masks and gradients as those sequences in a batch."""
     rates = dict.fromkeys(NO_DROPOUT, 0.2)
     model, _ = dropping(**rates)
     arrays = arrays_of_lengths(np.full((3, 2), 9), np.random.RandomState(0))
@@ -806,7 +808,7 @@ def test_linear_layers_have_the_same_outputs() -> None:
 
 
 def test_what_replaces_a_linear_layer_needs_nothing_but_a_forward_method() -> None:
-    """A quantiser puts a module of its own in place of each ``nn.Linear``, by its exact class."""
+    """A quantiser replaces the modules whose class is exactly ``nn.Linear``."""
 
     class Quantised(nn.Module):
         def __init__(self, layer: nn.Linear) -> None:

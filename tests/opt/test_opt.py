@@ -1,4 +1,4 @@
-"""The optimizer: against the running original, a float64 transcription, and torch's contract."""
+"""The optimizer against the running original and a transcription; the contract of torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_optimizer(params: list[torch.Tensor], settings: dict[str, Any]) -> Open
 def feed(
     optimizer: OpenAIAdam, params: list[torch.Tensor], update: list[Array | None]
 ) -> OpenAIAdam:
-    """Make one update with given gradients."""
+    """Make one update with the given gradients."""
     for p, g in zip(params, update, strict=True):
         p.grad = None if g is None else torch.tensor(g, dtype=p.dtype, device=p.device)
     optimizer.step()
@@ -59,7 +59,7 @@ def run(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> list[Array]:
-    """Parameters after the updates by OpenAIAdam."""
+    """Return the parameters after updates by OpenAIAdam."""
     params = [torch.tensor(p, dtype=dtype, device=device, requires_grad=True) for p in start]
     optimizer = make_optimizer(params, settings)
     for update in gradients:
@@ -70,7 +70,7 @@ def run(
 def random_case(
     seed: int, updates: int, exponents: tuple[float, float] = (0, 0), zeros: bool = False
 ) -> tuple[list[Array], Gradients]:
-    """Random parameters, and gradients of sizes 10^a to 10^b, some of them zero if wanted."""
+    """Draw parameters, and gradients of sizes 10^a to 10^b, of which some may be zero."""
     draw = np.random.default_rng(seed)
     start = [np.asarray(draw.normal(size=shape), np.float32) for shape in SHAPES]
     gradients: Gradients = []
@@ -83,10 +83,11 @@ def random_case(
 
 
 def allowed(start: list[Array], updates: int, lr: float) -> float:
-    """What float32 may cost: every update rounds the parameter once or twice, and its step.
+    """Return the error that rounding to float32 may cause: of the parameter and of its step.
 
-    A step is up to 2 lr here; m may cancel, v may be as small as 0.001 of its largest term, so
-    that the step's own error is some tens of roundings.
+    Every update rounds the parameter once or twice. A step is at most 2 lr here. The terms of m may
+    cancel, and v may be as small as 0.001 of its largest term, so that the error of the step is
+    some tens of roundings.
     """
     largest = max(float(np.abs(p).max()) for p in start)
     return updates * EPS32 * (largest + 32 * lr)
@@ -219,7 +220,7 @@ def test_gradients_of_any_size_and_zeros(
 @pytest.mark.parametrize("max_grad_norm", [1.0, -1.0])
 @pytest.mark.parametrize("e", [1e-8, 1e-3])
 def test_the_kernels_terms_are_the_rule_in_exact_algebra(e: float, max_grad_norm: float) -> None:
-    """In float64 nothing is left but the algebra of decay', eps' and the clipping."""
+    """In float64 rounding is negligible, and the algebra of the kernel's arguments remains."""
     settings = {**SETTINGS, "e": e, "l2": 0.5, "max_grad_norm": max_grad_norm}
     start, gradients = random_case(3, 12, (-9, 1))
     off = distance(
@@ -242,7 +243,7 @@ def test_the_kernels_terms_are_the_rule_in_exact_algebra(e: float, max_grad_norm
     ],
 )
 def test_trap(deviation: str) -> None:
-    """Each mistake is far outside what float32 allows, and ours is inside."""
+    """Each mistake exceeds the tolerance of float32 by far; OpenAIAdam is within the tolerance."""
     settings = {**SETTINGS, "e": 1e-3, "l2": 0.5}
     start, gradients = random_case(4, 6)
     ours = run(start, gradients, settings)
@@ -252,7 +253,7 @@ def test_trap(deviation: str) -> None:
 
 
 def test_bias_correction_in_float32_is_off_by_a_hundred_thousandth() -> None:
-    """Ours is in double precision. The original's loses digits in ``1 - b2^t``."""
+    """OpenAIAdam computes ``1 - b2^t`` in float64; the original loses digits in float32."""
     p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = OpenAIAdam([p], lr=1.0, schedule="warmup_constant", warmup=0.0, t_total=1)
     errors = []
@@ -318,7 +319,7 @@ def test_grad_norm_is_that_of_all_gradients_before_clipping(limit: float) -> Non
 
 
 def test_grad_norm_of_a_large_tensor_has_seven_digits() -> None:
-    """A single float32 sum over so many elements is wrong in the fifth digit or earlier."""
+    """A single float32 sum over so many elements would be wrong in the fifth digit or earlier."""
     p = torch.zeros(3000, 3001)
     p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
     expected = p.grad.double().norm().item()
@@ -453,7 +454,7 @@ def through_pickle(optimizer: OpenAIAdam, params: list[torch.Tensor]) -> OpenAIA
 
 
 def same_state_for(copied: OpenAIAdam, params: list[torch.Tensor]) -> OpenAIAdam:
-    """A copy has parameters of its own: check them and let it work on them."""
+    """A copy has its own parameters, which its updates change."""
     own = copied.param_groups[0]["params"]
     assert all(torch.equal(a, b) for a, b in zip(own, params, strict=True))
     params[:] = own

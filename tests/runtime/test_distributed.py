@@ -1,4 +1,4 @@
-"""Towers and processes: each tower computed once, the same run however many processes share it."""
+"""Towers and processes: each tower is computed once; any number of processes gives the same run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variables of torchrun, and one thread in each process that a test starts."""
+    """Remove torchrun's variables, and let each process that a test starts use one thread."""
     for name in TORCHRUN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -75,7 +75,7 @@ def test_alone_there_is_nothing_to_exchange() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "messages", "raised", "told"),
+    ("rank", "messages", "raised", "elsewhere"),
     [
         (0, (None, "there"), "there", True),
         (1, (None, "there"), "there", False),
@@ -83,14 +83,22 @@ def test_alone_there_is_nothing_to_exchange() -> None:
         (1, ("both", "both"), "both", True),
     ],
 )
-def test_an_error_in_any_process_is_raised_in_all_and_told_once(
+def test_an_error_in_any_process_is_raised_in_all_and_reported_once(
     monkeypatch: pytest.MonkeyPatch,
     rank: int,
     messages: tuple[str | None, ...],
     raised: str,
-    told: bool,
+    elsewhere: bool,
 ) -> None:
-    """``messages`` are those of both processes' errors, ``told`` whether another one prints it."""
+    """Of two ranks, the one that raised an error reports it, or the first if both errors are equal.
+
+    Args:
+        monkeypatch: replaces the communication.
+        rank: the rank of this process.
+        messages: the message of each rank's error, or None.
+        raised: the message of the error that this rank raises.
+        elsewhere: whether another rank reports it.
+    """
     errors = [message and Gpt1Error(message) for message in messages]
 
     def body() -> None:
@@ -104,7 +112,7 @@ def test_an_error_in_any_process_is_raised_in_all_and_told_once(
     monkeypatch.setattr(ranks.dist, "all_gather_object", gather)
     with pytest.raises(Gpt1Error, match=raised) as caught:
         Ranks(rank, 2, CPU).on_all_ranks(body)
-    assert caught.value.reported_elsewhere == told
+    assert caught.value.reported_elsewhere == elsewhere
 
 
 def test_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +161,7 @@ def test_every_tower_of_every_update_has_a_seed_of_its_own() -> None:
 
 
 def test_seeds_stay_what_they_are() -> None:
-    """A run resumed under a later version must draw what it would have drawn."""
+    """A run that is resumed with a later version must draw the same masks."""
     assert tower_seed(0, 0, 0) == 15793235383387715774
     assert tower_seed(42, 1, 0) == 15658369528003122356
     assert tower_seed(42, 138, 3) == 11802156561986299049
@@ -249,7 +257,7 @@ def test_as_many_processes_as_gpus_that_share_the_towers_equally(
 
 
 def exchange(argv: Sequence[str]) -> int:
-    """On each rank: use everything that ranks can do together, and write what came of it."""
+    """Use every method of communication on each rank, and write the results to a file."""
     with joined("cpu", 4) as group:
         mean = group.mean(torch.tensor([2.0, 10.0**group.rank]))
         parameter = torch.nn.Parameter(torch.full((3,), float(group.rank + 5)))
@@ -268,7 +276,7 @@ def exchange(argv: Sequence[str]) -> int:
 
 
 def fail(argv: Sequence[str]) -> int:
-    """The second process ends with a status; the first would go on for ever."""
+    """End the second process with status 3; the first one would never end."""
     if os.environ["RANK"] == "1":
         return 3
     signal.pause()
@@ -333,7 +341,7 @@ NO_DROPOUT = [
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run has left its files."""
+    """The directory of a run's files."""
 
     directory: Path
 
@@ -355,9 +363,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 
 def assert_same(own: Run, other: Run, tolerance: float) -> None:
-    """Parameters, logged figures and submission are those of the other run.
+    """Check that parameters, logged figures and submission are those of the other run.
 
-    The classifier's bias cancels, so that rounding alone moves it.
+    The true gradient of the classifier's bias is 0, so that only rounding errors change the bias.
     """
     ours, theirs = own.tensors(), other.tensors()
     names = [name for name in theirs if name.startswith("model.") and name != "model.clf.b"]
@@ -377,7 +385,7 @@ def assert_same(own: Run, other: Run, tolerance: float) -> None:
 
 
 def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path) -> None:
-    """Started as on a machine with two GPUs, but on its CPU."""
+    """Start the processes as on a machine with two GPUs, but on the CPU."""
     flags = [*task.flags, *NO_DROPOUT, "--n_gpu", "2", "--n_batch", "4", "--submit"]
     flags += ["--device", "cpu"]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
@@ -391,7 +399,7 @@ def test_two_processes_equal_one_with_two_towers(task: tiny.Tiny, tmp_path: Path
 def test_torchrun_equals_one_process_with_dropout_too(
     task: tiny.Tiny, tmp_path: Path, world: int
 ) -> None:
-    """Each tower draws its dropout from its own seed, whichever process computes it."""
+    """The dropout masks of a tower do not depend on the process that computes it."""
     flags = [*task.flags, "--n_gpu", "4", "--n_batch", "2", "--submit", "--device", "cpu"]
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     assert train.main([*flags, *one.flags()]) == 0
@@ -405,7 +413,7 @@ def test_torchrun_equals_one_process_with_dropout_too(
 
 
 def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
-    """Two processes that see one another, but not the other's files; their exit statuses."""
+    """Run two processes with separate directories; return their exit statuses."""
     port = free_port()
     processes = []
     for rank in ("0", "1"):
@@ -430,7 +438,7 @@ def run_on_two_machines(directory: Path, flags: list[str]) -> list[int]:
 def test_resuming_on_several_machines_is_the_same_run_or_none(
     task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the main process has written checkpoints: the others must not begin anew beside it."""
+    """Only rank 0 has checkpoints on its disk; the other ranks must resume too."""
     flags = [*task.flags, "--n_gpu", "2", "--n_batch", "4", "--device", "cpu", "--lr", "1e-2"]
     whole, resumed = Run(tmp_path / "whole"), Run(tmp_path / "0")
     assert train.main([*flags, *whole.flags()]) == 0

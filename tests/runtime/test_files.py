@@ -1,4 +1,4 @@
-"""A file is whole under its name, or it is the old one: whatever goes wrong on the way."""
+"""A written file is complete, or the old file stays, whatever fails; errors become messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpt1.weights import released as weights
 
 
 class Crash(Exception):
-    """Anything that may go wrong while a file is written."""
+    """Any failure while a file is written."""
 
 
 def names(directory: Path) -> list[str]:
@@ -113,7 +113,7 @@ def test_permissions_follow_the_umask(
 
 @pytest.mark.parametrize("name", ["file/below", "file/below/further"])
 def test_a_directory_that_cannot_be_made_is_one_clear_message(tmp_path: Path, name: str) -> None:
-    """Not by permissions, which the superuser does not heed: a file stands in the way."""
+    """A file is in the place of the directory. Permissions would not stop the superuser."""
     (tmp_path / "file").write_bytes(b"old")
     path = tmp_path / name
     with pytest.raises(Gpt1Error) as caught, atomic_write(path):
@@ -147,7 +147,7 @@ def by_text(path: Path) -> None:
 
 
 def by_small_writes(path: Path) -> None:
-    """The bytes that fail are still in the buffer when the block ends."""
+    """Write so little that the bytes are still in the buffer when the block ends."""
     with atomic_write(path) as file:
         file.write(bytes(3_500))
 
@@ -157,7 +157,7 @@ def by_safetensors(path: Path) -> None:
 
 
 def by_shards(path: Path) -> None:
-    """NumPy would write past the file object, and not notice that the end is missing."""
+    """Write with NumPy, which bypasses the file object if it can and would miss the error."""
     params = dict(zip(weights.parameter_shapes(MODEL), PARAMS, strict=True))
     weights.save_released(path.parent, params, n_vocab=20, n_head=2)
 
@@ -211,7 +211,7 @@ def test_a_failure_of_the_block_itself_is_not_blamed_on_the_file(
 def test_a_failed_sync_is_blamed_on_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some disks refuse only then what was written."""
+    """Some file systems report a failed write only when the file is synced."""
 
     def fail(handle: int) -> None:
         raise OSError(5, "Input/output error")
@@ -351,7 +351,7 @@ BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNB
 
 
 def run_with_output(end: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``gpt1`` in a shell that puts ``end`` after it: where standard output goes."""
+    """Run ``gpt1`` in a shell with ``end``, a redirection of standard output, after it."""
     words = (sys.executable, "-m", "gpt1", *words)
     command = f"{shlex.join(words)} {end}"
     return subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, env=BUFFERED)
@@ -391,7 +391,7 @@ sys.exit(report_errors("program", body))
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_an_error_counts_more_than_output_that_cannot_be_written() -> None:
-    """Python must not try again to write the output when it ends: it would change the status."""
+    """Python must not write the output again at its end, which would change the exit status."""
     command = [sys.executable, "-c", FAILS_AFTER_OUTPUT]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)

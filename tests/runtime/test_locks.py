@@ -1,4 +1,4 @@
-"""One writer at a time: a second run of a name is refused, a dead one's lock is nobody's."""
+"""Only one run per name at a time; a dead process holds no lock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 @pytest.fixture(scope="module")
 def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an undisturbed run makes."""
+    """Return the files of an uninterrupted run."""
     run = Run(task, tmp_path_factory.mktemp("whole"))
     assert run.do().status == 0
     return run.results()
@@ -61,7 +61,7 @@ def run(task: tiny.Tiny, tmp_path: Path) -> Run:
 
 
 def paused(run: Run, go: Path) -> Running:
-    """A run under way that waits in its second update until there is the file ``go``."""
+    """Start a run that waits in its second update until the file ``go`` exists."""
     first = run.start(changes=[update(2, waits_for(go))])
     wait_until(go.with_name(go.name + ".waits").exists, "the first run's second update")
     return first
@@ -208,7 +208,7 @@ def test_a_file_system_without_locks_can_be_used(
 
 
 def test_a_full_disk_does_not_keep_a_lock_from_being_taken(tmp_path: Path) -> None:
-    """Nothing can be written into the file, but it is locked all the same."""
+    """On a full disk the note cannot be written, but the file is locked."""
     code = """
 import resource, sys
 from pathlib import Path
@@ -257,7 +257,7 @@ def test_what_a_kill_leaves_half_written_is_gone_after_the_next_run(
 
 
 def test_what_another_run_is_writing_stays(whole: dict[str, Any], run: Run, tmp_path: Path) -> None:
-    """The copy of the last submission is one for all names: two runs may write it at a time."""
+    """Runs of different names write the same copy of the last submission, maybe at once."""
     go = tmp_path / "go"
     waits = before(
         "gpt1.runtime.files:os.replace", waits_for(go), matching="ROCStories.tsv", call=2

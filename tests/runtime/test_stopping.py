@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at any moment: the state is saved, and the run goes on to the same bits."""
+"""SIGTERM and SIGINT at any moment: the state is saved, and the resumed run has the same bits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 @pytest.fixture(scope="module")
 def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an undisturbed run makes; dropout is on."""
+    """Return the files of an uninterrupted run with dropout."""
     run = Run(task, tmp_path_factory.mktemp("whole"))
     done = run.do()
     assert (done.status, done.stderr) == (0, "")
@@ -151,7 +151,7 @@ sys.meta_path.insert(0, Finder)
 def test_a_real_command_is_stopped_while_it_imports(
     task: tiny.Tiny, tmp_path: Path, number: signal.Signals, module: str
 ) -> None:
-    """Nothing is forked here: the program as a shell starts it."""
+    """Start the program as a shell does, without fork."""
     run = Run(task, tmp_path / "run")
     code = SITECUSTOMIZE.format(module=module, number=int(number))
     (tmp_path / "sitecustomize.py").write_text(code)
@@ -212,7 +212,7 @@ def test_a_run_without_epochs_can_be_stopped_too(run: Run) -> None:
 
 @pytest.mark.parametrize("moment", ["last update of an epoch", "in the evaluation"])
 def test_an_evaluation_that_was_due_is_done_once(run: Run, moment: str) -> None:
-    """The checkpoint is of an epoch's end, but its evaluation is not in it."""
+    """The checkpoint is from the end of an epoch, without the evaluation of that epoch."""
     change, _, _ = MOMENTS[moment]
     stopped = run.do(changes=[change(sends_itself(SIGTERM))])
     assert [line.split()[:2] for line in stopped.stdout.splitlines()] == [["1", "4"]]
@@ -239,7 +239,7 @@ def test_an_evaluation_that_is_stopped_twice_is_done_once(whole: dict[str, Any],
 def test_an_evaluation_killed_after_its_line_is_logged_once(
     whole: dict[str, Any], run: Run
 ) -> None:
-    """The log has the line already, the checkpoint does not know of it."""
+    """The log already has the line of the evaluation, but the checkpoint does not count it."""
     run.do(changes=[update(8, sends_itself(SIGTERM))])
     change = before("gpt1.training.loop:Trainer._save", sends_itself(SIGKILL))
     assert run.do("--resume", changes=[change]).status == -SIGKILL
@@ -268,7 +268,7 @@ def test_a_second_signal_ends_at_once(
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
-    """As from ``timeout``, which signals its child and then the child's group, and a terminal."""
+    """``timeout`` signals its child and then the child's process group, so two signals arrive."""
     longer = partial(processes.set_constant, "gpt1.runtime.stopping", "ECHO", DEADLINE)
     done = run.do(changes=[longer, update(6, sends_itself(SIGTERM, SIGTERM, SIGINT))])
     assert done.status == 128 + SIGTERM
@@ -277,7 +277,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_request(run: Run) -> None:
 
 
 def test_what_is_ignored_stays_ignored(run: Run) -> None:
-    """A shell has programs in the background ignore Ctrl-C, which is not meant for them."""
+    """A shell starts background programs so that they ignore Ctrl-C."""
     done = run.do(changes=[ignores_sigint, update(6, sends_itself(SIGINT))])
     assert (done.status, done.stderr) == (0, "")
 
@@ -289,7 +289,7 @@ def ignores_sigint() -> None:
 def test_a_command_in_the_background_ignores_sigint_and_is_saved_by_sigterm(
     task: tiny.Tiny, tmp_path: Path
 ) -> None:
-    """Nothing is forked here: the program as a shell without job control starts it."""
+    """Start the program as a shell without job control does, without fork."""
     run = Run(task, tmp_path / "run")
     words = run.flags("--n_iter", str(10**6))  # it does not end by itself while we look at it
     command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "gpt1.train"]
@@ -321,7 +321,7 @@ def test_a_command_in_the_background_ignores_sigint_and_is_saved_by_sigterm(
 
 @pytest.fixture(scope="module")
 def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an undisturbed run of two processes makes."""
+    """Return the files of an uninterrupted run of two processes."""
     run = Run(task, tmp_path_factory.mktemp("pair"))
     assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
     return run.results()
@@ -399,7 +399,7 @@ def test_handlers_are_given_back() -> None:
 
 
 def test_a_handler_that_interrupts_a_write_to_stderr_writes_too() -> None:
-    """Python refuses a print within a print, and says so by a traceback."""
+    """Python refuses a print inside a print, with a traceback."""
     code = """
 import io, os, signal, sys
 from gpt1.runtime.stopping import StopRequests
@@ -444,3 +444,20 @@ def test_only_the_main_thread_listens() -> None:
     thread.start()
     thread.join()
     assert found == [True]
+
+
+@pytest.mark.parametrize(("world", "printed"), [("1", "end of the program\nat exit\n"),
+                                                ("2", "end of the program\n")])  # fmt: skip
+def test_a_rank_ends_without_pythons_shutdown(world: str, printed: str) -> None:
+    """During the shutdown, a thread of gloo that needs Python's lock would abort the process."""
+    code = """
+import atexit
+from gpt1.runtime.stopping import end_process
+atexit.register(print, "at exit")
+print("end of the program")
+end_process(3)
+"""
+    environment = os.environ | {"WORLD_SIZE": world}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (3, printed, "")

@@ -31,7 +31,7 @@ FUZZ = settings(max_examples=5 * settings.default.max_examples)  # an example ta
 
 
 def small_vocabulary() -> dict[str, int]:
-    """Every printable ASCII character, inside and at the end of a word, and all merges."""
+    """Return ids of all characters, inside and at the end of a word, and of all merges."""
     ends = [f"{letter}{end}" for letter in LETTERS for end in ("", "</w>")]
     merged = [line.replace(" ", "") for line in MERGES]
     return {token: i for i, token in enumerate(dict.fromkeys(["<unk>", *ends, *merged]))}
@@ -58,7 +58,7 @@ def released(released_dir: Path) -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def stories(rocstories_dir: Path) -> list[str]:
-    """For each row of the validation, then the test CSV: the story and both endings."""
+    """Return the story and both endings of each row of the validation CSV, then of the test CSV."""
     texts = []
     for split in ("val", "test"):
         (path,) = rocstories_dir.glob(f"cloze_test_{split}__*.csv")
@@ -69,11 +69,11 @@ def stories(rocstories_dir: Path) -> list[str]:
 
 
 def words(encoder: TextEncoder, text: str) -> list[str]:
-    """The words that ``text`` was split into, as ``decode`` separates them."""
+    """Return the words of ``text``, as ``decode`` separates them."""
     return encoder.decode(encoder.encode([text])[0]).split(" ")
 
 
-# --- an independent transcription of FIDELITY's description ------------------------------------
+# --- an independent transcription of docs/fidelity.md, 1 to 3 ------------------------------------
 
 
 def plain_standardize(text: str) -> str:
@@ -105,7 +105,7 @@ def plain_bpe(word: str, merges: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plain_words(golden_dir: Path) -> Callable[[str], list[str]]:
-    """spaCy's whole English pipeline, its special cases set back to those of spaCy 2.0."""
+    """Split with spaCy's whole English pipeline and the special cases of spaCy 2.0."""
     import spacy
     from spacy.symbols import ORTH
 
@@ -165,7 +165,7 @@ def test_packaged_special_cases_are_the_reference_ones(golden_dir: Path) -> None
 
 
 def test_rules_of_2_0_change_special_cases_only(golden_dir: Path) -> None:
-    """Prefixes, suffixes, infixes and the pattern of web addresses are the installed spaCy's."""
+    """Prefixes, suffixes, infixes and the pattern of web addresses stay the installed spaCy's."""
     import spacy
 
     own, installed = EnglishWords("2.0"), spacy.blank("en").tokenizer
@@ -238,7 +238,7 @@ def test_bpe_of_short_words(small: TextEncoder) -> None:
 
 
 def test_bpe_finishes_a_round_before_a_new_pair(tmp_path: Path) -> None:
-    """The pair "ab a", best of all, appears after the first merge and must wait its turn."""
+    """The best pair, "ab a", appears only after the first merge and waits for the next round."""
     encoder = TextEncoder(*write_files(tmp_path, "#version: 0.2\nab a\na b\n"))
     assert encoder.bpe("ababx") == "ab ab x</w>"
 
