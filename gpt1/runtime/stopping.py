@@ -96,8 +96,8 @@ class StopRequests:
             self.check()
         if os.environ.get("RANK", "0") == "0":
             text = (
-                f"\n{self.signal.name}: finishing {self.waits_for}, then saving and ending; a second "
-                "one ends at once and loses all updates since the last checkpoint\n"
+                f"\n{self.signal.name}: finishing {self.waits_for}, then saving and ending; a "
+                "second one ends at once and loses all updates since the last checkpoint\n"
             )
             with suppress(OSError):
                 os.write(2, text.encode())  # print() fails if the signal interrupts a print()

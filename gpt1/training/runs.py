@@ -201,10 +201,10 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
     is_cpu = ranks.device.type == "cpu"
     threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
     return [
-        f"{data.task.title}: {data.train.n_stories} examples to train on, {data.valid.n_stories} to "
-        f"validate, {data.test.n_stories} to predict",
-        f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, each "
-        f"on {settings.batch_size} examples",
+        f"{data.task.title}: {data.train.n_stories} examples to train on, "
+        f"{data.valid.n_stories} to validate, {data.test.n_stories} to predict",
+        f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, "
+        f"each on {settings.batch_size} examples",
         f"{n:,} parameters from {start}, on {ranks.device}, "
         f"{processes}{threads}{settings.precision}",
     ]
