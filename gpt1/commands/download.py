@@ -7,13 +7,13 @@ stands under a name is whole and right, whatever happens on the way.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
 import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from time import sleep
@@ -25,9 +25,11 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt1 import __version__
-from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
+from gpt1.commands.running import note, run_command
+from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.files import check_writable, read_bytes
-from gpt1.settings.arguments import Parser, number
+from gpt1.settings.command import Command, Values
+from gpt1.settings.fields import at_least, between, setting
 from gpt1.weights.released import CONFIG_FILE, RELEASED_N_HEAD, read_n_head
 
 # The commit by its short name, which GitHub resolves as git does. Should it ever stand for
@@ -122,48 +124,58 @@ def git_object_id(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class DownloadSettings:
+    """Source and target."""
+
+    model_dir: str = setting("model", "where they go [model/]", metavar="DIR")
+    base_url: str = setting(RELEASED_URL, "directory with the files [GitHub]", metavar="URL")
+    force: bool = setting(False, "fetch again, and replace, what is there")
+    timeout: float = setting(
+        30.0,
+        "give a silent connection up after this time",
+        between(0.1, 86400),
+        metavar="SECONDS",
+    )
+    retries: int = setting(
+        5, "further tries, while they bring nothing new, before giving up", at_least(0)
+    )
+
+
+COMMAND = Command(
+    name="download",
+    summary="Fetch OpenAI's released vocabulary, merges and weights, 466 MB, checked. An "
+    "interrupted download goes on where it stopped.",
+    groups=(DownloadSettings,),
+    examples="""\
+  # into model/, where the other programs look for them
+  gpt1 download
+
+  # from a mirror, to another place
+  gpt1 download --base_url https://example.org/gpt1/ --model_dir /data/gpt1""",
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 1 if the network or the disk fails."""
-    return report_errors("gpt1 download", lambda: _run(_parser().parse_args(argv)))
+    """Run the command line; return its exit status, 1 if the network or the disk fails."""
+    return run_command(COMMAND, _download, argv)
 
 
-def _run(args: argparse.Namespace) -> int:
-    if read_n_head(args.model_dir) not in (None, RELEASED_N_HEAD):
+def _download(values: Values) -> None:
+    given = values[DownloadSettings]
+    model_dir = Path(given.model_dir)
+    if read_n_head(model_dir) not in (None, RELEASED_N_HEAD):
         raise InputError(
-            f"{args.model_dir / CONFIG_FILE}: belongs to another checkpoint, the released one has "
+            f"{model_dir / CONFIG_FILE}: belongs to another checkpoint, the released one has "
             f"{RELEASED_N_HEAD} heads; remove it, or name another directory with --model_dir."
         )
     try:
-        fetched = download(RELEASED_FILES, **vars(args))
+        fetched = download(RELEASED_FILES, **vars(given))
     except KeyboardInterrupt:
-        note = "what has arrived is kept: the same command goes on from there"
-        print(f"gpt1 download: {note}", file=sys.stderr)
+        note(COMMAND.program, "what has arrived is kept: the same command goes on from there")
         raise
     kept = len(RELEASED_FILES) - len(fetched)
-    print(f"{args.model_dir}: the released files, {len(fetched)} fetched, {kept} already there")
-    return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="gpt1 download",
-        description="Fetch OpenAI's released vocabulary, merges and weights, 466 MB, checked.\n"
-        "An interrupted download goes on where it stopped.",
-        examples="""  # into model/, where the other programs look for them
-  python -m gpt1 download
-
-  # from a mirror, to another place
-  python -m gpt1 download --base_url https://example.org/gpt1/ --model_dir /data/gpt1""",
-    )
-    add, seconds = parser.add_argument, number(float, 0.1, 86400)
-    add("--model_dir", metavar="DIR", type=Path, default="model", help="where they go [model/]")
-    add("--base_url", metavar="URL", default=RELEASED_URL, help="directory with the files [GitHub]")
-    add("--force", action="store_true", help="fetch again, and replace, what is there")
-    text = "give a silent connection up after this time [30]"
-    add("--timeout", metavar="SECONDS", type=seconds, default=30.0, help=text)
-    text = "further tries, while they bring nothing new, before giving up [5]"
-    add("--retries", metavar="N", type=number(int, 0), default=5, help=text)
-    return parser
+    print(f"{model_dir}: the released files, {len(fetched)} fetched, {kept} already there")
 
 
 def _missing(files: Mapping[str, str], model_dir: Path, force: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures: learning curves, attention maps, and how attention splits (the extra ``gpt1[plots]``).
+"""Figures: learning curves, attention maps, and how attention splits (the extra ``plots``).
 
 Each drawing is a matplotlib figure of its own, made without pyplot: no window, no state.
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt1.reports.runs import Run
 from gpt1.runtime.errors import InputError
+from gpt1.runtime.extras import import_extra
 from gpt1.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -44,10 +45,7 @@ def check_picture(path: str | Path, flag: str = "--out") -> None:
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(f"{flag} {path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError("matplotlib is missing: pip install 'gpt1[plots]'") from error
+    import_extra("matplotlib", "plots")
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -200,7 +200,8 @@ def check_group(values: Any) -> None:
     Raises:
         InputError: with every problem; speaks of arguments, not of flags.
     """
-    items = [(item, getattr(values, item.name)) for item in settings_of(type(values))]
+    group: type = type(values)
+    items = [(item, getattr(values, item.name)) for item in settings_of(group)]
     problems = _problems_of_values(items, as_keyword) or list(_contradictions(values))
     if problems:
         raise InputError(join_problems(problems))

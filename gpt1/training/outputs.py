@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpt1.runtime.errors import InputError
+from gpt1.runtime.extras import missing_extra
 from gpt1.runtime.files import check_writable, remove_leftovers
 from gpt1.runtime.locks import RunLock
 from gpt1.settings.training import Settings
@@ -84,7 +85,7 @@ class Outputs:
             )
         if settings.tensorboard is not None:
             if find_spec("tensorboard") is None:
-                raise InputError("--tensorboard: pip install 'gpt1[tensorboard]', or leave it out")
+                raise missing_extra("tensorboard")
             check_writable(Path(settings.tensorboard))
         check_writable(self.log.parent)
         check_writable(self.directory)

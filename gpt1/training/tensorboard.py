@@ -1,4 +1,4 @@
-"""The numbers of the logs as TensorBoard shows them (the extra ``gpt1[tensorboard]``)."""
+"""The numbers of the logs as TensorBoard shows them (the extra ``tensorboard``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt1.reports.runs import Run
-from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.runtime.errors import Gpt1Error
+from gpt1.runtime.extras import import_extra
 
 _FLUSH_SECONDS = 10  # how far TensorBoard lags behind a run at most
 _NOT_SCALARS = ("n_updates", "time")  # they say where and when the scalars stand
@@ -32,14 +33,8 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "tensorboard is missing: pip install 'gpt1[tensorboard]', or do without its option"
-            ) from error
+        make = import_extra("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self.directory = Path(directory)
-        make: Any = SummaryWriter
         with self._trouble_reported():
             self._writer: Any = make(str(directory), purge_step=0, flush_secs=_FLUSH_SECONDS)
 

@@ -890,7 +890,7 @@ def test_what_cannot_be_written_is_said_before_training(
     assert run.main("--probs") == 2
     assert "--probs: they are of the predictions of --submit" in capsys.readouterr().err
     monkeypatch.setattr("gpt1.training.outputs.find_spec", lambda name: None)
-    assert_refused(run, ["--tensorboard", "board"], 2, capsys, "gpt1[tensorboard]")
+    assert_refused(run, ["--tensorboard", "board"], 2, capsys, "pip install -e '.[tensorboard]'")
 
 
 RESUMABLE = ["--submit", "--lr", "1e-2", "--save_every", "3"]  # checkpoints 3 4 6 8 9 12
