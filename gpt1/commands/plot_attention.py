@@ -69,7 +69,8 @@ AVERAGE = Command(
     groups=(AverageSettings, OpenSettings),
     examples="""\
   # what a fine-tuned model looks at in many stories
-  gpt1 plot attention-average --params save/rocstories/best_params.jl --out split.png""",
+  gpt1 plot attention-average --params save/rocstories/best_params.jl \\
+      --out split.png""",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.settings.command import Command, Values
 from gpt1.settings.groups import OpenSettings
+from gpt1.settings.help import WIDTH
 from gpt1.settings.words import did_you_mean, shorten
 
 if TYPE_CHECKING:
@@ -59,29 +61,38 @@ def _run_one_of(
         )
     if words[0] in ("-h", "--help"):
         print(_help_of_all(program, summary, commands))
-        return 0
+        raise SystemExit(0)
     name = known_command(words[0], commands, program)
     return _run(commands[name], bodies[commands[name]], words[1:])
 
 
 def _help_of_all(program: str, summary: str, commands: Mapping[str, Command]) -> str:
-    """What ``--help`` shows before one of several commands is named."""
-    lines = [
-        f"usage: {program} COMMAND ...",
-        "",
-        summary,
-        "",
-        list_of_commands({name: command.summary for name, command in commands.items()}),
-    ]
+    """Return what ``--help`` shows before one of several commands is named."""
+    summaries = {name: command.summary for name, command in commands.items()}
     examples = "\n\n".join(command.examples for command in commands.values())
-    lines += ["", f"  {program} COMMAND --help shows the flags of a command.", "", "examples:"]
-    return "\n".join([*lines, examples])
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND ...",
+            f"\n{summary}\n",
+            list_of_commands(summaries),
+            f"\n  {program} COMMAND --help shows the flags of a command.\n",
+            f"examples:\n{examples}",
+        ]
+    )
 
 
 def list_of_commands(summaries: Mapping[str, str]) -> str:
-    """Commands with their summaries, as ``--help`` shows them: a line for each."""
-    width = max(map(len, summaries))
-    rows = (f"  {name:{width}}  {summary}" for name, summary in summaries.items())
+    """List commands with their summaries, as ``--help`` shows them."""
+    indent = max(map(len, summaries)) + 4
+    rows = [
+        textwrap.fill(
+            summary,
+            WIDTH,
+            initial_indent=f"  {name}".ljust(indent),
+            subsequent_indent=" " * indent,
+        )
+        for name, summary in summaries.items()
+    ]
     return "\n".join(["commands:", *rows])
 
 

@@ -26,11 +26,9 @@ def help_text(
         sections: a title with the settings below it; ``-h`` is added to the last one.
         examples: commands to copy, with a comment above each, or nothing.
     """
-    items = [item for _, settings in sections for item in settings]
-    arguments = [_usage(item) for item in items if item.argument]
     parser = argparse.ArgumentParser(
         prog=program,
-        usage=" ".join([program, *arguments, "[--flag VALUE ...]"]),
+        usage=_usage(program, [item for _, settings in sections for item in settings]),
         description=textwrap.fill(summary, WIDTH),
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,10 +47,22 @@ def title(group: type) -> str:
     return line[0].lower() + line[1:]
 
 
-def _usage(item: Setting) -> str:
-    """How usage shows an argument."""
-    text = item.shown + (" ..." if item.many else "")
-    return text if is_required(item) else f"[{text}]"
+def _usage(program: str, items: Sequence[Setting]) -> str:
+    """The line of usage: arguments, then flags that must be given; other flags are not named."""
+    words = [program]
+    for item in items:
+        if item.argument:
+            text = item.shown + (" ..." if item.many else "")
+            words.append(text if is_required(item) else f"[{text}]")
+    words += [f"{item.shown} {item.place}" for item in items if _is_required_flag(item)]
+    # What belongs together stays on one line: textwrap breaks at no non-breaking space.
+    line = " ".join(word.replace(" ", "\xa0") for word in [*words, "[--flag VALUE ...]"])
+    indent = " " * len("usage: ")
+    return textwrap.fill(line, WIDTH - len(indent), subsequent_indent=indent).replace("\xa0", " ")
+
+
+def _is_required_flag(item: Setting) -> bool:
+    return is_required(item) and not item.argument
 
 
 def _add(section: argparse._ArgumentGroup, items: Iterable[Setting]) -> None:

@@ -457,6 +457,6 @@ def test_missing_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert analyse("--probs", "s.probs.tsv", "--plot", "r.png") == 2
     assert capsys.readouterr().err == (
-        "gpt1 analysis: error: matplotlib is missing: run pip install -e '.[plots]' in the directory "
-        "of the project\n"
+        "gpt1 analysis: error: matplotlib is missing: run pip install -e '.[plots]' in the "
+        "directory of the project\n"
     )
