@@ -27,7 +27,8 @@ Fine-tune GPT-1 as the paper did, with the same numbers step by step.
 
 {commands}
 
-  gpt1 COMMAND --help shows a command's flags, with examples; gpt1 --version shows the version.
+  gpt1 COMMAND --help shows the flags of a command, with examples.
+  gpt1 --version shows the version.
 
 examples:
   # fine-tune on the bundled demo, or on what is in data/ and model/

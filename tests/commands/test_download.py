@@ -715,9 +715,9 @@ def test_flags_reach_the_download(
     ("flags", "message"),
     [
         (["--base_url", "file:///x"], "--base_url 'file:///x': must be"),
-        (["--timeout", "0"], "--timeout: 0: must be a number from 0.1"),
-        (["--timeout", "nan"], "--timeout: nan: must be"),
-        (["--retries", "-1"], "--retries: -1: must be a whole number at least 0"),
+        (["--timeout", "0"], "--timeout 0.0: must be from 0.1 to 86400"),
+        (["--timeout", "nan"], "--timeout nan: must be a finite number"),
+        (["--retries", "-1"], "--retries -1: must be at least 0"),
         (["--mirror", "x"], "--mirror"),
     ],
 )
