@@ -13,7 +13,7 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import between, setting
-from gpt1.settings.groups import OpenSettings, SamplingSettings
+from gpt1.settings.groups import GENERATION_BATCH_SIZE, OpenSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from gpt1.inference.decoding import Decoder
@@ -33,7 +33,9 @@ class PromptSettings:
     json: bool = setting(False, "one JSON object per text: prompt, sample, ids, text, score")
     start_token: bool = setting(False, "put _start_ before prompts, as fine-tuning does")
     precision: str = setting("fp32", "arithmetic", choices=("fp32", "bf16"))
-    batch_size: int = setting(16, "texts or beams at a time; bounds the memory", between(1, 256))
+    batch_size: int = setting(
+        GENERATION_BATCH_SIZE, "texts or beams at a time; bounds the memory", between(1, 256)
+    )
 
     def contradictions(self) -> Iterator[str]:
         """Ask for prompts from one place."""

@@ -12,7 +12,13 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, check_writable
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
-from gpt1.settings.groups import LEAST_N_CTX, PRECISIONS, OpenSettings
+from gpt1.settings.groups import (
+    LEAST_N_CTX,
+    PRECISIONS,
+    LoopSettings,
+    ModelSettings,
+    OpenSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +36,11 @@ class ScoreSettings:
         None, "where index, prediction and probabilities go [stdout]", metavar="FILE"
     )
     n_ctx: int = setting(
-        512,
+        ModelSettings().n_ctx,
         "the --n_ctx of the training of the model, by which long parts are cut",
         at_least(LEAST_N_CTX),
     )
-    n_batch: int = setting(32, "stories at a time", at_least(1))
+    n_batch: int = setting(LoopSettings().batch_size, "stories at a time", at_least(1))
     precision: str = setting("fp32", "arithmetic; tf32 needs CUDA", choices=PRECISIONS)
 
 

@@ -14,10 +14,7 @@ from gpt1.inference.pretrained import Pretrained
 from gpt1.inference.search import beam_search, draws, one_by_one
 from gpt1.runtime.errors import InputError
 from gpt1.settings.command import check_group
-from gpt1.settings.groups import SamplingSettings
-
-BATCH_SIZE = 16
-"""Continuations or beams that are computed at a time."""
+from gpt1.settings.groups import GENERATION_BATCH_SIZE, SamplingSettings
 
 
 class Continuation(NamedTuple):
@@ -40,7 +37,7 @@ def generate(
     options: SamplingSettings | None = None,
     *,
     decoder: Decoder | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = GENERATION_BATCH_SIZE,
     start_token: bool = False,
 ) -> list[list[Continuation]]:
     """Continue texts.
@@ -159,7 +156,7 @@ def continuations(
     options: SamplingSettings,
     *,
     decoder: Decoder | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = GENERATION_BATCH_SIZE,
 ) -> Iterator[list[Continuation]]:
     """Continue prompts of token ids, and yield the continuations of each as its batch is done.
 

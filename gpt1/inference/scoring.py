@@ -20,10 +20,11 @@ from gpt1.inference.pretrained import N_SPECIAL, Pretrained
 from gpt1.runtime.device import check_precision, set_matmul_precision
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
+from gpt1.settings.groups import LoopSettings, ModelSettings
 
-N_BATCH = 32
-"""Stories at a time; training evaluates as many by default."""
-N_CTX = 512
+N_BATCH = LoopSettings().batch_size
+"""Stories at a time, as many as training evaluates by default."""
+N_CTX = ModelSettings().n_ctx
 """The default of ``--n_ctx`` in training."""
 
 

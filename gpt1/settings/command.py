@@ -18,7 +18,7 @@ from gpt1.settings.help import help_text, title
 from gpt1.settings.words import did_you_mean, read_words, shorten
 
 Group = TypeVar("Group")
-Spelling = Callable[[Setting, object], str]
+Spelling = Callable[[str, object], str]
 CONFIG = Setting(
     name="config",
     kind=str,
@@ -33,14 +33,14 @@ CONFIG = Setting(
 )
 
 
-def as_flag(item: Setting, value: object) -> str:
-    """Spell a setting as on the command line: ``--lr 0.1``."""
-    return f"{item.shown} {shorten(str(value))}"
+def as_flag(name: str, value: object) -> str:
+    """Spell a setting as on the command line: ``--lr 0.1``, or ``--resume`` for True."""
+    return f"--{name}" if value is True else f"--{name} {shorten(str(value))}"
 
 
-def as_keyword(item: Setting, value: object) -> str:
+def as_keyword(name: str, value: object) -> str:
     """Spell a setting as a keyword argument: ``lr=0.1``."""
-    return f"{item.name}={shorten(repr(value))}"
+    return f"{name}={shorten(repr(value))}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Command:
     def _read_config(self, path: str) -> tuple[dict[str, Any], list[str]]:
         """The values in a configuration file, and a problem for each mistake in it."""
         if message := CONFIG.problem(path):
-            return {}, [f"{as_flag(CONFIG, path)}: {message}"]
+            return {}, [f"{as_flag(CONFIG.name, path)}: {message}"]
         try:
             return read_config(path, self._settings)
         except InputError as error:
@@ -170,7 +170,7 @@ class Command:
         ]
         for name in wrong:
             item = self._settings[name]
-            spelled = as_keyword(item, known.pop(name))
+            spelled = as_keyword(name, known.pop(name))
             problems.append(f"{spelled}: must be of type {item.kind.__name__}")
         return self._checked(known, problems, as_keyword)
 
@@ -222,11 +222,13 @@ def _converted(item: Setting, texts: Sequence[str]) -> tuple[Any, list[str]]:
 
 def _problems_of_values(items: Iterable[tuple[Setting, Any]], spell: Spelling) -> list[str]:
     """A problem for each value that its setting does not allow."""
-    return [
-        f"{spell(item, value)}: {message}"
-        for item, value in items
-        if (message := item.problem(value))
-    ]
+    problems = []
+    for item, value in items:
+        if message := item.problem(value):
+            is_word = item.argument and spell is as_flag
+            spelled = f"{item.shown} {shorten(str(value))}" if is_word else spell(item.name, value)
+            problems.append(f"{spelled}: {message}")
+    return problems
 
 
 def _contradictions(values: Any) -> Iterable[str]:
