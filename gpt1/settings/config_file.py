@@ -74,12 +74,18 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
 
 
 def _converted(setting: Setting, value: Any) -> Any:
-    """A value of the file as the setting's type, by the rules of the command line."""
-    if setting.many:
-        if not isinstance(value, list):
-            raise ValueError("must be a list")
-        return tuple(_converted_one(setting, each) for each in value)
-    return _converted_one(setting, value)
+    """Turn a value of the file into the type of the setting, by the rules of the command line.
+
+    Raises:
+        ValueError: the value is of another type, or not allowed; says what it must be.
+    """
+    if setting.many and not isinstance(value, list):
+        raise ValueError("must be a list")
+    values = [_converted_one(setting, each) for each in (value if setting.many else [value])]
+    converted = tuple(values) if setting.many else values[0]
+    if message := setting.problem(converted):
+        raise ValueError(message)
+    return converted
 
 
 def _converted_one(setting: Setting, value: Any) -> Any:

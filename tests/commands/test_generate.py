@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +102,46 @@ def test_precision_and_start_token_reach_the_model(run: Run) -> None:
     assert scores[3] == pytest.approx(scores[0] * 40)
 
 
+def test_a_configuration_file_has_the_same_flags(run: Run, tmp_path: Path) -> None:
+    table = {"prompt": ["Ben ran.", "Carl won."], "num_beams": 3, "json": True, "max_new_tokens": 5}
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps(table))
+    prompts = ["--prompt", "Ben ran.", "--prompt", "Carl won."]
+    by_flags = run(*prompts, "--num_beams", "3", "--json", "--max_new_tokens", "5")
+    assert by_flags[0] == 0
+    assert run("--config", str(path)) == by_flags
+    wins = run("--config", str(path), "--max_new_tokens", "6", "--prompt", "Ben ran.")
+    assert [len(json.loads(line)["ids"]) for line in wins[1].splitlines()] == [6]
+
+
+def test_all_mistakes_of_flags_and_file_come_in_one_message(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "flags.json"
+    path.write_text('{"promt": "Ben", "top_p": 2, "seed": "one"}')
+    status, out, err = run("--config", str(path), "--num_bems", "2", "--top_k", "0")
+    assert (status, out) == (2, "")
+    assert err.splitlines() == [
+        "gpt1 generate: error: 5 problems:",
+        "  --num_bems: there is no such flag or argument; did you mean --num_beams? See --help",
+        f"  --config {path}: promt: there is no such setting; did you mean prompt?",
+        f"  --config {path}: top_p is 2: must be from 0 to 1",
+        f'  --config {path}: seed is "one": must be a whole number',
+        "  --top_k 0: must be at least 1",
+    ]
+
+
+def test_the_flags_of_the_model_reach_it(run: Run) -> None:
+    flags = ("--prompt", "Ben ran.", "--num_beams", "2", "--json", "--max_new_tokens", "8")
+    scores = [
+        json.loads(run(*flags, *extra)[1])["score"]
+        for extra in ((), ("--n_head", "1"), ("--afn", "relu"))
+    ]
+    assert len(set(scores)) == 3
+    status, out, err = run(*flags, "--device", "meta")
+    assert (status, out) == (2, "")
+    assert "--device meta: holds no numbers" in err
+    assert run(*flags, "--params", "no.jl")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "messages"),
     [
@@ -110,6 +151,7 @@ def test_precision_and_start_token_reach_the_model(run: Run) -> None:
         (["--prompt", "Ben", "--prompt", ""], ["--prompt '': has no tokens"]),
         (["--prompt", "Ben", "--max_new_tokens", "64"], ["(1)", "(64)", "64 positions", "63 or"]),
         (["--prompt", "so " * 64], ["(64)", "(40)", "shorten the prompt"]),
+        (["--prompt", "so " * 300], ["(300)", "shorten the prompt"]),  # longer than a file's name
         (["--prompt", "Ben", "--top_k", "many"], ["--top_k many: must be a whole number"]),
         (["--prompt", "Ben", "--num_samples", "3"], ["greedy texts are all the same"]),
         (["--prompt", "Ben", "--stream", "--json"], ["--stream", "--json"]),

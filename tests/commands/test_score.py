@@ -53,6 +53,10 @@ def test_test_set_gets_them_where_training_cut_parts_too(
     assert "24 of 24 stories are longer than the model was trained on" in captured.err
     assert scored(run, run.test_csv) == 0
     assert capsys.readouterr().out != captured.out  # the flag matters
+    log = str(run.directory / "log" / "rocstories.jsonl")
+    words = [str(run.test_csv), "--params", str(run.params), "--config", log]
+    assert score.main(words) == 0  # the first line of the log holds the settings of the run
+    assert capsys.readouterr() == captured
 
 
 # Command line

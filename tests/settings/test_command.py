@@ -178,7 +178,7 @@ def test_a_text_that_no_file_can_be_called(text: str, tmp_path: Path) -> None:
     ):
         assert problems(*words, command=WITH_BOOK).startswith(f"{name} ")
     path = written(tmp_path / "cook.json", json.dumps({"shelf": text, "book": "b"}))
-    assert problems("--config", path, command=WITH_BOOK).startswith("--shelf ")
+    assert f"{path}: shelf is " in problems("--config", path, command=WITH_BOOK)
 
 
 def test_other_texts_may_be_empty_or_long() -> None:
@@ -246,8 +246,16 @@ def test_a_mistake_in_a_file(tmp_path: Path, table: str, expected: str) -> None:
 
 
 def test_a_value_of_a_file_is_checked_like_one_of_the_command_line(tmp_path: Path) -> None:
-    path = written(tmp_path / "cook.json", '{"minutes": 0}')
-    assert problems("--config", path) == "--minutes 0: must be at least 1"
+    path = written(tmp_path / "cook.json", '{"minutes": 0, "spice": ["salt", 3]}')
+    assert problems("soup", "--config", path, command=WITH_DISHES).splitlines() == [
+        "2 problems:",
+        f"  --config {path}: minutes is 0: must be at least 1",
+        f'  --config {path}: spice is ["salt", 3]: must be text, in quotes',
+    ]
+    path = written(tmp_path / "cook.json", '{"spice": ["salt", "dill"], "dish": ["soup"]}')
+    assert WITH_DISHES.parse(["--config", path])[Dishes] == Dishes(
+        dish=("soup",), spice=("salt", "dill")
+    )
 
 
 @pytest.mark.parametrize(
