@@ -56,12 +56,12 @@ class Values:
     given: frozenset[str] = frozenset()
 
     def __getitem__(self, group: type[Group]) -> Group:
-        """The values of one group."""
+        """Return the values of one group."""
         found: Group = self.groups[group]
         return found
 
     def flat(self) -> dict[str, Any]:
-        """Every setting's value by its name."""
+        """Return the value of every setting by its name."""
         return {
             item.name: getattr(values, item.name)
             for group, values in self.groups.items()
@@ -69,7 +69,7 @@ class Values:
         }
 
     def changed(self, **changes: Any) -> Values:
-        """These values with some replaced; what counts as given stays."""
+        """Return these values with some replaced; the names that count as given stay the same."""
         groups = {}
         for group, values in self.groups.items():
             own = {item.name for item in settings_of(group)} & changes.keys()
@@ -144,7 +144,7 @@ class Command:
         return self._checked(flat, problems, as_flag)
 
     def _read_config(self, path: str) -> tuple[dict[str, Any], list[str]]:
-        """The values in a configuration file, and a problem for each mistake in it."""
+        """Return the values in a configuration file, and a problem for each mistake in it."""
         if message := CONFIG.problem(path):
             return {}, [f"{as_flag(CONFIG.name, path)}: {message}"]
         try:
@@ -175,11 +175,15 @@ class Command:
         return self._checked(known, problems, as_keyword)
 
     def _missing(self, given: Iterable[str]) -> list[Setting]:
-        """The settings that must be given and are not."""
+        """Return the settings that must be given and are not."""
         return [item for item in self.settings if is_required(item) and item.name not in given]
 
     def _checked(self, flat: Mapping[str, Any], problems: list[str], spell: Spelling) -> Values:
-        """The groups of these values; settings that are not given have their defaults."""
+        """Make the groups of these values; settings that are not given have their defaults.
+
+        Raises:
+            InputError: with ``problems`` and those of the values.
+        """
         items = [(self._settings[name], value) for name, value in flat.items()]
         problems = problems + _problems_of_values(items, spell)
         if problems:
@@ -208,7 +212,7 @@ def check_group(values: Any) -> None:
 
 
 def _converted(item: Setting, texts: Sequence[str]) -> tuple[Any, list[str]]:
-    """The value that texts of the command line stand for, and a problem for each wrong text."""
+    """Return the value that texts of the command line stand for, and a problem per wrong text."""
     values, problems = [], []
     for text in texts:
         try:
@@ -221,7 +225,7 @@ def _converted(item: Setting, texts: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _problems_of_values(items: Iterable[tuple[Setting, Any]], spell: Spelling) -> list[str]:
-    """A problem for each value that its setting does not allow."""
+    """Return a problem for each value that its setting does not allow."""
     problems = []
     for item, value in items:
         if message := item.problem(value):
@@ -232,7 +236,7 @@ def _problems_of_values(items: Iterable[tuple[Setting, Any]], spell: Spelling) -
 
 
 def _contradictions(values: Any) -> Iterable[str]:
-    """Problems between the values of one group, if the group looks for any."""
+    """Return the problems between the values of one group, if the group looks for any."""
     find: Callable[[], Iterable[str]] = getattr(values, "contradictions", tuple)
     return find()
 
