@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Say how good a ROCStories submission is: the command line of :mod:`gpt1.reports.analysis`."""
+"""Say how good a ROCStories submission is: the same program as ``gpt1 analysis``."""
 
 import sys
 
-from gpt1.reports.analysis import main
+from gpt1.commands.analysis import main
 
 if __name__ == "__main__":
     sys.exit(main())

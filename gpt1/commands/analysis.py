@@ -1,5 +1,94 @@
-"""Say how good a submission is: ``gpt1 analysis SUBMISSION``."""
+"""Say how good a submission is, and how sure that is: ``gpt1 analysis SUBMISSION``."""
 
-from gpt1.reports.analysis import main
+from __future__ import annotations
 
-__all__ = ["main"]
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass
+
+from gpt1.commands.running import find_data_dir, run_command
+from gpt1.settings.command import Command, Values
+from gpt1.settings.fields import at_least, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSettings:
+    """Submission, and what belongs to it."""
+
+    submission: str = setting(
+        MISSING, "predictions that training wrote with --submit", metavar="FILE", argument=True
+    )
+    second_submission: str | None = setting(
+        None, "predictions for the same stories, to compare with", metavar="FILE", argument=True
+    )
+    data_dir: str | None = setting(
+        None,
+        "where the ROCStories test CSV is [data/, or data/demo if data/ has none]",
+        metavar="DIR",
+    )
+    log: str | None = setting(
+        None,
+        "training log of the run that made SUBMISSION; that of another run is refused",
+        metavar="FILE",
+    )
+    probs: str | None = setting(
+        None,
+        "probabilities of SUBMISSION, from --probs of training: adds calibration and mistakes",
+        metavar="FILE",
+    )
+    plot: str | None = setting(
+        None, "draw the calibration: a .png, .svg or .pdf file", metavar="FILE"
+    )
+    mistakes: int | None = setting(
+        None, "most confident mistakes to show with --probs [5]", at_least(0)
+    )
+
+    def contradictions(self) -> Iterator[str]:
+        """Find flags that say something about probabilities, where there are none."""
+        if self.probs is None:
+            for name in ("plot", "mistakes"):
+                if getattr(self, name) is not None:
+                    yield f"--{name}: needs probabilities; give --probs FILE too"
+
+
+COMMAND = Command(
+    name="analysis",
+    summary="Say how good a ROCStories submission is, and how sure that is.",
+    groups=(AnalysisSettings,),
+    examples="""\
+  # accuracy of the last run, its 95 % interval and the confusion table
+  gpt1 analysis submission/ROCStories.tsv
+
+  # with the best validation accuracy of the run
+  gpt1 analysis submission/rocstories/ROCStories.tsv --log log/rocstories.jsonl
+
+  # is the second run really better? (exact McNemar test)
+  gpt1 analysis first.tsv second.tsv --data_dir data/demo
+
+  # how far its probabilities can be trusted, as numbers and as a picture
+  gpt1 analysis submission/rocstories/ROCStories.tsv --plot reliability.png \\
+      --probs submission/rocstories/ROCStories.probs.tsv --mistakes 10""",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status, 2 if a file is not what it should be."""
+    return run_command(COMMAND, _analyse, argv)
+
+
+def _analyse(values: Values) -> None:
+    from gpt1.reports.analysis import N_MISTAKES, analyse_rocstories
+    from gpt1.reports.figures import check_picture
+
+    given = values[AnalysisSettings]
+    if given.plot is not None:
+        check_picture(given.plot, "--plot")
+    text = analyse_rocstories(
+        find_data_dir(given.data_dir, COMMAND.program),
+        given.submission,
+        given.log,
+        given.second_submission,
+        probs_path=given.probs,
+        plot_path=given.plot,
+        n_mistakes=N_MISTAKES if given.mistakes is None else given.mistakes,
+    )
+    print(text)

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import gpt1
-from gpt1.runtime.errors import InputError, report_errors
+from gpt1.commands.running import known_command, list_of_commands
+from gpt1.runtime.errors import report_errors
 
 COMMANDS = {
     "train": "fine-tune on ROCStories as the paper did, and predict its test set",
@@ -24,10 +25,10 @@ usage: gpt1 COMMAND ...      (the same as python -m gpt1 COMMAND ...)
 
 Fine-tune GPT-1 as the paper did, with the same numbers step by step.
 
-commands:
 {commands}
 
-  gpt1 COMMAND --help shows a command's flags, with examples; gpt1 --version shows the version.
+  gpt1 COMMAND --help shows the flags of a command, with examples.
+  gpt1 --version shows the version.
 
 examples:
   # fine-tune on the bundled demo, or on what is in data/ and model/
@@ -41,14 +42,12 @@ examples:
 
 
 def usage() -> str:
-    """What ``gpt1 --help`` shows."""
-    width = max(map(len, COMMANDS))
-    rows = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
-    return _USAGE.format(commands="\n".join(rows))
+    """Return what ``gpt1 --help`` shows."""
+    return _USAGE.format(commands=list_of_commands(COMMANDS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; returns its exit status."""
+    """Run the command that the first argument names; return its exit status."""
     return report_errors("gpt1", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
@@ -59,10 +58,6 @@ def _main(argv: Sequence[str]) -> int:
     if argv[0] == "--version":
         print(f"gpt1 {gpt1.__version__}")
         return 0
-    name, *rest = argv
-    if name not in COMMANDS:
-        raise InputError(
-            f"{name}: there is no such command; give one of {', '.join(COMMANDS)}, see gpt1 --help"
-        )
-    status: int = importlib.import_module(f"gpt1.commands.{name}").main(rest)
+    name = known_command(argv[0], COMMANDS, "gpt1")
+    status: int = importlib.import_module(f"gpt1.commands.{name}").main(argv[1:])
     return status

@@ -8,7 +8,6 @@ as well; ``scripts/run_seeds.py`` measures by how much.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from sklearn.metrics import accuracy_score
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.reports import calibration, figures
 from gpt1.reports.statistics import McNemar, confusion, mcnemar_exact, wilson_interval
-from gpt1.runtime.errors import InputError, report_errors
-from gpt1.settings.arguments import Parser, number
+from gpt1.runtime.errors import InputError
 from gpt1.training.log_lines import LogLine, RunLog, read_run_log
 from gpt1.training.submissions import (
     SUBMISSION,
@@ -176,95 +174,6 @@ def analyse_rocstories(
         bins = calibration.reliability(choices, labels)
         figures.save(calibration.reliability_figure(bins), plot_path)
     return f"{text}\n\n{calibration.report(choices, cloze, n_mistakes)}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 2 if a file is not what it should be."""
-    return report_errors("gpt1 analysis", lambda: _run(argv))
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    args = _parser().parse_intermixed_args(argv)  # the second submission may follow flags
-    if args.probs is None and (args.plot is not None or args.mistakes is not None):
-        flag = "--mistakes" if args.plot is None else "--plot"
-        raise InputError(f"{flag}: needs probabilities; give --probs FILE too")
-    if args.plot is not None:
-        from gpt1.reports.figures import check_picture
-
-        check_picture(args.plot, "--plot")
-    text = analyse_rocstories(
-        _default_data_dir() if args.data_dir is None else args.data_dir,
-        args.submission,
-        args.log,
-        args.second_submission,
-        probs_path=args.probs,
-        plot_path=args.plot,
-        n_mistakes=N_MISTAKES if args.mistakes is None else args.mistakes,
-    )
-    print(text)
-    return 0
-
-
-def _default_data_dir() -> Path:
-    """``data/``, or the bundled demo while there is no cloze CSV, as in training."""
-    from gpt1.datasets.story_cloze import missing_csvs
-
-    data_dir, demo = Path("data"), Path("data/demo")
-    if len(missing_csvs(data_dir)) < 2 or missing_csvs(demo):
-        return data_dir
-    print(f"gpt1 analysis: no ROCStories in {data_dir}, using the demo in {demo}", file=sys.stderr)
-    return demo
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        "gpt1 analysis",
-        "Say how good a ROCStories submission is, and how sure that is.",
-        """\
-  # accuracy of the last run, its 95 % interval and the confusion table
-  python scripts/analysis.py submission/ROCStories.tsv
-
-  # with the best validation accuracy of the run
-  python scripts/analysis.py submission/rocstories/ROCStories.tsv --log log/rocstories.jsonl
-
-  # is the second run really better? (exact McNemar test)
-  python scripts/analysis.py first.tsv second.tsv --data_dir data/demo
-
-  # how far its probabilities can be trusted, as numbers and as a picture
-  python scripts/analysis.py submission/rocstories/ROCStories.tsv \\
-      --probs submission/rocstories/ROCStories.probs.tsv --plot reliability.png --mistakes 10""",
-    )
-    add = parser.add_argument
-    add("submission", metavar="SUBMISSION", help="predictions that training wrote with --submit")
-    add(
-        "second_submission",
-        metavar="SECOND_SUBMISSION",
-        nargs="?",
-        help="predictions for the same stories, to compare with",
-    )
-    add(
-        "--data_dir",
-        metavar="DIR",
-        help="where the ROCStories test CSV is (default: data/, or data/demo if data/ has none)",
-    )
-    add(
-        "--log",
-        metavar="FILE",
-        help="training log of the run that made SUBMISSION; that of another run is refused",
-    )
-    add(
-        "--probs",
-        metavar="FILE",
-        help="probabilities of SUBMISSION, from --probs of training: adds calibration and mistakes",
-    )
-    add("--plot", metavar="FILE", help="draw the calibration: a .png, .svg or .pdf file")
-    add(
-        "--mistakes",
-        metavar="N",
-        type=number(int, 0),
-        help=f"most confident mistakes to show with --probs [{N_MISTAKES}]",
-    )
-    return parser
 
 
 def _plain(text: str) -> str:

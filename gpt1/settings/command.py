@@ -1,16 +1,12 @@
 """Read the settings of a command: from the command line, a configuration file, or Python.
 
-All mistakes are reported together, in one :class:`~gpt1.runtime.errors.InputError`. Flags are never
-abbreviated, so that a new flag cannot change what an old command means. Where a flag is given
-twice the last one counts; the command line counts more than the configuration file.
+All mistakes are reported together, in one :class:`~gpt1.runtime.errors.InputError`. Where a flag
+is given twice the last one counts; the command line counts more than the configuration file.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -18,27 +14,33 @@ from typing import Any, TypeVar
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.config_file import read_config
 from gpt1.settings.fields import Setting, is_required, settings_of
+from gpt1.settings.help import help_text, title
+from gpt1.settings.words import did_you_mean, read_words, shorten
 
 Group = TypeVar("Group")
 Spelling = Callable[[str, object], str]
-CONFIG = "config"
-_CONFIG_HELP = "read flags from this file (.toml, .json, or the log of a run); flags given here win"
+CONFIG = Setting(
+    name="config",
+    kind=str,
+    many=False,
+    default=None,
+    help="read flags from this file (.toml, .json, or the log of a run); flags given here win",
+    check=None,
+    choices=(),
+    metavar="FILE",
+    may_change=True,
+    argument=False,
+)
 
 
 def as_flag(name: str, value: object) -> str:
-    """Spell a setting as on the command line: ``--lr 0.1``."""
-    return f"--{name} {shorten(str(value))}"
+    """Spell a setting as on the command line: ``--lr 0.1``, or ``--resume`` for True."""
+    return f"--{name}" if value is True else f"--{name} {shorten(str(value))}"
 
 
 def as_keyword(name: str, value: object) -> str:
     """Spell a setting as a keyword argument: ``lr=0.1``."""
     return f"{name}={shorten(repr(value))}"
-
-
-def shorten(text: str, most: int = 60) -> str:
-    """Make a user's text fit into a message: one line, at most ``most`` characters."""
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= most else text[:most] + "..."
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Values:
     given: frozenset[str] = frozenset()
 
     def __getitem__(self, group: type[Group]) -> Group:
-        """The values of one group."""
+        """Return the values of one group."""
         found: Group = self.groups[group]
         return found
 
     def flat(self) -> dict[str, Any]:
-        """Every setting's value by its name."""
+        """Return the value of every setting by its name."""
         return {
             item.name: getattr(values, item.name)
             for group, values in self.groups.items()
@@ -67,7 +69,7 @@ class Values:
         }
 
     def changed(self, **changes: Any) -> Values:
-        """These values with some replaced; what counts as given stays."""
+        """Return these values with some replaced; the names that count as given stay the same."""
         groups = {}
         for group, values in self.groups.items():
             own = {item.name for item in settings_of(group)} & changes.keys()
@@ -101,6 +103,18 @@ class Command:
         """The words that start it: ``gpt1 NAME``."""
         return f"gpt1 {self.name}"
 
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings of all groups."""
+        return tuple(self._settings.values())
+
+    def help(self) -> str:
+        """Return the text of ``--help``."""
+        sections = [(title(group), settings_of(group)) for group in self.groups]
+        return help_text(
+            self.program, self.summary, [*sections, ("other flags", [CONFIG])], self.examples
+        )
+
     def parse(self, argv: Sequence[str] | None) -> Values:
         """Read a command line; ``--help`` prints the help and ends the program.
 
@@ -114,22 +128,29 @@ class Command:
         if not {"-h", "--help"}.isdisjoint(words):
             print(self.help(), end="")
             raise SystemExit(0)
-        texts, problems = self._read_words(words)
+        texts, problems = read_words(words, {**self._settings, CONFIG.name: CONFIG})
         flat: dict[str, Any] = {}
-        for path in texts.pop(CONFIG, [])[-1:]:
-            found, more = read_config(path, self._settings)
-            flat, problems = dict(found), problems + more
+        for path in texts.pop(CONFIG.name, []):
+            flat, more = self._read_config(path)
+            problems += more
+        # A flag that is mistyped or lacks its value may be the one that must be given.
+        missing = self._missing({*flat, *texts}) if not problems else []
         for name, given in texts.items():
-            item = self._settings[name]
-            for n, text in enumerate(given):
-                try:
-                    value = item.convert(text)
-                except ValueError as error:
-                    problems.append(f"{item.shown} {shorten(text)}: {error}")
-                    continue
-                earlier = flat.get(name, ()) if item.many and n else ()
-                flat[name] = (*earlier, value) if item.many else value
+            value, more = _converted(self._settings[name], given)
+            problems += more
+            if not more:
+                flat[name] = value
+        problems += [f"{item.shown}: must be given; see --help" for item in missing]
         return self._checked(flat, problems, as_flag)
+
+    def _read_config(self, path: str) -> tuple[dict[str, Any], list[str]]:
+        """Return the values in a configuration file, and a problem for each mistake in it."""
+        if message := CONFIG.problem(path):
+            return {}, [f"{as_flag(CONFIG.name, path)}: {message}"]
+        try:
+            return read_config(path, self._settings)
+        except InputError as error:
+            return {}, [str(error)]
 
     def values(self, settings: Mapping[str, Any]) -> Values:
         """Check settings that a Python call gave by name.
@@ -137,28 +158,34 @@ class Command:
         Raises:
             InputError: with every problem; speaks of arguments, not of flags.
         """
-        problems = [
-            f"{name}: there is no such argument{self._guess(name)}"
-            for name in settings.keys() - self._settings.keys()
-        ]
         known = {name: value for name, value in settings.items() if name in self._settings}
-        problems += [
-            f"{as_keyword(name, value)}: must be of type {self._settings[name].kind.__name__}"
-            for name, value in known.items()
-            if not _has_type(self._settings[name], value)
+        problems = [
+            f"{name}: there is no such argument{did_you_mean(name, self._settings)}"
+            for name in settings
+            if name not in known
         ]
-        return self._checked({} if problems else known, problems, as_keyword)
+        problems = problems or [f"{item.name}: must be given" for item in self._missing(known)]
+        wrong = [
+            name for name, value in known.items() if not _has_type(self._settings[name], value)
+        ]
+        for name in wrong:
+            item = self._settings[name]
+            spelled = as_keyword(name, known.pop(name))
+            problems.append(f"{spelled}: must be of type {item.kind.__name__}")
+        return self._checked(known, problems, as_keyword)
+
+    def _missing(self, given: Iterable[str]) -> list[Setting]:
+        """Return the settings that must be given and are not."""
+        return [item for item in self.settings if is_required(item) and item.name not in given]
 
     def _checked(self, flat: Mapping[str, Any], problems: list[str], spell: Spelling) -> Values:
-        """The groups of these values; missing ones have their defaults."""
-        for name, value in flat.items():
-            if message := self._settings[name].problem(value):
-                problems.append(f"{spell(name, value)}: {message}")
-        problems += [
-            f"{item.shown}: must be given" if spell is as_flag else f"{item.name}: must be given"
-            for item in self._settings.values()
-            if is_required(item) and item.name not in flat and not problems
-        ]
+        """Make the groups of these values; settings that are not given have their defaults.
+
+        Raises:
+            InputError: with ``problems`` and those of the values.
+        """
+        items = [(self._settings[name], value) for name, value in flat.items()]
+        problems = problems + _problems_of_values(items, spell)
         if problems:
             raise InputError(join_problems(problems))
         groups = {}
@@ -170,90 +197,46 @@ class Command:
             raise InputError(join_problems(contradictions))
         return Values(groups, frozenset(flat))
 
-    def _read_words(self, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-        """The texts given for each setting, and a problem for each word out of place.
 
-        argparse would stop at its first complaint, and take ``-1e-3`` for a flag.
-        """
-        texts: dict[str, list[str]] = {}
-        problems: list[str] = []
-        places = [item for item in self._settings.values() if item.argument]
-        rest = deque(words)
-        while rest:
-            word = rest.popleft()
-            name, equals, text = word.removeprefix("--").partition("=")
-            item = self._settings.get(name)
-            if not word.startswith("--") and places:
-                texts.setdefault(places[0].name, []).append(word)
-                if not places[0].many:
-                    places.pop(0)
-            elif not word.startswith("--") or not (name == CONFIG or (item and not item.argument)):
-                problems.append(
-                    f"{shorten(word)}: there is no such flag or argument"
-                    f"{self._guess(name) if word.startswith('--') else ''}; see --help"
-                )
-                if not equals and rest and not rest[0].startswith("--"):
-                    rest.popleft()  # its value: one mistake is one problem
-            elif item is not None and item.kind is bool:
-                texts[name] = ["true"]
-                if equals:
-                    problems.append(f"--{name}={shorten(text)}: takes no value; give --{name}")
-            elif equals or (rest and not rest[0].startswith("--")):
-                texts.setdefault(name, []).append(text if equals else rest.popleft())
-            else:
-                problems.append(f"--{name}: a value is missing; give one after it")
-        for name, given in texts.items():
-            if name in self._settings and not self._settings[name].many:
-                del given[:-1]  # where one is given twice the last one counts
-        return texts, problems
+def check_group(values: Any) -> None:
+    """Check an instance of a group that a Python call made itself.
 
-    def _guess(self, name: str) -> str:
-        """A hint at the setting whose name is most like ``name``, if one is much like it."""
-        found = difflib.get_close_matches(name, [*self._settings, CONFIG], n=1)
-        return f"; did you mean {found[0]}?" if found else ""
-
-    def help(self) -> str:
-        """The text of ``--help``: each group under its own title."""
-        arguments = [item for item in self._settings.values() if item.argument]
-        words = [item.name.upper() + (" ..." if item.many else "") for item in arguments]
-        parser = argparse.ArgumentParser(
-            prog=self.program,
-            usage=" ".join([self.program, *words, "[--flag VALUE ...]"]),
-            description=self.summary,
-            epilog=f"examples:\n{self.examples}" if self.examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            add_help=False,
-        )
-        for group in self.groups:
-            _add_to_help(parser.add_argument_group(_title(group)), settings_of(group))
-        others = parser.add_argument_group("other flags")
-        others.add_argument(f"--{CONFIG}", metavar="FILE", help=_CONFIG_HELP)
-        others.add_argument("-h", "--help", action="store_true", help="show this help and end")
-        return parser.format_help()
+    Raises:
+        InputError: with every problem; speaks of arguments, not of flags.
+    """
+    group: type = type(values)
+    items = [(item, getattr(values, item.name)) for item in settings_of(group)]
+    problems = _problems_of_values(items, as_keyword) or list(_contradictions(values))
+    if problems:
+        raise InputError(join_problems(problems))
 
 
-def _add_to_help(section: Any, items: Iterable[Setting]) -> None:
-    for item in items:
-        note = item.help
-        if item.default not in (None, False, ()) and not is_required(item) and "[" not in note:
-            note += f" [{item.default}]"
-        note = note.replace("%", "%%")
-        if item.argument:
-            section.add_argument(item.name, metavar=item.name.upper(), help=note, nargs="*")
-        elif item.kind is bool:
-            section.add_argument(f"--{item.name}", help=note, action="store_true")
-        else:
-            section.add_argument(f"--{item.name}", help=note, metavar=item.place)
+def _converted(item: Setting, texts: Sequence[str]) -> tuple[Any, list[str]]:
+    """Return the value that texts of the command line stand for, and a problem per wrong text."""
+    values, problems = [], []
+    for text in texts:
+        try:
+            values.append(item.convert(text))
+        except ValueError as error:
+            problems.append(f"{item.shown} {shorten(text)}: {error}")
+    if problems:
+        return None, problems
+    return (tuple(values) if item.many else values[-1]), []
 
 
-def _title(group: type) -> str:
-    """A group's title in ``--help``: the first line of its docstring, in lower case."""
-    line = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
-    return line[0].lower() + line[1:]
+def _problems_of_values(items: Iterable[tuple[Setting, Any]], spell: Spelling) -> list[str]:
+    """Return a problem for each value that its setting does not allow."""
+    problems = []
+    for item, value in items:
+        if message := item.problem(value):
+            is_word = item.argument and spell is as_flag
+            spelled = f"{item.shown} {shorten(str(value))}" if is_word else spell(item.name, value)
+            problems.append(f"{spelled}: {message}")
+    return problems
 
 
 def _contradictions(values: Any) -> Iterable[str]:
-    """Problems between the values of one group, if the group looks for any."""
+    """Return the problems between the values of one group, if the group looks for any."""
     find: Callable[[], Iterable[str]] = getattr(values, "contradictions", tuple)
     return find()
 

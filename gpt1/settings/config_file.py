@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.settings.fields import Setting
+from gpt1.settings.words import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,9 +41,7 @@ def read_config(path: str, settings: Mapping[str, Setting]) -> tuple[dict[str, A
     for name, value in table.items():
         where = f"--config {path}: {name}"
         if name not in settings:
-            near = difflib.get_close_matches(name, settings, n=1)
-            guess = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"{where}: there is no such setting{guess}")
+            problems.append(f"{where}: there is no such setting{did_you_mean(name, settings)}")
         elif value is not None:
             try:
                 values[name] = _converted(settings[name], value)
@@ -76,12 +74,18 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
 
 
 def _converted(setting: Setting, value: Any) -> Any:
-    """A value of the file as the setting's type, by the rules of the command line."""
-    if setting.many:
-        if not isinstance(value, list):
-            raise ValueError("must be a list")
-        return tuple(_converted_one(setting, each) for each in value)
-    return _converted_one(setting, value)
+    """Turn a value of the file into the type of the setting, by the rules of the command line.
+
+    Raises:
+        ValueError: the value is of another type, or not allowed; says what it must be.
+    """
+    if setting.many and not isinstance(value, list):
+        raise ValueError("must be a list")
+    values = [_converted_one(setting, each) for each in (value if setting.many else [value])]
+    converted = tuple(values) if setting.many else values[0]
+    if message := setting.problem(converted):
+        raise ValueError(message)
+    return converted
 
 
 def _converted_one(setting: Setting, value: Any) -> Any:

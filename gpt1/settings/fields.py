@@ -65,7 +65,18 @@ def plain_name(x: str) -> str | None:
     """Accept names that stay inside the directory they are used in."""
     if x in ("", ".", "..") or set(x) & set("/\\\0\n"):
         return "must be a plain name, without slashes: it names log and save files"
-    return None if len(x) <= 100 else "must be at most 100 characters: it names log and save files"
+    if len(x) > 100:
+        return "must be at most 100 characters: it names log and save files"
+    return file_name(x)
+
+
+def file_name(x: str) -> str | None:
+    """Accept texts that a file or a directory can be called."""
+    if not x:
+        return "must not be empty"
+    if "\0" in x or any(len(os.fsencode(part)) > 255 for part in Path(x).parts):
+        return "must be a name that a file can have"
+    return None
 
 
 def setting(
@@ -85,7 +96,8 @@ def setting(
         help: what it means, for ``--help``; a default is added unless the text has brackets.
         check: which values are allowed, besides the field's type and ``choices``.
         choices: the only values allowed.
-        metavar: what ``--help`` shows for the value, such as ``DIR`` [``N`` or ``X`` for numbers].
+        metavar: what ``--help`` shows for the value [``N`` or ``X`` for numbers]; of a setting
+            with ``FILE`` or ``DIR`` the value must be a name that a file can have.
         may_change: whether a resumed run may have another value than before.
         argument: whether the command takes it by its place instead of by a flag.
     """
@@ -147,24 +159,24 @@ class Setting:
         if self.kind is int:
             return _number(int, text, "must be a whole number")
         if self.kind is float:
-            number: float = _number(float, text, "must be a number")
-            if not math.isfinite(number):
-                raise ValueError("must be a finite number")
-            return number
-        if self.metavar in ("FILE", "DIR") or not self.choices:
-            _check_name(text)
+            return _number(float, text, "must be a number")
         return text
 
     def problem(self, value: Any) -> str | None:
         """What a value must be, if it is not; None stands for "not given" and always fits."""
         if value is None:
             return None
-        for each in value if self.many else (value,):
-            if self.choices and each not in self.choices:
-                return f"must be one of {', '.join(self.choices)}"
-            if self.check is not None and (message := self.check(each)):
-                return message
-        return None
+        messages = map(self._problem_of_one, value if self.many else (value,))
+        return next((message for message in messages if message), None)
+
+    def _problem_of_one(self, value: Any) -> str | None:
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}"
+        if self.kind is float and not abs(value) < math.inf:
+            return "must be a finite number"
+        if self.metavar in ("FILE", "DIR") and (message := file_name(value)):
+            return message
+        return None if self.check is None else self.check(value)
 
 
 def _number(kind: Callable[[str], Any], text: str, message: str) -> Any:
@@ -172,14 +184,6 @@ def _number(kind: Callable[[str], Any], text: str, message: str) -> Any:
         return kind(text)
     except ValueError:
         raise ValueError(message) from None
-
-
-def _check_name(text: str) -> None:
-    """Refuse what no file can be called: most texts name files."""
-    if not text:
-        raise ValueError("must not be empty")
-    if "\0" in text or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
-        raise ValueError("must be a name that a file can have")
 
 
 @functools.cache

@@ -219,6 +219,10 @@ class OpenSettings:
     )
 
 
+GENERATION_BATCH_SIZE = 16
+"""Texts or beams that generation computes at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How to choose tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from every_command import every_command
 
 import gpt1
 from gpt1.commands import cli
+from gpt1.settings.command import Command
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +48,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_program_is_a_command() -> None:
     """Each module of the commands is there by its name, and the other way round."""
-    programs = {path.stem for path in (ROOT / "gpt1" / "commands").glob("[a-z]*.py")}
+    modules = (ROOT / "gpt1" / "commands").glob("[a-z]*.py")
+    programs = {path.stem for path in modules if "\ndef main(" in path.read_text()}
     assert programs - {"cli"} == set(cli.COMMANDS)
 
 
@@ -77,23 +81,104 @@ def test_a_wrong_flag_is_one_message_with_status_2(
     assert message.count("\n") == 1
 
 
-def test_a_wrong_command_is_one_message_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["trian"]) == 2
-    message = capsys.readouterr().err
-    assert "trian" in message
-    assert "train" in message
-    assert message.count("\n") == 1
+ALL = ", ".join(cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], f"trian: there is no such command; did you mean train? Give one of {ALL}, "),
+        (["--train"], f"--train: there is no such command; did you mean train? Give one of {ALL}"),
+        (["xyz", "--help"], f"xyz: there is no such command; give one of {ALL}, see gpt1 --help\n"),
+        (
+            ["plot", "tabel"],
+            "tabel: there is no such command; did you mean table? Give one of curve",
+        ),
+        (["plot"], "COMMAND: must be given; give one of curves, table, tensorboard, attention, "),
+    ],
+)
+def test_a_wrong_command_is_one_message_with_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    program = "gpt1 plot" if words[0] == "plot" else "gpt1"
+    assert err.startswith(f"{program}: error: {message}")
+    assert err.count("\n") == 1
+
+
+COMMANDS = pytest.mark.parametrize("command", every_command(), ids=lambda command: command.name)
+
+
+def test_there_are_commands_with_declared_settings() -> None:
+    names = {command.name for command in every_command()}
+    assert {"analysis", "download", "generate", "score", "plot curves", "plot attention"} <= names
+
+
+@COMMANDS
+def test_help_of_a_command_fits_80_columns(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert status_of([*command.name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    usage, summary = text.split("\n\n")[:2]
+    assert usage.startswith(f"usage: gpt1 {command.name} ")
+    assert usage.count("\n") < 5
+    assert " ".join(summary.split()) == command.summary
+    for item in command.settings:
+        place = "" if item.argument or item.kind is bool else f" {item.place}"
+        assert f"\n  {item.shown}{place}" in text
+
+
+@pytest.mark.parametrize("words", [[], ["plot"]])
+def test_lists_of_commands_fit_80_columns(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@COMMANDS
+def test_every_example_of_the_help_is_a_command(command: Command) -> None:
+    lines = command.examples.replace("\\\n", "").splitlines()
+    examples = [shlex.split(line) for line in lines if line.strip() and line.strip()[0] != "#"]
+    assert examples
+    programs = [command.program.split(), ["python", "-m", *command.program.split()]]
+    programs += [["python", "-m", "gpt1.train"]] if command.name == "train" else []
+    for words in examples:
+        (n,) = {len(program) for program in programs if words[: len(program)] == program}
+        command.parse(words[n:])
+
+
+@COMMANDS
+def test_a_mistyped_flag_of_a_command_is_one_problem(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for item in (item for item in command.settings if not item.argument and len(item.name) > 3):
+        wrong = f"--{item.name[0]}{item.name[2:]}"
+        assert status_of([*command.name.split(), wrong, "2"]) == 2
+        program = f"gpt1 {command.name.split()[0]}"
+        assert capsys.readouterr().err == (
+            f"{program}: error: {wrong}: there is no such flag or argument; did you mean "
+            f"{item.shown}? See --help\n"
+        )
 
 
 def test_help_does_not_wait_for_torch() -> None:
     """Nothing heavy is imported by the help of any command."""
+    names = [*cli.COMMANDS, *(command.name for command in every_command())]
     code = (
         "import sys, contextlib, io\n"
         "from gpt1.commands import cli\n"
-        "for name in cli.COMMANDS:\n"
+        f"for name in {names}:\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
-        "        cli.main([name, '--help'])\n"
-        "print([m for m in ('torch', 'spacy', 'sklearn', 'matplotlib') if m in sys.modules])\n"
+        "        cli.main([*name.split(), '--help'])\n"
+        "heavy = ('torch', 'spacy', 'sklearn', 'scipy', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from peers import SMALL, their_model
 
 from gpt1.batches.arrays import EncodedCloze, transform_roc
-from gpt1.commands import plot
+from gpt1.commands import plot, plot_attention
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
 from gpt1.inference.attention import (
     PARTS,
@@ -34,6 +34,7 @@ from gpt1.inference.attention import (
     read_story_sentences,
     token_labels,
 )
+from gpt1.inference.pretrained import Pretrained
 from gpt1.reports import figures
 from gpt1.reports.runs import align, table
 from gpt1.runtime.errors import Gpt1Error, InputError
@@ -759,6 +760,13 @@ def model_flags(files: tiny.Tiny) -> list[str]:
     return ["--model_dir", str(files.model_dir), "--params", params, "--device", "cpu"]
 
 
+def opened(arguments: Sequence[str]) -> Pretrained:
+    """The model that a command of attention opens."""
+    command = {"attention": plot_attention.ATTENTION, "attention-average": plot_attention.AVERAGE}
+    name, *words = arguments
+    return plot_attention._open(command[name].parse(words))
+
+
 def story_flags(story: str = "anna had a kite. anna won", ending: str = "anna smiled") -> list[str]:
     return ["--story", story, "--ending", ending]
 
@@ -784,8 +792,8 @@ def test_attention(
     assert out.read_bytes().startswith(START_OF_PICTURE[".png"])
     images = [axes.images[0].get_array().data for axes in saved[0].axes if axes.images]
     assert len(images) == n_maps
-    model = plot._load(plot._parser().parse_args(flags))
-    ids = plot._choice(*story_flags()[1::2], model)
+    model = opened(flags)
+    ids = plot_attention._choice(*story_flags()[1::2], model)
     expected = attention_maps(model.model, ids).numpy()
     np.testing.assert_array_equal(images[-1], expected[1, 3])
 
@@ -807,7 +815,7 @@ def test_attention_average(
     assert out.read_bytes().startswith(START_OF_PICTURE[".svg"])
     assert text.startswith(AVERAGE)
     blocks = text.removeprefix(AVERAGE).strip().split("\n\n")
-    model = plot._load(plot._parser().parse_args([*flags, *model_flags(files)]))
+    model = opened([*flags, *model_flags(files)])
     stories = encode_sentences(read_story_sentences(files.data_dir / TEST_CSV)[:6], encoder)
     split = average_shares(model.model, [s for s in stories if s], model.special)
     for block, source, shares, even in (
@@ -836,7 +844,7 @@ def test_stories_that_cannot_be_used_are_counted(
     assert plot.main(flags) == 0
     out, err = capsys.readouterr()
     assert "mean of 3 stories" in out
-    n_ctx = plot._load(plot._parser().parse_args(flags)).model.config.n_ctx
+    n_ctx = opened(flags).model.config.n_ctx
     assert err == (
         f"gpt1 plot: {path}: of 6 stories, left out 1 whose sentences have other tokens apart than "
         f"together and 2 longer than the model's {n_ctx} positions\n"
@@ -860,28 +868,29 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gpt1 plot: error: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("gpt1 plot: error: ").strip()
+    first, *others = err.removeprefix("gpt1 plot: error: ").splitlines()
+    assert len(others) == (int(first.split()[0]) if first.endswith(" problems:") else 0)
+    return "\n".join([first, *others])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: COMMAND; see --help"),
-        (["curve"], "COMMAND: invalid choice: 'curve'"),
-        (["curves"], "the following arguments are required: LOG, --out; see --help"),
-        (["table"], "the following arguments are required: LOG; see --help"),
+        ([], "COMMAND: must be given; give one of curves, table, tensorboard, attention, "),
+        (["curve"], "curve: there is no such command; did you mean curves? Give one of curves, "),
+        (["curves"], "  LOGS: must be given; see --help\n  --out: must be given; see --help"),
+        (["table"], "LOGS: must be given; see --help"),
         (["table", "no.jsonl"], "no.jsonl: the training log cannot be read: No such file"),
         (["curves", "a", "--out", "a.jpg"], "--out a.jpg: expected a name that ends in .png, .svg"),
         (["curves", "a", "--out", "png"], "--out png: expected a name that ends in .png, .svg"),
-        (["curves", "a", "--out", "a.png", "--smooth", "0"], "--smooth: 0: must be a whole number"),
-        (["tensorboard", "a"], "the following arguments are required: --out; see --help"),
-        (["attention", "--story", "a"], "arguments are required: --ending, --out; see --help"),
+        (["curves", "a", "--out", "a.png", "--smooth", "0"], "--smooth 0: must be at least 1"),
+        (["tensorboard", "a"], "--out: must be given; see --help"),
+        (["attention", "--story", "a"], "  --ending: must be given; see --help\n  --out: must be"),
         (
             ["attention", *story_flags(), "--out", "a.png", "--head", "1"],
             "--head: needs a layer; give --layer N too",
         ),
-        (["attention-average", "--n_stories", "0"], "--n_stories: 0: must be a whole number"),
+        (["attention-average", "--n_stories", "0"], "--n_stories 0: must be at least 1"),
         (
             ["attention-average", "--data_dir", "no"],
             "name the test CSV's directory with --data_dir",
@@ -966,7 +975,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 HELP_THEN_IMPORTS = """
 import sys
-from gpt1.commands import plot
+from gpt1.commands import plot, plot_attention
 try:
     plot.main(sys.argv[1:])
 except SystemExit as end:
@@ -989,18 +998,3 @@ def test_help_shows_examples_and_imports_nothing_heavy(command: list[str]) -> No
     text, imported = done.stdout.rsplit("imported:", 1)
     assert imported.strip() == ""
     assert "gpt1 plot attention --params save/rocstories/best_params.jl" in text
-
-
-def test_every_example_of_the_help_is_a_command() -> None:
-    parse: Callable[[list[str]], Any] = plot._parser().parse_args
-    for name, text in plot.EXAMPLES.items():
-        commands = [
-            line
-            for line in text.replace("\\\n", "").split("\n")
-            if line.strip() and not line.strip().startswith("#")
-        ]
-        assert commands
-        for command in commands:
-            program, module, *arguments = next(csv.reader([command.strip()], delimiter=" "))
-            assert (program, module, arguments[0]) == ("gpt1", "plot", name)
-            parse([argument for argument in arguments if argument])

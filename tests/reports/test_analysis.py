@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gpt1.commands import analysis as command
 from gpt1.reports import analysis
 from gpt1.runtime.errors import InputError
 from gpt1.training.log_lines import LogLine
@@ -152,9 +153,9 @@ def test_script_from_another_directory(run_dir: Path, tmp_path: Path) -> None:
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        analysis.main(["--help"])
+        command.main(["--help"])
     assert caught.value.code == 0
-    assert "python scripts/analysis.py first.tsv second.tsv" in capsys.readouterr().out
+    assert "gpt1 analysis first.tsv second.tsv" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_data_dir_is_data_or_else_the_demo(
     Path("data/demo").mkdir(parents=True)
     for file in files:
         Path(file).write_bytes(Path(TEST_CSV).read_bytes())
-    assert analysis.main(["first.tsv"]) == status
+    assert command.main(["first.tsv"]) == status
     captured = capsys.readouterr()
     assert captured.out.splitlines()[:1] == ["ROCStories Test Accuracy:  80.00"] * (status == 0)
     assert says in captured.err

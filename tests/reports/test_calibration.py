@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt1.commands import analysis as command
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
 from gpt1.inference.prediction import mean_cross_entropy
-from gpt1.reports import analysis, calibration
+from gpt1.reports import calibration
 from gpt1.reports.calibration import Bin
 from gpt1.training.submissions import Choices, choices_of
 
@@ -234,7 +235,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def analyse(*words: str) -> int:
-    return analysis.main(["s.tsv", "--data_dir", ".", *words])
+    return command.main(["s.tsv", "--data_dir", ".", *words])
 
 
 def test_probs_add_to_the_analysis(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,10 +308,10 @@ def test_probs_of_another_submission_are_refused(
             ["--probs", "s.probs.tsv", "--plot", "r.txt"],
             "--plot r.txt: expected a name that ends in",
         ),
-        (["--probs", "s.probs.tsv", "--mistakes", "-1"], "must be a whole number at least 0"),
+        (["--probs", "s.probs.tsv", "--mistakes", "-1"], "--mistakes -1: must be at least 0"),
         (["--probs", "nothing.tsv"], "nothing.tsv: the file of probabilities cannot be read"),
-        (["--prob", "s.probs.tsv"], "unrecognized arguments: --prob"),
-        (["--probs"], "--probs: expected one argument; see --help"),
+        (["--prob", "s.probs.tsv"], "--prob: there is no such flag or argument; did you mean --pr"),
+        (["--probs"], "--probs: a value is missing; give one after it"),
     ],
 )
 def test_mistakes_on_the_command_line(

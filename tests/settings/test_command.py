@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from gpt1.runtime.errors import InputError
-from gpt1.settings.command import Command, Values
+from gpt1.settings import groups
+from gpt1.settings.command import Command, Values, check_group
 from gpt1.settings.fields import at_least, between, fraction, setting
 
 
@@ -69,6 +70,7 @@ def test_defaults() -> None:
         (["--fat", "butter"], "fat", "butter"),
         (["--note", "a b"], "note", "a b"),
         (["--minutes", "3", "--minutes", "4"], "minutes", 4),
+        (["--minutes", "x", "--minutes", "4"], "minutes", 4),
     ],
 )
 def test_words_become_values(words: list[str], name: str, value: object) -> None:
@@ -84,7 +86,7 @@ def test_all_problems_come_in_one_message() -> None:
     text = problems("--minutes", "x", "--heat", "2", "--lid=yes", "--fat", "lard", "--note")
     assert text.splitlines() == [
         "5 problems:",
-        "  --lid=yes: takes no value; give --lid",
+        "  --lid=yes: takes no value; give --lid alone",
         "  --note: a value is missing; give one after it",
         "  --minutes x: must be a whole number",
         "  --heat 2.0: must be at least 0 and less than 1",
@@ -93,16 +95,34 @@ def test_all_problems_come_in_one_message() -> None:
 
 
 def test_a_mistyped_flag_is_one_problem_with_a_guess() -> None:
-    expected = "--minuts: there is no such flag or argument; did you mean minutes?; see --help"
-    assert problems("--minuts", "3") == expected
+    expected = "there is no such flag or argument; did you mean --minutes? See --help"
+    assert problems("--minuts", "3") == f"--minuts: {expected}"
+    assert problems("-minutes", "3") == f"-minutes: {expected}"
+    assert problems("minutes=3") == f"minutes=3: {expected}"
+    assert problems("--minuts=3", "--fatt", "oil", "--zzz", "-5").splitlines() == [
+        "3 problems:",
+        f"  --minuts=3: {expected}",
+        "  --fatt: there is no such flag or argument; did you mean --fat? See --help",
+        "  --zzz: there is no such flag or argument; see --help",
+    ]
+
+
+def test_a_mistyped_flag_may_be_the_one_that_must_be_given() -> None:
+    assert problems("--lidd", "soup", command=WITH_DISHES) == (
+        "--lidd: there is no such flag or argument; did you mean --lid? See --help"
+    )
 
 
 def test_flags_are_never_abbreviated() -> None:
     assert "no such flag" in problems("--minute", "3")
 
 
-def test_a_word_too_many() -> None:
-    assert problems("soup") == "soup: there is no such flag or argument; see --help"
+def test_words_too_many_are_a_problem_each() -> None:
+    see = "there is no such flag or argument; see --help"
+    assert problems("soup") == f"soup: {see}"
+    assert problems("soup", "fish") == f"2 problems:\n  soup: {see}\n  fish: {see}"
+    assert problems("x" * 70) == f"{'x' * 60}...: {see}"
+    assert problems("a\tb") == f"'a\\tb': {see}"
 
 
 def test_contradictions_are_looked_for_when_each_value_is_right() -> None:
@@ -120,13 +140,56 @@ def test_the_same_word_given_twice_is_kept_twice() -> None:
     assert WITH_DISHES.parse(["soup", "soup"])[Dishes].dish == ("soup", "soup")
 
 
+def test_a_flag_is_no_argument() -> None:
+    expected = "-soup: there is no such flag or argument; see --help"
+    assert problems("-soup", command=WITH_DISHES) == expected
+    assert WITH_DISHES.parse(["-", "soup"])[Dishes].dish == ("-", "soup")
+    assert "--dish: there is no such flag" in problems("--dish", "soup", command=WITH_DISHES)
+
+
 def test_what_is_required_is_asked_for() -> None:
-    assert problems("--lid", command=WITH_DISHES) == "DISH: must be given"
+    assert problems("--lid", command=WITH_DISHES) == "DISH: must be given; see --help"
+    assert problems("--minutes", "0", command=WITH_DISHES).splitlines() == [
+        "2 problems:",
+        "  DISH: must be given; see --help",
+        "  --minutes 0: must be at least 1",
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "a\0b", "x" * 300])
-def test_a_text_that_no_file_can_be_called(text: str) -> None:
-    assert "--note" in problems("--note", text)
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Where the recipe is."""
+
+    book: str = setting(MISSING, "recipes", argument=True, metavar="FILE")
+    second_book: str | None = setting(None, "more of them", argument=True, metavar="FILE")
+    shelf: str | None = setting(None, "where books stand", metavar="DIR")
+    title: str | None = setting(None, "what to look for")
+
+
+WITH_BOOK = Command(name="cook", summary="Cook.", groups=(Recipe, Cooking))
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "x" * 300, "a/" + "ü" * 128])
+def test_a_text_that_no_file_can_be_called(text: str, tmp_path: Path) -> None:
+    for name, words in (
+        ("--shelf", ["b", "--shelf", text]),
+        ("BOOK", [text]),
+        ("--config", ["b", "--config", text]),
+    ):
+        assert problems(*words, command=WITH_BOOK).startswith(f"{name} ")
+    path = written(tmp_path / "cook.json", json.dumps({"shelf": text, "book": "b"}))
+    assert f"{path}: shelf is " in problems("--config", path, command=WITH_BOOK)
+
+
+def test_other_texts_may_be_empty_or_long() -> None:
+    for text in ("", "x" * 3000):
+        assert WITH_BOOK.parse(["b", "--title", text])[Recipe].title == text
+
+
+def test_an_argument_may_be_left_out_and_stand_after_flags() -> None:
+    assert WITH_BOOK.parse(["a", "--lid", "b"])[Recipe] == Recipe(book="a", second_book="b")
+    assert WITH_BOOK.parse(["a"])[Recipe].second_book is None
+    assert problems("a", "b", "c", command=WITH_BOOK).startswith("c: there is no such flag")
 
 
 # ------------------------------------------------------------------------- configuration
@@ -183,8 +246,16 @@ def test_a_mistake_in_a_file(tmp_path: Path, table: str, expected: str) -> None:
 
 
 def test_a_value_of_a_file_is_checked_like_one_of_the_command_line(tmp_path: Path) -> None:
-    path = written(tmp_path / "cook.json", '{"minutes": 0}')
-    assert problems("--config", path) == "--minutes 0: must be at least 1"
+    path = written(tmp_path / "cook.json", '{"minutes": 0, "spice": ["salt", 3]}')
+    assert problems("soup", "--config", path, command=WITH_DISHES).splitlines() == [
+        "2 problems:",
+        f"  --config {path}: minutes is 0: must be at least 1",
+        f'  --config {path}: spice is ["salt", 3]: must be text, in quotes',
+    ]
+    path = written(tmp_path / "cook.json", '{"spice": ["salt", "dill"], "dish": ["soup"]}')
+    assert WITH_DISHES.parse(["--config", path])[Dishes] == Dishes(
+        dish=("soup",), spice=("salt", "dill")
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,8 +266,12 @@ def test_a_file_that_is_none(tmp_path: Path, name: str, text: str) -> None:
     assert problems("--config", path).startswith(f"--config {path}: ")
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    assert str(tmp_path / "none.json") in problems("--config", str(tmp_path / "none.json"))
+def test_a_missing_file_is_one_problem_among_others(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.json")
+    assert path in problems("--config", path)
+    found = problems("--config", path, "--minutes", "0")
+    assert found.startswith("2 problems:\n")
+    assert path in found
 
 
 # -------------------------------------------------------------------------------- Python
@@ -223,6 +298,35 @@ def test_a_mistake_in_python_is_told_in_terms_of_arguments(
     with pytest.raises(InputError) as caught:
         PLAIN.values(given)
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite(number: float) -> None:
+    with pytest.raises(InputError, match=r"salt=.*: must be a finite number"):
+        PLAIN.values({"salt": number})
+    assert problems("--salt", str(number)).endswith(": must be a finite number")
+
+
+def test_an_argument_that_must_be_given() -> None:
+    with pytest.raises(InputError, match=r"^dish: must be given$"):
+        WITH_DISHES.values({})
+    with pytest.raises(
+        InputError, match=r"^dishes: there is no such argument; did you mean dish\?$"
+    ):
+        WITH_DISHES.values({"dishes": ("soup",)})
+
+
+def test_a_group_that_python_makes_itself() -> None:
+    check_group(Cooking(fat="butter"))
+    with pytest.raises(InputError) as caught:
+        check_group(Cooking(minutes=0, heat=2, lid=True, fat="butter"))
+    assert str(caught.value).splitlines() == [
+        "2 problems:",
+        "  minutes=0: must be at least 1",
+        "  heat=2: must be at least 0 and less than 1",
+    ]
+    with pytest.raises(InputError, match=r"^--lid: not with --fat butter$"):
+        check_group(Cooking(lid=True, fat="butter"))
 
 
 def test_values_can_be_changed_and_flattened() -> None:
@@ -253,3 +357,172 @@ def test_help_shows_groups_choices_defaults_and_examples(
 
 def test_usage_names_the_arguments() -> None:
     assert WITH_DISHES.help().startswith("usage: gpt1 cook DISH ... [--flag VALUE ...]\n")
+    assert WITH_BOOK.help().startswith("usage: gpt1 cook BOOK [SECOND_BOOK] [--flag VALUE ...]\n")
+    for line in ("\n  BOOK  ", "\n  --shelf DIR  ", "\n  --title TEXT  ", "\n  --config FILE  "):
+        assert line in WITH_BOOK.help()
+
+
+# ---------------------------------------------------------------------- the flags of training
+
+
+TRAIN = Command(
+    name="train",
+    summary="Fine-tune.",
+    groups=(
+        groups.SourceSettings,
+        groups.ModelSettings,
+        groups.OptimizerSettings,
+        groups.LoopSettings,
+        groups.DeviceSettings,
+        groups.OutputSettings,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("desc", "run-1.2", "run-1.2"),
+        ("seed", "0", 0),
+        ("n_iter", "0", 0),
+        ("lr", "1e-3", 1e-3),
+        ("lr", "0", 0.0),
+        ("lr_warmup", "1", 1.0),
+        ("n_ctx", "6", 6),
+        ("l2", "0", 0.0),
+        ("max_grad_norm", "-1", -1.0),
+        ("n_transfer", "-1", -1),
+        ("lr_schedule", "warmup_cosine", "warmup_cosine"),
+        ("precision", "bf16", "bf16"),
+        ("embd_pdrop", "0", 0.0),
+        ("init_params", "some/where.jl", "some/where.jl"),
+    ],
+)
+def test_a_setting_of_training_is_taken_over(name: str, text: str, value: Any) -> None:
+    values = TRAIN.parse([f"--{name}", text])
+    assert values.flat() == {**TRAIN.parse([]).flat(), name: value}
+    assert type(values.flat()[name]) is type(value)
+    assert values.given == {name}
+
+
+WHOLE, NUMBER = "must be a whole number", "must be a number"
+FINITE, RATE = "must be a finite number", "must be at least 0 and less than 1"
+PLAIN_NAME = "must be a plain name, without slashes: it names log and save files"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("seed", "x", WHOLE),
+        ("seed", "1.5", WHOLE),
+        ("seed", "-1", "must be at least 0 and less than 2**32"),
+        ("seed", str(2**32), "must be at least 0 and less than 2**32"),
+        ("n_iter", "-1", "must be at least 0"),
+        ("n_iter", "1e3", WHOLE),
+        ("n_batch", "0", "must be at least 1"),
+        ("n_gpu", "0", "must be at least 1"),
+        ("n_ctx", "5", "must be at least 6"),
+        ("n_embd", "0", "must be at least 1"),
+        ("n_head", "-3", "must be at least 1"),
+        ("n_layer", "0", "must be at least 1"),
+        ("n_transfer", "-2", "must be at least -1"),
+        ("save_every", "-1", "must be at least 0"),
+        ("lr", "-1", "must be at least 0"),
+        ("lr", "nan", FINITE),
+        ("lr", "inf", FINITE),
+        ("lr", "fast", NUMBER),
+        ("lr_warmup", "1.5", "must be from 0 to 1: a share of all updates, not their number"),
+        ("lr_warmup", "-0.1", "must be from 0 to 1: a share of all updates, not their number"),
+        ("lm_coef", "-0.5", "must be at least 0; the original takes a negative value for 0"),
+        ("l2", "-1", "must be at least 0; the original takes a negative value for 0"),
+        ("lm_coef", "nan", FINITE),
+        ("max_grad_norm", "nan", FINITE),
+        ("embd_pdrop", "1", RATE),
+        ("attn_pdrop", "-0.1", "must be at least 0; the original takes a negative value for 0"),
+        ("resid_pdrop", "nan", FINITE),
+        ("clf_pdrop", "2", RATE),
+        ("b1", "1", RATE),
+        ("b2", "1", RATE),
+        ("e", "0", "must be greater than 0"),
+        ("opt", "sgd", "must be one of adam"),
+        ("afn", "tanh", "must be one of gelu, relu, swish"),
+        ("lr_schedule", "linear", "must be one of warmup_linear, warmup_cosine, warmup_constant"),
+        ("dataset", "sst", "must be one of rocstories"),
+        ("precision", "fp16", "must be one of fp32, tf32, bf16"),
+        ("spacy_rules", "3", "must be one of 2.0, installed"),
+        ("desc", "a/b", PLAIN_NAME),
+        ("desc", "../up", PLAIN_NAME),
+        ("desc", "a\\b", PLAIN_NAME),
+        ("desc", "..", PLAIN_NAME),
+        ("desc", "", PLAIN_NAME),
+        ("desc", "x" * 101, "must be at most 100 characters: it names log and save files"),
+        ("desc", "漢" * 90, "must be a name that a file can have"),
+        ("log_dir", "", "must not be empty"),
+    ],
+)
+def test_a_wrong_setting_of_training_is_refused_by_name(name: str, text: str, message: str) -> None:
+    found = problems(f"--{name}", text, command=TRAIN)
+    assert found.startswith(f"--{name} {text[:60]}")
+    assert found.endswith(f": {message}")
+    assert "\n" not in found
+
+
+def test_what_is_wrong_about_training_comes_in_one_message() -> None:
+    wrong = ["--n_iter", "none", "--lr", "-5", "--afn", "tanh", "--desc", "a/b", "--colour", "red"]
+    found = problems(*wrong, "--seed", "3", command=TRAIN)
+    assert found.splitlines() == [
+        "5 problems:",
+        "  --colour: there is no such flag or argument; see --help",
+        "  --n_iter none: must be a whole number",
+        "  --lr -5.0: must be at least 0",
+        "  --afn tanh: must be one of gelu, relu, swish",
+        f"  --desc a/b: {PLAIN_NAME}",
+    ]
+
+
+@pytest.mark.parametrize("word", ["--n_itr", "--n_it", "n_iter", "-n_iter"])
+def test_a_mistyped_flag_of_training(word: str) -> None:
+    """A flag cut short is refused too: which one it means may change with the next version."""
+    expected = "there is no such flag or argument; did you mean --n_iter? See --help"
+    assert problems(word, *(["2"] if word.startswith("-") else []), command=TRAIN) == (
+        f"{word}: {expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr"], "--lr: a value is missing; give one after it"),
+        (["--lr", "--submit"], "--lr: a value is missing; give one after it"),
+        (["--submit=yes"], "--submit=yes: takes no value; give --submit alone"),
+        (["--submit", "yes"], "yes: there is no such flag or argument; see --help"),
+        (["--submit", "-1"], "-1: there is no such flag or argument; see --help"),  # not --b1
+    ],
+)
+def test_a_value_of_training_too_few_or_too_many(words: list[str], message: str) -> None:
+    assert problems(*words, command=TRAIN) == message
+
+
+def test_the_help_of_training_shows_choices_places_and_groups() -> None:
+    text = TRAIN.help()
+    for line in (
+        "\ndata and pretrained model:\n",
+        "\noptimizer and learning-rate schedule:\n",
+        "\nresults:\n",
+        "--precision {fp32,tf32,bf16}",
+        "--save_dir DIR",
+        "--init_params FILE",
+        "--lr X ",
+        "[6.25e-05]",
+    ):
+        assert line in text
+    assert text.partition("\n\n")[0].count("\n") < 5
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_the_help_of_training_fits_80_columns(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    longest = max(map(len, TRAIN.help().splitlines()))
+    assert longest <= 80 if columns == "80" else 80 < longest <= 200

@@ -16,6 +16,7 @@ import pytest
 import tiny
 from processes import SIGKILL, Run, before, sends_itself
 
+from gpt1.commands import analysis as command
 from gpt1.reports import analysis
 from gpt1.runtime.errors import InputError
 from gpt1.training import submissions
@@ -184,18 +185,18 @@ def test_the_command_line_says_what_it_knows(
     digest = hashlib.sha256(text.encode()).hexdigest()
     submissions.write(Path("t.tsv"), [0] * tiny.N_TEST, replace(RECORD, sha256=digest))
     words = ["t.tsv", "--log", "a.jsonl", "--data_dir", str(task.data_dir)]
-    assert analysis.main(words) == 0
+    assert command.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ROCStories Valid Accuracy: 62.50"
     assert lines[2:4] == ["", "Run: mine"]
     write_log({**SETTINGS, "run_id": "2"}, 62.5)
-    assert analysis.main(words) == 2
+    assert command.main(words) == 2
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
     assert stderr.startswith("gpt1 analysis: error: a.jsonl: not the log of the run that made")
     assert stderr.count("\n") == 1
     Path("t.run.json").unlink()
-    assert analysis.main(words) == 0
+    assert command.main(words) == 0
     stdout, stderr = capsys.readouterr()
     assert stdout.splitlines()[3].startswith("Run unknown: ")
     assert stderr == ""

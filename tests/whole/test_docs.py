@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import pytest
+from every_command import every_command
 
-from gpt1.commands.generate import Options
+from gpt1.settings.command import CONFIG
 from gpt1.settings.training import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -37,13 +37,14 @@ OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
 
 @cache
 def own_flags() -> set[str]:
-    """The flags of training, and those that any other program adds in its source."""
+    """The flags of all commands, and those that scripts and benchmarks add in their sources."""
     sources = [
         path for room in ("gpt1", "scripts", "benchmarks") for path in (ROOT / room).rglob("*.py")
     ]
     added = re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", "".join(map(Path.read_text, sources)))
-    names = [*Settings().as_flags(), *(item.name for item in fields(Options))]
-    return {f"--{name}" for name in names} | set(added)
+    declared = {item.shown for command in every_command() for item in command.settings}
+    training = {f"--{name}" for name in Settings().as_flags()}
+    return {*declared, *training, *added, CONFIG.shown}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -152,10 +152,10 @@ def run_ours(words: list[str], command: str) -> int:
             program, rest = rest[1], rest[2:]
         else:
             program, rest = rest[0], rest[1:]
-    elif Path(program).name == "gpt1":
-        program, rest = "gpt1.commands.cli", rest
-    else:
+    elif Path(program).name != "gpt1":
         raise AssertionError(f"{command}: which program is this?")
+    if Path(program).name == "gpt1":  # also as `python -m gpt1`
+        program = "gpt1.commands.cli"
     if FLAGS_ONLY.search(command):
         rest = [*rest, "--help"]
     try:

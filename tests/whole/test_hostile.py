@@ -31,10 +31,10 @@ from released import released_layout, write_released
 from test_fuzz import READERS, SIZES
 
 import gpt1
+from gpt1.commands import analysis as command
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import ModelConfig
-from gpt1.reports import analysis
 from gpt1.runtime.errors import InputError
 from gpt1.text_utils import encoder as text_utils
 from gpt1.training import checkpoint
@@ -397,9 +397,9 @@ CASES = {
         words=("--submit", "--resume"),
         is_text=False,
     ),
-    "submission": Case(SUBMISSION, analysis.main, (SUBMISSION, "--data_dir", "data")),
-    "record": Case(RECORD, analysis.main, (SUBMISSION, "--data_dir", "data", "--log", LOG)),
-    "log": Case(LOG, analysis.main, (SUBMISSION, "--data_dir", "data", "--log", LOG)),
+    "submission": Case(SUBMISSION, command.main, (SUBMISSION, "--data_dir", "data")),
+    "record": Case(RECORD, command.main, (SUBMISSION, "--data_dir", "data", "--log", LOG)),
+    "log": Case(LOG, command.main, (SUBMISSION, "--data_dir", "data", "--log", LOG)),
 }
 
 

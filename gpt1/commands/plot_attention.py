@@ -1,0 +1,215 @@
+"""Pictures and tables of attention: ``gpt1 plot attention`` and ``gpt1 plot attention-average``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt1.commands.running import find_data_dir, note, open_model
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import check_writable
+from gpt1.settings.command import Command, Values
+from gpt1.settings.fields import at_least, setting
+from gpt1.settings.groups import OpenSettings
+
+if TYPE_CHECKING:
+    from gpt1.inference.attention import AttentionShares, EncodedSentences
+    from gpt1.inference.pretrained import Pretrained
+
+PROGRAM = "gpt1 plot"
+_PICTURE = "the picture: .png, .svg or .pdf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapsSettings:
+    """Story and picture."""
+
+    story: str = setting(MISSING, "the story")
+    ending: str = setting(MISSING, "how it ends")
+    layer: int | None = setting(None, "one layer, large, with words [all]", at_least(0))
+    head: int | None = setting(None, "one head of --layer [all]", at_least(0))
+    out: str = setting(MISSING, _PICTURE, metavar="FILE")
+
+    def contradictions(self) -> Iterator[str]:
+        """Find a head of no layer."""
+        if self.head is not None and self.layer is None:
+            yield "--head: needs a layer; give --layer N too"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageSettings:
+    """Stories and picture."""
+
+    data_dir: str | None = setting(
+        None, "where the ROCStories test CSV is [data/, or data/demo]", metavar="DIR"
+    )
+    n_stories: int = setting(100, "the first N stories of it", at_least(1))
+    out: str | None = setting(None, f"{_PICTURE} [none]", metavar="FILE")
+
+
+ATTENTION = Command(
+    name="plot attention",
+    summary="Draw attention maps of one story.",
+    groups=(MapsSettings, OpenSettings),
+    examples="""\
+  # what a fine-tuned model looks at, in all layers and heads
+  gpt1 plot attention --params save/rocstories/best_params.jl --out maps.png \\
+      --story "Ben lost his kite." --ending "Ben was sad."
+
+  # the same in one head, large enough to read the words
+  gpt1 plot attention --params save/rocstories/best_params.jl --out map.png \\
+      --story "Ben lost his kite." --ending "Ben was sad." --layer 3 --head 0""",
+)
+AVERAGE = Command(
+    name="plot attention-average",
+    summary="Average over stories how attention splits over sentences, special tokens and ending.",
+    groups=(AverageSettings, OpenSettings),
+    examples="""\
+  # what a fine-tuned model looks at in many stories
+  gpt1 plot attention-average --params save/rocstories/best_params.jl \\
+      --out split.png""",
+)
+
+
+def draw_maps(values: Values) -> None:
+    """Draw the maps of a model on one story with one ending."""
+    from gpt1.inference import attention
+    from gpt1.reports import figures
+
+    given = values[MapsSettings]
+    figures.check_picture(given.out)
+    pretrained = _open(values)
+    _check_number("--layer", given.layer, "layers", pretrained.model.config.n_layer)
+    _check_number("--head", given.head, "heads", pretrained.model.config.n_head)
+
+    ids = _choice(given.story, given.ending, pretrained)
+    maps = attention.attention_maps(pretrained.model, ids).cpu().numpy()
+    source = figures.shortened(pretrained.source, 40)
+    if given.layer is None:
+        title = f"Attention of {source}, {len(ids)} tokens"
+        delimiter = ids.index(pretrained.special.delimiter)
+        figure = figures.map_grid(maps, title, delimiter)
+    else:
+        heads = range(maps.shape[1]) if given.head is None else [given.head]
+        tokens = attention.token_labels(ids, pretrained.encoder, pretrained.special)
+        title = f"Attention of {source}, layer {given.layer}"
+        figure = figures.layer_maps(maps[given.layer, list(heads)], heads, tokens, title)
+    figures.save(figure, given.out)
+
+
+def draw_average(values: Values) -> None:
+    """Print and draw how attention splits over the parts of many stories."""
+    from gpt1.datasets.story_cloze import TEST_CSV
+    from gpt1.inference import attention
+    from gpt1.reports import figures
+
+    given = values[AverageSettings]
+    if given.out is not None:
+        figures.check_picture(given.out)
+        check_writable(Path(given.out).parent)
+    path = find_data_dir(given.data_dir, PROGRAM) / TEST_CSV
+    if not path.exists():
+        raise InputError(f"{path}: no such file; name the test CSV's directory with --data_dir")
+    stories = attention.read_story_sentences(path)[: given.n_stories]
+    pretrained = _open(values)
+    source = figures.shortened(pretrained.source)
+    usable = _usable(attention.encode_sentences(stories, pretrained.encoder), pretrained, path)
+    split = attention.average_shares(pretrained.model, _with_bar(usable), pretrained.special)
+    print(_split_table(split))
+    if given.out is not None:
+        title = (
+            f"Attention of {source}: share of each part, mean of {split.n_stories} stories with "
+            "their right endings\n"
+            "(even: what the part would get if all tokens seen weighed the same)"
+        )
+        figures.save(figures.attention_split(split, attention.PARTS, title), given.out)
+
+
+def _open(values: Values) -> Pretrained:
+    """Open the model, and say so if it was never fine-tuned: it has no special tokens then."""
+    pretrained = open_model(values[OpenSettings], PROGRAM)
+    if not pretrained.model.config.n_layer:
+        raise InputError(f"{pretrained.source}: a model without layers has no attention")
+    if not pretrained.has_choice_head:
+        note(
+            PROGRAM,
+            f"{pretrained.source} is not fine-tuned: the rows of its special tokens are random "
+            "numbers; name a fine-tuned model with --params",
+        )
+    return pretrained
+
+
+def _check_number(flag: str, value: int | None, what: str, n: int) -> None:
+    if value is not None and value >= n:
+        raise InputError(f"{flag} {value}: the model has {n} {what}, 0 to {n - 1}")
+
+
+def _choice(story: str, ending: str, pretrained: Pretrained) -> list[int]:
+    """Return the tokens of a story with one ending, if the model can take as many."""
+    from gpt1.inference.attention import choice_ids
+
+    story_ids, ending_ids = pretrained.encoder.encode([story, ending], verbose=False)
+    for flag, part in (("--story", story_ids), ("--ending", ending_ids)):
+        if not part:
+            raise InputError(f"{flag}: expected a text with at least one word")
+    ids = choice_ids(story_ids, ending_ids, pretrained.special)
+    n_ctx = pretrained.model.config.n_ctx
+    if len(ids) > n_ctx:
+        raise InputError(
+            f"--story, --ending: {len(ids)} tokens with the three special ones, but "
+            f"{pretrained.source} has positions for {n_ctx}; shorten the story"
+        )
+    return ids
+
+
+def _usable(
+    stories: Sequence[EncodedSentences | None], pretrained: Pretrained, path: Path
+) -> list[EncodedSentences]:
+    """Return the stories that can be averaged over, and say how many others there are."""
+    n_ctx = pretrained.model.config.n_ctx
+    apart = [story for story in stories if story is not None]
+    short = [story for story in apart if len(story.parts()) <= n_ctx]
+    reasons = {
+        "whose sentences have other tokens apart than together": len(stories) - len(apart),
+        f"longer than the model's {n_ctx} positions": len(apart) - len(short),
+    }
+    why = " and ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
+    if not short:
+        raise InputError(f"{path}: no story can be used: {why}; name other stories")
+    if why:
+        note(PROGRAM, f"{path}: of {len(stories)} stories, left out {why}")
+    return short
+
+
+def _with_bar(stories: list[EncodedSentences]) -> Sequence[EncodedSentences]:
+    from tqdm import tqdm
+
+    bar: Sequence[EncodedSentences] = tqdm(
+        stories, "stories", leave=False, disable=not sys.stderr.isatty()
+    )
+    return bar
+
+
+def _split_table(split: AttentionShares) -> str:
+    """Write both averages in percent: a row per layer, averaged over heads, a column per part."""
+    from gpt1.inference.attention import PARTS
+    from gpt1.reports.runs import align
+
+    blocks = []
+    for source, shares, even in (
+        ("from _classify_", split.classify, split.even_classify),
+        ("from the ending", split.ending, split.even_ending),
+    ):
+        layers = shares.mean(1)
+        rows = [(f"layer {i}", layer) for i, layer in enumerate(layers)]
+        rows += [("all layers", layers.mean(0)), ("even", even)]
+        cells = [[name, *(f"{share * 100:.1f}" for share in row.tolist())] for name, row in rows]
+        blocks.append(align([[source, *PARTS], *cells], rules=(0, len(layers))))
+    heading = (
+        f"Share of attention in percent, mean of {split.n_stories} stories with their right "
+        "endings and of all heads.\neven: what a part would get if all tokens seen weighed the same"
+    )
+    return "\n\n".join([heading, *blocks])

@@ -1,0 +1,159 @@
+"""What the commands share: parse the settings, run the body, find data and models, report."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt1.runtime.errors import InputError, report_errors
+from gpt1.settings.command import Command, Values
+from gpt1.settings.groups import OpenSettings
+from gpt1.settings.help import WIDTH
+from gpt1.settings.words import did_you_mean, shorten
+
+if TYPE_CHECKING:
+    from gpt1.inference.pretrained import Pretrained
+
+Body = Callable[[Values], None]
+
+
+def run_command(command: Command, body: Body, argv: Sequence[str] | None) -> int:
+    """Run a command and return its exit status: 0, or that of the error that ended it.
+
+    Args:
+        command: whose settings are read.
+        body: does the work.
+        argv: the words after the command's name, or None for those of this process.
+    """
+    return report_errors(command.program, lambda: _run(command, body, argv))
+
+
+def run_one_of(
+    program: str, summary: str, bodies: Mapping[Command, Body], argv: Sequence[str] | None
+) -> int:
+    """Run the one of several commands that the first word names, and return its exit status.
+
+    Args:
+        program: the words before that one, such as ``gpt1 plot``.
+        summary: what all of them are for.
+        bodies: does the work of each command.
+        argv: the words, or None for those of this process.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return report_errors(program, lambda: _run_one_of(program, summary, bodies, words))
+
+
+def _run(command: Command, body: Body, argv: Sequence[str] | None) -> int:
+    body(command.parse(argv))
+    return 0
+
+
+def _run_one_of(
+    program: str, summary: str, bodies: Mapping[Command, Body], words: Sequence[str]
+) -> int:
+    commands = {command.name.split()[-1]: command for command in bodies}
+    if not words:
+        raise InputError(
+            f"COMMAND: must be given; give one of {', '.join(commands)}, see {program} --help"
+        )
+    if words[0] in ("-h", "--help"):
+        print(_help_of_all(program, summary, commands))
+        raise SystemExit(0)
+    name = known_command(words[0], commands, program)
+    return _run(commands[name], bodies[commands[name]], words[1:])
+
+
+def _help_of_all(program: str, summary: str, commands: Mapping[str, Command]) -> str:
+    """Return what ``--help`` shows before one of several commands is named."""
+    summaries = {name: command.summary for name, command in commands.items()}
+    examples = "\n\n".join(command.examples for command in commands.values())
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND ...",
+            f"\n{summary}\n",
+            list_of_commands(summaries),
+            f"\n  {program} COMMAND --help shows the flags of a command.\n",
+            f"examples:\n{examples}",
+        ]
+    )
+
+
+def list_of_commands(summaries: Mapping[str, str]) -> str:
+    """List commands with their summaries, as ``--help`` shows them."""
+    indent = max(map(len, summaries)) + 4
+    rows = [
+        textwrap.fill(
+            summary,
+            WIDTH,
+            initial_indent=f"  {name}".ljust(indent),
+            subsequent_indent=" " * indent,
+        )
+        for name, summary in summaries.items()
+    ]
+    return "\n".join(["commands:", *rows])
+
+
+def known_command(word: str, commands: Mapping[str, object], program: str) -> str:
+    """Return the word if it is the name of a command.
+
+    Raises:
+        InputError: it is none; names the most similar one.
+    """
+    if word in commands:
+        return word
+    guess = did_you_mean(word, commands)
+    give = " Give" if guess else "; give"
+    raise InputError(
+        f"{shorten(word)}: there is no such command{guess}{give} one of {', '.join(commands)}, "
+        f"see {program} --help"
+    )
+
+
+def note(program: str, text: str) -> None:
+    """Print a remark on stderr, after the program's name."""
+    print(f"{program}: {text}", file=sys.stderr)
+
+
+def open_model(settings: OpenSettings, program: str) -> Pretrained:
+    """Open the model that the settings name, else the one in ``model/`` or the demo's.
+
+    Args:
+        settings: which model, and where it computes.
+        program: the name before the remark that the demo's model is used.
+
+    Raises:
+        InputError: see :func:`gpt1.inference.pretrained.load_pretrained`.
+    """
+    from gpt1.inference.pretrained import default_model_dir, load_pretrained
+    from gpt1.runtime.device import choose_device
+
+    return load_pretrained(
+        settings.model_dir or default_model_dir(program),
+        settings.params,
+        n_head=settings.n_head,
+        spacy_rules=settings.spacy_rules,
+        afn=settings.afn,
+        device=choose_device(settings.device),
+    )
+
+
+def find_data_dir(data_dir: str | None, program: str) -> Path:
+    """Return the directory of the cloze CSVs, as training does if none is named.
+
+    Args:
+        data_dir: the directory that the user named; if None, ``data/``, or the bundled demo while
+            ``data/`` holds no cloze CSV.
+        program: the name before the remark that the demo is used.
+    """
+    from gpt1.datasets.story_cloze import missing_csvs
+
+    if data_dir is not None:
+        return Path(data_dir)
+    data, demo = Path("data"), Path("data/demo")
+    if len(missing_csvs(data)) < 2 or missing_csvs(demo):
+        return data
+    note(program, f"no ROCStories in {data}/, using the demo in {demo}/")
+    return demo

@@ -1,0 +1,164 @@
+"""Choose between two endings of any stories with a fine-tuned model.
+
+The stories are laid out as in training and go through the same prediction, so that the test CSV
+of a run gets exactly the choices of its submission.
+
+Axes: n stories, C choices (2), T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
+from gpt1.inference.prediction import predict_logits
+from gpt1.inference.pretrained import Pretrained
+from gpt1.runtime.device import check_precision, set_matmul_precision
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.ranks import Ranks
+from gpt1.settings.groups import LoopSettings, ModelSettings
+from gpt1.text_utils.special import N_SPECIAL
+
+N_BATCH = LoopSettings().batch_size
+"""Stories at a time, as many as training evaluates by default."""
+N_CTX = ModelSettings().n_ctx
+"""The default of ``--n_ctx`` in training."""
+
+
+def score_stories(
+    pretrained: Pretrained,
+    stories: Sequence[str],
+    endings1: Sequence[str],
+    endings2: Sequence[str],
+    n_batch: int = N_BATCH,
+    *,
+    n_ctx: int = N_CTX,
+    precision: str = "fp32",
+) -> npt.NDArray[np.float64]:
+    """Compute the probability of either ending for each story.
+
+    Args:
+        pretrained: a model with a choice head.
+        stories, endings1, endings2: n texts each.
+        n_batch: stories at a time.
+        n_ctx: the ``--n_ctx`` of training; see :func:`encode_stories`.
+        precision: as ``--precision`` of training.
+
+    Returns:
+        The probabilities, [n, 2]: the softmax of the two logits in float64.
+
+    Raises:
+        InputError: the model has no choice head or too few position rows for a story, or the
+            device cannot compute in this precision.
+        ValueError: there are not as many stories as first and second endings.
+    """
+    check_choice_head(pretrained)
+    arrays, _ = encode_stories(pretrained, stories, endings1, endings2, n_ctx=n_ctx)
+    logits = choice_logits(pretrained, arrays, n_batch=n_batch, precision=precision)
+    with np.errstate(invalid="ignore"):  # a diverged model has logits that are not finite
+        probs: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=-1)
+    return probs
+
+
+def encode_stories(
+    pretrained: Pretrained,
+    stories: Sequence[str],
+    endings1: Sequence[str],
+    endings2: Sequence[str],
+    *,
+    n_ctx: int = N_CTX,
+    verbose: bool = False,
+) -> tuple[ChoiceArrays, int]:
+    """Lay out stories as in training, cut to what the model has position rows for.
+
+    A story and its endings are each cut to what training leaves of them under ``n_ctx``. If a
+    choice is still longer than the rows of the model (the longest choice of its training data),
+    the three parts are cut once more, by the same rule under the model's own length.
+
+    Args:
+        pretrained: the model and its encoder.
+        stories, endings1, endings2: n texts each.
+        n_ctx: the ``--n_ctx`` of training.
+        verbose: whether a progress bar may be shown.
+
+    Returns:
+        The arrays without labels, and the number of stories that were cut.
+
+    Raises:
+        InputError: the model has too few position rows to cut a story to.
+        ValueError: there are not as many stories as first and second endings.
+    """
+    parts = [
+        pretrained.encoder.encode(texts, verbose=verbose) for texts in (stories, endings1, endings2)
+    ]
+    keep, rows = max_part_length(n_ctx), pretrained.model.config.n_ctx
+    encoded, longest, n_cut = EncodedCloze([], [], [], None), N_SPECIAL, 0
+    for index, whole in enumerate(zip(*parts, strict=True)):
+        kept = [ids[:keep] for ids in whole]
+        if _length(kept) > rows:
+            kept = [ids[: _room(pretrained, index)] for ids in kept]
+        n_cut += kept != list(whole)
+        longest = max(longest, _length(kept))
+        for column, ids in zip(encoded[:3], kept, strict=True):
+            column.append(ids)
+    arrays = transform_roc(encoded, pretrained.special, n_ctx=longest, max_len=keep)
+    return arrays, n_cut
+
+
+def _length(parts: Sequence[Sequence[int]]) -> int:
+    """Return the number of tokens of the longer choice of a story and two endings."""
+    story, one, two = parts
+    return len(story) + max(len(one), len(two)) + N_SPECIAL
+
+
+def _room(pretrained: Pretrained, index: int) -> int:
+    """Return how many tokens each part of story ``index`` keeps, which is too long as it is."""
+    rows = pretrained.model.config.n_ctx
+    room = max_part_length(rows)
+    if room < 1:
+        raise InputError(
+            f"story {index} is too long: the model in {pretrained.source} has {rows} position rows "
+            "only, too few to cut a story to; leave it out, or use a model trained on longer ones"
+        )
+    return room
+
+
+def check_choice_head(pretrained: Pretrained) -> None:
+    """Refuse a model that was never trained to choose.
+
+    Raises:
+        InputError: it has no choice head.
+    """
+    if not pretrained.has_choice_head:
+        raise InputError(
+            f"{pretrained.source} was never trained to choose: a fine-tuned model is needed: "
+            "--params FILE, such as save/rocstories/best_params.jl"
+        )
+
+
+def choice_logits(
+    pretrained: Pretrained,
+    arrays: ChoiceArrays,
+    *,
+    n_batch: int = N_BATCH,
+    precision: str = "fp32",
+) -> npt.NDArray[np.float32]:
+    """Compute the logits of the choices, [n, C].
+
+    Args:
+        pretrained: a model with a choice head.
+        arrays: the stories; see :func:`encode_stories`.
+        n_batch: stories at a time.
+        precision: as ``--precision`` of training.
+
+    Raises:
+        InputError: the device cannot compute in this precision.
+    """
+    ranks = Ranks(rank=0, world=1, device=pretrained.model.we.device)
+    check_precision(precision, ranks.device)
+    set_matmul_precision(precision)
+    return predict_logits(pretrained.model, arrays, ranks, n_batch=n_batch, precision=precision)

@@ -1,0 +1,20 @@
+"""The commands of the program that declare their settings."""
+
+from __future__ import annotations
+
+import importlib
+
+from gpt1.commands import cli
+from gpt1.settings.command import Command
+
+
+def every_command() -> list[Command]:
+    """All of them, those of ``gpt1 plot`` one by one."""
+    modules = [importlib.import_module(f"gpt1.commands.{name}") for name in cli.COMMANDS]
+    found = {
+        value.name: value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, Command)
+    }
+    return list(found.values())
