@@ -80,7 +80,7 @@ def _score(values: Values) -> None:
     arrays, n_cut = scoring.encode_stories(
         pretrained, *stories[:3], n_ctx=given.n_ctx, verbose=True
     )
-    if False:
+    if n_cut:
         note(
             COMMAND.program,
             f"{n_cut} of {arrays.n_stories} stories are longer than the model was trained on "

@@ -42,7 +42,7 @@ from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 from gpt1.training.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
-from gpt1.training.logs import JsonLines, UpdateLog
+from gpt1.training.logs import JsonLines
 from gpt1.training.tensorboard import TensorBoard, write_run
 from gpt1.weights import jl
 from gpt1.weights import released as weights
@@ -104,9 +104,9 @@ def test_what_training_logs_is_read_back(tmp_path: Path, with_lm: bool) -> None:
     log.write(desc="run")
     log.write(**evaluation(2, 60.0))
     updates = JsonLines(tmp_path / "run.updates.jsonl")
-    update_log = UpdateLog(updates, delay=0, with_lm=with_lm)
-    update_log.write(1, 0.25, torch.tensor([0.5, 1.5, 2.5]))
-    update_log.write(2, 0.125, torch.tensor([math.nan, math.inf, 3.5]))
+    lm_cost = 1.5 if with_lm else None
+    updates.write(**update(1, clf_cost=0.5, lm_cost=lm_cost, lr=0.25, grad_norm=2.5))
+    updates.write(**update(2, clf_cost=math.nan, lm_cost=math.inf if with_lm else None))
     (run,) = read_runs([tmp_path / "run.jsonl"])
     assert run.name == "run"
     assert run.evaluations == [LogLine(**evaluation(2, 60.0))]
@@ -114,7 +114,7 @@ def test_what_training_logs_is_read_back(tmp_path: Path, with_lm: bool) -> None:
     assert replace(first, time=0) == UpdateLine(
         n_updates=1,
         clf_cost=0.5,
-        lm_cost=1.5 if with_lm else None,
+        lm_cost=lm_cost,
         lr=0.25,
         grad_norm=2.5,
         time=0,
@@ -125,9 +125,10 @@ def test_what_training_logs_is_read_back(tmp_path: Path, with_lm: bool) -> None:
 
 def test_events_are_no_updates(tmp_path: Path) -> None:
     path = tmp_path / "run.updates.jsonl"
-    log = UpdateLog(JsonLines(path), delay=0, with_lm=True, check=lambda *numbers: "too high")
-    for n in (1, 2):
-        log.write(n, 0.25, torch.tensor([0.5, 1.5, 2.5]))
+    log = JsonLines(path)
+    log.write(**update(1))
+    log.write(n_updates=1, event="diverging", message="too high")
+    log.write(**update(2))
     log.close()
     assert '"event": "diverging"' in path.read_text()
     assert [line.n_updates for line in read_updates(path)] == [1, 2]

@@ -56,11 +56,11 @@ OURS = (
     *("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every"),
     "share_prefix",
     "compile",
-    *("fast", "deterministic", "probs", "tensorboard"),
+    *("fast", "deterministic", "probs", "tensorboard", "quiet"),
 )
 SWITCHES = (
     *("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast"),
-    *("deterministic", "probs"),
+    *("deterministic", "probs", "quiet"),
 )
 
 FLAGS = tuple(Settings().as_flags())

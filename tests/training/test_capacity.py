@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings
 from gpt1.training import capacity, checkpoint
 from gpt1.training.capacity import Need
+from gpt1.training.log_lines import UpdateLine
+from gpt1.training.logs import JsonLines
 from gpt1.training.loop import Trainer
 from gpt1.training.outputs import Outputs
 
@@ -275,11 +279,12 @@ def test_what_is_logged_and_submitted(tmp_path: Path) -> None:
 
 def test_a_line_in_the_log_of_updates_has_no_fewer_bytes(tmp_path: Path) -> None:
     """Even with the shortest numbers."""
-    from gpt1.training.logs import JsonLines, UpdateLog
-
     path = tmp_path / "updates.jsonl"
-    log = UpdateLog(JsonLines(path), delay=0, with_lm=False)
-    log.write(1, 0.0, torch.zeros(3))
+    shortest = UpdateLine(
+        n_updates=1, clf_cost=0.0, lm_cost=None, lr=0.0, grad_norm=0.0, time=time.time()
+    )
+    log = JsonLines(path)
+    log.write(**asdict(shortest))
     log.close()
     assert len(path.read_bytes()) > capacity.UPDATE_LINE
 

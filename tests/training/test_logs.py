@@ -1,4 +1,4 @@
-"""The two logs: whole lines at once, cut back on resuming, numbers read late but in order."""
+"""A log: whole lines at once, cut back on resuming."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 
 import faults
 import pytest
-import torch
 
 from gpt1.runtime.errors import Gpt1Error
-from gpt1.training.logs import JsonLines, UpdateLog
+from gpt1.training.logs import JsonLines
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -142,106 +141,6 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
     log._file = open("/dev/full", "a")  # noqa: SIM115
     with pytest.raises(Gpt1Error, match=r"log\.jsonl: cannot be written: No space left"):
         log.write(n=1)
-
-
-# ------------------------------------------------------------------------------- UpdateLog
-
-KEYS = ["n_updates", "clf_cost", "lm_cost", "lr", "grad_norm", "time"]
-
-
-def numbers(n: int) -> torch.Tensor:
-    return torch.tensor([n + 0.25, n + 0.5, n + 0.75])
-
-
-def line(n: int) -> dict[str, Any]:
-    costs = {"clf_cost": n + 0.25, "lm_cost": n + 0.5}
-    return {"n_updates": n, **costs, "lr": n / 8, "grad_norm": n + 0.75}
-
-
-@pytest.mark.parametrize("delay", [0, 1, 3])
-def test_numbers_wait_at_most_the_delay_and_come_in_order(tmp_path: Path, delay: int) -> None:
-    path = tmp_path / "log.jsonl"
-    log = UpdateLog(JsonLines(path), delay=delay, with_lm=True)
-    for n in range(1, 8):
-        log.write(n, n / 8, numbers(n))
-        assert n - len(lines(path)) <= delay
-    if delay:
-        assert len(lines(path)) < 7  # some do wait
-    log.flush()
-    assert without_time(path) == [line(n) for n in range(1, 8)]
-    log.flush()
-    assert len(lines(path)) == 7
-
-
-def test_closing_writes_what_waits(tmp_path: Path) -> None:
-    log = UpdateLog(JsonLines(tmp_path / "log.jsonl"), delay=9, with_lm=True)
-    log.write(1, 1 / 8, numbers(1))
-    log.close()
-    assert without_time(tmp_path / "log.jsonl") == [line(1)]
-
-
-def test_the_time_is_that_of_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 11.0, 99.0, 100.0])
-    monkeypatch.setattr(time, "time", lambda: next(clock))
-    log = UpdateLog(JsonLines(tmp_path / "log.jsonl"), delay=9, with_lm=True)
-    log.write(1, 0.1, numbers(1))
-    log.write(2, 0.1, numbers(2))
-    log.flush()
-    assert [row["time"] for row in lines(tmp_path / "log.jsonl")] == [10.0, 11.0]
-
-
-@pytest.mark.parametrize("with_lm", [True, False])
-def test_keys_and_their_order(tmp_path: Path, with_lm: bool) -> None:
-    log = UpdateLog(JsonLines(tmp_path / "log.jsonl"), delay=0, with_lm=with_lm)
-    log.write(1, 0.125, numbers(1))
-    (row,) = lines(tmp_path / "log.jsonl")
-    assert list(row) == KEYS
-    assert row["lm_cost"] == (1.5 if with_lm else None)
-
-
-def warned_from(n: int) -> Callable[[int, Any], str | None]:
-    """A check that warns of update n and all later ones."""
-    return lambda number, numbers: f"update {number}" if number >= n else None
-
-
-def event(n: int) -> dict[str, Any]:
-    return {"n_updates": n, "event": "diverging", "message": f"update {n}"}
-
-
-@pytest.mark.parametrize("delay", [0, 3, 50])
-def test_a_warning_is_shown_once_and_is_an_event_after_its_update(
-    tmp_path: Path, delay: int
-) -> None:
-    path, shown = tmp_path / "log.jsonl", []
-    check = warned_from(3)
-    log = UpdateLog(JsonLines(path), delay=delay, with_lm=True, check=check, warn=shown.append)
-    for n in range(1, 8):
-        log.write(n, n / 8, numbers(n))
-    log.close()
-    assert shown == ["update 3"]
-    expected = [line(1), line(2), line(3), event(3), *map(line, range(4, 8))]
-    assert without_time(path) == expected
-
-
-@pytest.mark.parametrize(("keep", "again"), [(2, [3]), (3, []), (5, [])])
-def test_a_resumed_run_warns_again_only_if_the_event_was_cut(
-    tmp_path: Path, keep: int, again: list[int]
-) -> None:
-    path, shown = tmp_path / "log.jsonl", []
-    rows = [line(1), line(2), line(3), event(3), line(4), line(5)]
-    path.write_text("".join(json.dumps({**row, "time": 1.0}) + "\n" for row in rows))
-    log = UpdateLog(
-        JsonLines(path, keep=keep),
-        delay=0,
-        with_lm=True,
-        check=warned_from(3),
-        warn=shown.append,
-    )
-    for n in range(keep + 1, 7):
-        log.write(n, n / 8, numbers(n))
-    log.close()
-    assert shown == [f"update {n}" for n in again]
-    assert without_time(path) == [*rows, line(6)]
 
 
 @pytest.mark.parametrize("kind", [None, 3, ["diverging"], {"diverging": 1}])
