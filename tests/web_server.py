@@ -201,11 +201,13 @@ def running_server() -> Iterator[Server]:
     # The loop looks twice a second whether to end, unless told otherwise.
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def part_of(model_dir: Path, name: str = LARGE) -> Path:
