@@ -736,6 +736,9 @@ def test_curves(tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str], s
     assert plot.main(["curves", str(log), "--out", str(out), "--smooth", "3"]) == 0
     assert out.read_bytes().startswith(START_OF_PICTURE[suffix])
     assert capsys.readouterr() == ("", "")
+    without = tmp_path / f"thin{suffix}"
+    assert plot.main(["curves", str(log), "--out", str(without), "--smooth", "1"]) == 0
+    assert without.read_bytes() != out.read_bytes()
 
 
 def test_a_run_without_its_log_of_updates_is_said(

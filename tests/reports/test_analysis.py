@@ -155,7 +155,9 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         command.main(["--help"])
     assert caught.value.code == 0
-    assert "gpt1 analysis first.tsv second.tsv" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "gpt1 analysis first.tsv second.tsv" in shown
+    assert f"mistakes to show with --probs [{analysis.N_MISTAKES}]" in shown
 
 
 @pytest.mark.parametrize(
