@@ -28,7 +28,7 @@ from gpt1 import __version__
 from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
 from gpt1.runtime.files import check_writable, read_bytes
 from gpt1.settings.arguments import Parser, number
-from gpt1.weights.released import CONFIG_FILE, RELEASED_N_HEAD, read_n_head
+from gpt1.weights.locate import CONFIG_FILE, RELEASED_N_HEAD, read_n_head
 
 # The commit by its short name, which GitHub resolves as git does. Should it ever stand for
 # something else, the object ids below still let no other content in.

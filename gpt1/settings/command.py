@@ -26,8 +26,8 @@ _CONFIG_HELP = "read flags from this file (.toml, .json, or the log of a run); f
 
 
 def as_flag(name: str, value: object) -> str:
-    """Spell a setting as on the command line: ``--lr 0.1``."""
-    return f"--{name} {shorten(str(value))}"
+    """Spell a setting as on the command line: ``--lr 0.1``, or ``--resume`` for True."""
+    return f"--{name}" if value is True else f"--{name} {shorten(str(value))}"
 
 
 def as_keyword(name: str, value: object) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.arguments import Parser
+from gpt1.weights import locate
 
 DATASETS = ("rocstories",)
 DEMO = "demo"  # the directory of the bundled demo, in data/ and in model/
@@ -365,17 +366,13 @@ def find_sources(settings: Settings, csv_names: Sequence[str]) -> Sources:
     Raises:
         InputError: with every missing file and what to do about it.
     """
-    from gpt1.inference.pretrained import (
-        vocabulary_files,  # NumPy comes with it: --help does without
-    )
-
     data_dir = Path(settings.data_dir or "data")
     model_dir = Path(settings.model_dir or "model")
     found = [name for name in csv_names if os.path.isfile(data_dir / name)]
     demo = settings.data_dir is None and settings.model_dir is None and not found
     if demo:
         data_dir, model_dir = data_dir / DEMO, model_dir / DEMO
-    vocabulary, merges = vocabulary_files(model_dir)
+    vocabulary, merges = locate.vocabulary_files(model_dir)
     sources = Sources(
         data_dir=data_dir,
         model_dir=model_dir,
@@ -391,8 +388,6 @@ def find_sources(settings: Settings, csv_names: Sequence[str]) -> Sources:
 
 def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str]) -> list[str]:
     """A problem for each kind of file that the run needs and cannot find."""
-    from gpt1.weights import hub
-
     problems = []
     missing = [name for name in csv_names if not os.path.isfile(sources.data_dir / name)]
     if missing:
@@ -411,10 +406,9 @@ def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str
         ("--encoder_path", sources.encoder_path),
         ("--bpe_path", sources.bpe_path),
     ):
-        if not os.path.isfile(path):
-            remedy = hub.vocabulary_remedy(path)
-            remedy = remedy or f"name it with {flag}, or its directory with --model_dir"
-            problems.append(f"{path} is missing: {remedy}")
+        remedy = f"name it with {flag}, or its directory with --model_dir"
+        if problem := locate.missing_vocabulary(path, remedy):
+            problems.append(problem)
     if settings.init_params is not None:
         if not os.path.isfile(settings.init_params):
             problems.append(
@@ -428,14 +422,12 @@ def _missing_files(settings: Settings, sources: Sources, csv_names: Sequence[str
 
 def _missing_weights(model_dir: Path) -> list[str]:
     """A problem if there is no pretrained model in a directory, of either layout."""
-    from gpt1.weights import hub
-
-    if hub.is_hub(model_dir):
+    if locate.is_hub(model_dir):
         try:
-            hub.weights_file(model_dir)
+            locate.hub_weights(model_dir)
         except InputError as error:
             return [str(error)]
-    elif not os.path.isfile(model_dir / "params_shapes.json"):
+    elif not locate.is_released(model_dir):
         return [
             f"{model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
             "params_9.npy): fetch the released ones with 'gpt1 download', name their "

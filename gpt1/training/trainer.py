@@ -38,7 +38,7 @@ from gpt1.training.outputs import Outputs
 from gpt1.training.prepare import Task
 from gpt1.training.steps import tower_gradients
 from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import parameters as weights
 
 if TYPE_CHECKING:
     from gpt1.training.tensorboard import TensorBoard

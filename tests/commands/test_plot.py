@@ -42,8 +42,7 @@ from gpt1.text_utils.encoder import TextEncoder
 from gpt1.training import prepare
 from gpt1.training.logs import JsonLines, UpdateLog
 from gpt1.training.tensorboard import TensorBoard, write_run
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, parameters
 
 pytest.importorskip("matplotlib")
 
@@ -320,7 +319,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     task = prepare.load_task(settings, sources, verbose=False)
     settings, config = prepare.resolve(settings, sources, task)
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
-    jl.write_jl(files.directory / "best_params.jl", weights.to_list(model))
+    jl.write_jl(files.directory / "best_params.jl", parameters.to_list(model))
     return files
 
 

@@ -37,12 +37,14 @@ OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
 
 @cache
 def own_flags() -> set[str]:
-    """The flags of training, and those that any other program adds in its source."""
+    """The flags of training, and those that any other program adds or declares."""
     sources = [
         path for room in ("gpt1", "scripts", "benchmarks") for path in (ROOT / room).rglob("*.py")
     ]
-    added = re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", "".join(map(Path.read_text, sources)))
-    names = [*Settings().as_flags(), *(item.name for item in fields(Options))]
+    text = "".join(map(Path.read_text, sources))
+    added = re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", text)
+    declared = re.findall(r"^    (\w+): .+ = setting\(", text, re.M)
+    names = [*Settings().as_flags(), *(item.name for item in fields(Options)), *declared]
     return {f"--{name}" for name in names} | set(added)
 
 
