@@ -56,11 +56,7 @@ class LanguageModel:
     def encode(self, text: Sequence[str]) -> list[list[int]]: ...
 
     def encode(self, text: str | Sequence[str]) -> list[int] | list[list[int]]:
-        """Turn a text into its token ids, or each text of several.
-
-        >>> model.encode("Ada made a kite")  # doctest: +SKIP
-        [1021, 307, 246, 876]
-        """
+        """Turn a text into its token ids, or each of several texts into a list of them."""
         if isinstance(text, str):
             return self.text_encoder.encode([text], verbose=False)[0]
         return self.text_encoder.encode(text, verbose=False)
@@ -97,12 +93,12 @@ def open_model(
     Raises:
         InputError: a file is missing, damaged, or does not fit the others.
     """
-    if vocabulary is None or isinstance(vocabulary, tuple):
-        directory = _vocabulary_dir(path)
+    if isinstance(vocabulary, tuple):
+        directory, files = _directory_of(path), (Path(vocabulary[0]), Path(vocabulary[1]))
     else:
-        directory = Path(vocabulary)
-    files = vocabulary if isinstance(vocabulary, tuple) else locate.vocabulary_files(directory)
-    encoder = open_vocabulary((Path(files[0]), Path(files[1])), spell, spacy_rules)
+        directory = Path(vocabulary or _directory_of(path))
+        files = locate.vocabulary_files(directory)
+    encoder = open_vocabulary(files, spell, spacy_rules)
     n_vocab = len(encoder.encoder)
     stored = find_model(path, directory)
     _, n_ctx = stored.rows(n_vocab, files[0])
@@ -120,8 +116,8 @@ def open_model(
     )
 
 
-def _vocabulary_dir(path: str | Path) -> Path:
-    """The directory in which the vocabulary of a model lies, unless another one is named."""
+def _directory_of(path: str | Path) -> Path:
+    """The directory of a model, in which its vocabulary lies unless another one is named."""
     file = locate.list_file(path)
     return Path(path) if file is None else file.parent
 

@@ -100,7 +100,8 @@ def resolve(settings: Settings, sources: Sources, task: Task) -> tuple[Settings,
     model = _stored_model(settings, sources)
     if settings.init_params is None and settings.n_transfer != -1 and model is not None:
         model.rows(task.n_vocab, sources.encoder_path)
-    given = settings.as_flags()
+    names = (*stored.DEFAULTS, "n_transfer")
+    given = {name: getattr(settings, name) for name in names}
     sizes, n_transfer = stored.resolve(model, given, fixed=("n_embd", "afn"), spell=as_flag)
     config = ModelConfig(
         n_vocab=task.n_vocab,
@@ -164,12 +165,10 @@ def build_model(
     n_transfer, path = settings.n_transfer, settings.init_params or sources.model_dir
     if n_transfer is None:
         raise ValueError("n_transfer must be a number; resolve() decides it")
-    model = None if n_transfer == -1 else find_model(path, sources.model_dir)
-    params = (
-        {}
-        if model is None
-        else model.read(
+    params = {}
+    if n_transfer != -1:
+        model = find_model(path, sources.model_dir)
+        params = model.read(
             config.n_vocab, special, n_ctx=config.n_ctx, n_transfer=n_transfer, spell=as_flag
         )
-    )
     return make_model(config, params, path, seed=settings.seed)

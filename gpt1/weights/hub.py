@@ -185,15 +185,8 @@ def load_hub(
     params = {"we": np.concatenate(rows)}
     for name, shape in layer_shapes(config.n_embd, n_transfer).items():
         params[name] = arrays[hub_name(name)].reshape(shape)
-    if _CLF_W in arrays:
-        if not config.has_choice_settings:
-            wanted = ", ".join(f"{name} {json.dumps(value)}" for name, value in _SUMMARY.items())
-            raise InputError(
-                f"{Path(model_dir) / HUB_CONFIG}: the choice head is another than GPT-1's, which "
-                f"has {wanted}; it cannot be used."
-            )
-        head = {"clf/w": arrays[_CLF_W].reshape(-1, 1), "clf/b": arrays[_CLF_B]}
-        params |= head if classifier else {}
+    if classifier and _CLF_W in arrays:
+        params |= {"clf/w": arrays[_CLF_W].reshape(-1, 1), "clf/b": arrays[_CLF_B]}
     return params
 
 
@@ -208,6 +201,12 @@ def _read_arrays(path: Path, config: HubConfig) -> dict[str, Array]:
         raise InputError(
             f"{path}: {_LM_HEAD} differs from {_TOKENS}, but GPT-1 has one matrix for both; "
             "a model with two cannot be used."
+        )
+    if _CLF_W in arrays and not config.has_choice_settings:
+        wanted = ", ".join(f"{name} {json.dumps(value)}" for name, value in _SUMMARY.items())
+        raise InputError(
+            f"{path.with_name(HUB_CONFIG)}: the choice head is another than GPT-1's, which has "
+            f"{wanted}; it cannot be used."
         )
     return arrays
 

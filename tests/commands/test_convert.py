@@ -328,6 +328,39 @@ def test_refused_with_one_message_and_nothing_written(
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "x"}, "x: give to='hub' or to='released' for a directory"),
+        ({"target": "x", "to": "jl"}, "to='jl': the target must end in .jl, but is x"),
+        ({"target": "x", "to": "hub", "n_head": 8}, "n_head=8: DEMO/gpt1_config.json has 4; leave"),
+        ({"target": "x", "to": "hub", "afn": "tanh"}, "afn='tanh': must be one of gelu"),
+        ({"target": "x", "to": "hub", "vocabulary": "y"}, "vocabulary with vocabulary='DIR'"),
+        ({"target": "there", "to": "hub"}, "name another target, or give force=True to replace"),
+        ({"target": "x.jl"}, "convert it to a directory (to='hub' or to='released'), or fine-tune"),
+    ],
+)
+def test_python_is_told_of_arguments(out: Path, arguments: dict[str, object], message: str) -> None:
+    Path("there").mkdir()
+    Path("there/config.json").touch()
+    with pytest.raises(InputError) as caught:
+        convert(DEMO, **arguments)  # type: ignore[arg-type]
+    assert message.replace("DEMO", str(DEMO)) in str(caught.value)
+    assert not Path("x").exists()
+
+
+def test_the_vocabulary_of_a_list_that_nobody_named_is_told(
+    task: tiny.Tiny, best: Path, out: Path
+) -> None:
+    shutil.copytree(task.model_dir, "model/demo")
+    _, notes = convert(best, "x.safetensors")
+    assert notes == ["the vocabulary is the one in model/demo/"]
+    for file in Path("model/demo").iterdir():
+        shutil.copy(file, "model")
+    _, notes = convert(best, "y.safetensors")
+    assert notes == ["the vocabulary is the one in model/"]
+
+
 def test_an_earlier_conversion_is_replaced_by_force(task: tiny.Tiny, best: Path, out: Path) -> None:
     convert(best, "fresh", "hub", vocabulary=task.model_dir)
     convert(DEMO, "target", "hub")
