@@ -9,7 +9,7 @@ import torch
 from benchmarks.harness import require_transformers
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.weights.hub import hub_name
-from gpt1.weights.released import parameter_shapes, to_list
+from gpt1.weights.parameters import parameter_shapes, to_list
 
 
 def peer_config(config: ModelConfig, *, n_tokens: int, n_positions: int) -> Any:

@@ -21,7 +21,8 @@ import numpy as np
 from benchmarks.harness import Worker, in_turns, parser, peak_gib, timed, write_json
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import report_errors
-from gpt1.weights import released as weights
+from gpt1.weights.parameters import parameter_shapes
+from gpt1.weights.released import load_released, save_released
 
 ROUNDS, LOADS = 5, 3
 HELP = [sys.executable, "-m", "gpt1.train", "--help"]
@@ -33,9 +34,9 @@ def write_checkpoint(directory: Path) -> int:
     rng = np.random.default_rng(0)
     params = {
         name: rng.standard_normal(shape, dtype=np.float32)
-        for name, shape in weights.parameter_shapes(config).items()
+        for name, shape in parameter_shapes(config).items()
     }
-    weights.save_released(directory, params, n_vocab=config.n_vocab, n_head=config.n_head)
+    save_released(directory, params, n_vocab=config.n_vocab, n_head=config.n_head)
     return sum(path.stat().st_size for path in directory.glob("params_*.npy"))
 
 
@@ -45,7 +46,7 @@ def loading(directory: Path) -> Callable[[], tuple[float, float]]:
     special = np.zeros((ModelConfig().n_special, 768), np.float32)
 
     def answer() -> tuple[float, float]:
-        body = partial(weights.load_released, directory, special=special, n_ctx=512, n_transfer=12)
+        body = partial(load_released, directory, special=special, n_ctx=512, n_transfer=12)
         return timed(body), peak_gib() - before
 
     return answer

@@ -31,7 +31,8 @@ from gpt1.runtime.errors import report_errors
 from gpt1.runtime.files import atomic_write
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.words import EnglishWords, text_standardize
-from gpt1.weights.released import parameter_shapes, save_released, to_list
+from gpt1.weights.parameters import parameter_shapes, to_list
+from gpt1.weights.released import save_released
 
 SEED = 2018
 N_STORIES = 40_000

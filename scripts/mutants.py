@@ -36,7 +36,6 @@ TESTS = {  # of each module, the quickest first
     "model/transformer": ("model", "traps", "dropout", "fast"),
     "model/dropout": ("dropout", "model"),
     "opt/adam": ("opt", "model", "traps"),
-    "training/steps": ("traps", "train", "distributed"),
     "inference/prediction": ("predict", "traps", "train"),
     "batches/arrays": ("batches", "model", "traps"),
     "batches/packing": ("batches", "model", "traps"),
@@ -44,9 +43,13 @@ TESTS = {  # of each module, the quickest first
     "text_utils/encoder": ("text_utils",),
     "text_utils/vocabulary": ("text_utils",),
     "text_utils/words": ("text_utils",),
+    "weights/parameters": ("weights", "traps"),
     "weights/released": ("weights", "traps"),
+    "weights/stored": ("transfer", "language_model", "hub"),
     "training/prepare": ("traps", "train", "hub"),
-    "training/trainer": ("train", "checkpoint", "stopping", "distributed"),
+    "training/loop": ("loop", "train", "checkpoint", "stopping", "distributed"),
+    "training/fine_tuning": ("train", "traps", "distributed"),
+    "training/runs": ("train", "submissions", "distributed"),
     "runtime/ranks": ("distributed", "predict", "train"),
 }
 # Operators of cosmic-ray that make no likely mistake, by parts of their names.

@@ -9,7 +9,7 @@ import tiny
 
 from gpt1.commands import train
 from gpt1.datasets.story_cloze import TEST_CSV
-from gpt1.inference.pretrained import Pretrained, load_pretrained
+from gpt1.inference.language_model import LanguageModel, open_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Run:
     def test_csv(self) -> Path:
         return self.task.data_dir / TEST_CSV
 
-    def pretrained(self) -> Pretrained:
-        return load_pretrained(self.task.model_dir, self.params)
+    def opened(self) -> LanguageModel:
+        return open_model(self.params, vocabulary=self.task.model_dir, device="cpu")
 
 
 def train_tiny(directory: Path, *words: str) -> Run:

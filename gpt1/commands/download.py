@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _download(values: Values) -> None:
     from gpt1.weights import fetching
-    from gpt1.weights.released import CONFIG_FILE, RELEASED_N_HEAD, read_n_head
+    from gpt1.weights.locate import CONFIG_FILE, RELEASED_N_HEAD, read_n_head
 
     given = values[DownloadSettings]
     model_dir, files = Path(given.model_dir), fetching.RELEASED_FILES

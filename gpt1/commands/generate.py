@@ -18,7 +18,7 @@ from gpt1.settings.groups import GENERATION_BATCH_SIZE, OpenSettings, SamplingSe
 if TYPE_CHECKING:
     from gpt1.inference.decoding import Decoder
     from gpt1.inference.generation import Continuation
-    from gpt1.inference.pretrained import Pretrained
+    from gpt1.inference.opened import OpenedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,31 +72,31 @@ def _generate(values: Values) -> None:
     given, sampling = values[PromptSettings], values[SamplingSettings]
     places, texts = _read_prompts(given)
     is_streamed = _is_streamed(given, sampling, len(texts))
-    pretrained = open_model(values[OpenSettings], COMMAND.program)
+    model = open_model(values[OpenSettings], COMMAND.program)
 
     from gpt1.inference import generation
     from gpt1.inference.decoding import Decoder
     from gpt1.runtime.device import keep_freed_memory
 
     prompts = generation.encode_prompts(
-        pretrained, texts, places, sampling, start_token=given.start_token
+        model, texts, places, sampling, start_token=given.start_token
     )
     keep_freed_memory()
-    decoder = Decoder(pretrained.model, given.precision)
+    decoder = Decoder(model.module, given.precision)
     if hasattr(sys.stdout, "reconfigure"):  # the output of a notebook has no such method
         sys.stdout.reconfigure(errors="replace")  # not every terminal has all of a vocabulary
     if is_streamed:
-        _print_stream(pretrained, prompts[0], sampling, decoder)
+        _print_stream(model, prompts[0], sampling, decoder)
         return
     found = generation.continuations(
-        pretrained, prompts, sampling, decoder=decoder, batch_size=given.batch_size
+        model, prompts, sampling, decoder=decoder, batch_size=given.batch_size
     )
     results = zip(texts, prompts, _with_bar(found, len(prompts)), strict=True)
     for index, (text, prompt, each) in enumerate(results):
         if given.json:
             _print_json(text, each)
         else:
-            _print_texts(pretrained, prompt, each, after_others=index > 0)
+            _print_texts(model, prompt, each, after_others=index > 0)
 
 
 def _read_prompts(given: PromptSettings) -> tuple[list[str], list[str]]:
@@ -138,12 +138,12 @@ def _is_streamed(given: PromptSettings, sampling: SamplingSettings, n_prompts: i
 
 
 def _print_stream(
-    pretrained: Pretrained, prompt: list[int], sampling: SamplingSettings, decoder: Decoder
+    model: OpenedModel, prompt: list[int], sampling: SamplingSettings, decoder: Decoder
 ) -> None:
     from gpt1.inference import generation
 
-    print(generation.readable(pretrained, prompt), end="", flush=True)
-    for piece in generation.stream_ids(pretrained, prompt, sampling, decoder):
+    print(generation.readable(model, prompt), end="", flush=True)
+    for piece in generation.stream_ids(model, prompt, sampling, decoder):
         print(piece, end="", flush=True)
     print()
 
@@ -154,13 +154,13 @@ def _print_json(prompt: str, each: list[Continuation]) -> None:
 
 
 def _print_texts(
-    pretrained: Pretrained, prompt: list[int], each: list[Continuation], *, after_others: bool
+    model: OpenedModel, prompt: list[int], each: list[Continuation], *, after_others: bool
 ) -> None:
     """Print prompt and continuation together, with an empty line between texts."""
     from gpt1.inference.generation import readable
 
     for one in each:
-        print("\n" * after_others + readable(pretrained, prompt + one.ids), flush=True)
+        print("\n" * after_others + readable(model, prompt + one.ids), flush=True)
         after_others = True
 
 

@@ -17,7 +17,7 @@ from gpt1.settings.groups import OpenSettings
 
 if TYPE_CHECKING:
     from gpt1.inference.attention import AttentionShares, EncodedSentences
-    from gpt1.inference.pretrained import Pretrained
+    from gpt1.inference.opened import OpenedModel
 
 PROGRAM = "gpt1 plot"
 _PICTURE = "the picture: .png, .svg or .pdf"
@@ -81,20 +81,20 @@ def draw_maps(values: Values) -> None:
 
     given = values[MapsSettings]
     figures.check_picture(given.out)
-    pretrained = _open(values)
-    _check_number("--layer", given.layer, "layers", pretrained.model.config.n_layer)
-    _check_number("--head", given.head, "heads", pretrained.model.config.n_head)
+    model = _open(values)
+    _check_number("--layer", given.layer, "layers", model.module.config.n_layer)
+    _check_number("--head", given.head, "heads", model.module.config.n_head)
 
-    ids = _choice(given.story, given.ending, pretrained)
-    maps = attention.attention_maps(pretrained.model, ids).cpu().numpy()
-    source = figures.shortened(pretrained.source, 40)
+    ids = _choice(given.story, given.ending, model)
+    maps = attention.attention_maps(model.module, ids).cpu().numpy()
+    source = figures.shortened(model.source, 40)
     if given.layer is None:
         title = f"Attention of {source}, {len(ids)} tokens"
-        delimiter = ids.index(pretrained.special.delimiter)
+        delimiter = ids.index(model.special.delimiter)
         figure = figures.map_grid(maps, title, delimiter)
     else:
         heads = range(maps.shape[1]) if given.head is None else [given.head]
-        tokens = attention.token_labels(ids, pretrained.encoder, pretrained.special)
+        tokens = attention.token_labels(ids, model.text_encoder, model.special)
         title = f"Attention of {source}, layer {given.layer}"
         figure = figures.layer_maps(maps[given.layer, list(heads)], heads, tokens, title)
     figures.save(figure, given.out)
@@ -114,10 +114,10 @@ def draw_average(values: Values) -> None:
     if not path.exists():
         raise InputError(f"{path}: no such file; name the test CSV's directory with --data_dir")
     stories = attention.read_story_sentences(path)[: given.n_stories]
-    pretrained = _open(values)
-    source = figures.shortened(pretrained.source)
-    usable = _usable(attention.encode_sentences(stories, pretrained.encoder), pretrained, path)
-    split = attention.average_shares(pretrained.model, _with_bar(usable), pretrained.special)
+    model = _open(values)
+    source = figures.shortened(model.source)
+    usable = _usable(attention.encode_sentences(stories, model.text_encoder), model, path)
+    split = attention.average_shares(model.module, _with_bar(usable), model.special)
     print(_split_table(split))
     if given.out is not None:
         title = (
@@ -128,18 +128,18 @@ def draw_average(values: Values) -> None:
         figures.save(figures.attention_split(split, attention.PARTS, title), given.out)
 
 
-def _open(values: Values) -> Pretrained:
+def _open(values: Values) -> OpenedModel:
     """Open the model, and say so if it was never fine-tuned: it has no special tokens then."""
-    pretrained = open_model(values[OpenSettings], PROGRAM)
-    if not pretrained.model.config.n_layer:
-        raise InputError(f"{pretrained.source}: a model without layers has no attention")
-    if not pretrained.has_choice_head:
+    model = open_model(values[OpenSettings], PROGRAM)
+    if not model.module.config.n_layer:
+        raise InputError(f"{model.source}: a model without layers has no attention")
+    if not model.has_choice_head:
         note(
             PROGRAM,
-            f"{pretrained.source} is not fine-tuned: the rows of its special tokens are random "
+            f"{model.source} is not fine-tuned: the rows of its special tokens are random "
             "numbers; name a fine-tuned model with --params",
         )
-    return pretrained
+    return model
 
 
 def _check_number(flag: str, value: int | None, what: str, n: int) -> None:
@@ -147,29 +147,29 @@ def _check_number(flag: str, value: int | None, what: str, n: int) -> None:
         raise InputError(f"{flag} {value}: the model has {n} {what}, 0 to {n - 1}")
 
 
-def _choice(story: str, ending: str, pretrained: Pretrained) -> list[int]:
+def _choice(story: str, ending: str, model: OpenedModel) -> list[int]:
     """Return the tokens of a story with one ending, if the model can take as many."""
     from gpt1.inference.attention import choice_ids
 
-    story_ids, ending_ids = pretrained.encoder.encode([story, ending], verbose=False)
+    story_ids, ending_ids = model.text_encoder.encode([story, ending], verbose=False)
     for flag, part in (("--story", story_ids), ("--ending", ending_ids)):
         if not part:
             raise InputError(f"{flag}: expected a text with at least one word")
-    ids = choice_ids(story_ids, ending_ids, pretrained.special)
-    n_ctx = pretrained.model.config.n_ctx
+    ids = choice_ids(story_ids, ending_ids, model.special)
+    n_ctx = model.module.config.n_ctx
     if len(ids) > n_ctx:
         raise InputError(
             f"--story, --ending: {len(ids)} tokens with the three special ones, but "
-            f"{pretrained.source} has positions for {n_ctx}; shorten the story"
+            f"{model.source} has positions for {n_ctx}; shorten the story"
         )
     return ids
 
 
 def _usable(
-    stories: Sequence[EncodedSentences | None], pretrained: Pretrained, path: Path
+    stories: Sequence[EncodedSentences | None], model: OpenedModel, path: Path
 ) -> list[EncodedSentences]:
     """Return the stories that can be averaged over, and say how many others there are."""
-    n_ctx = pretrained.model.config.n_ctx
+    n_ctx = model.module.config.n_ctx
     apart = [story for story in stories if story is not None]
     short = [story for story in apart if len(story.parts()) <= n_ctx]
     reasons = {

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt1.runtime.errors import InputError, report_errors
-from gpt1.settings.command import Command, Values
+from gpt1.settings.command import Command, Values, as_flag
 from gpt1.settings.groups import OpenSettings
 from gpt1.settings.help import WIDTH
 from gpt1.settings.words import did_you_mean, shorten
 
 if TYPE_CHECKING:
-    from gpt1.inference.pretrained import Pretrained
+    from gpt1.inference.language_model import LanguageModel
 
 Body = Callable[[Values], None]
 
@@ -117,7 +117,7 @@ def note(program: str, text: str) -> None:
     print(f"{program}: {text}", file=sys.stderr)
 
 
-def open_model(settings: OpenSettings, program: str) -> Pretrained:
+def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     """Open the model that the settings name, else the one in ``model/`` or the demo's.
 
     Args:
@@ -125,19 +125,31 @@ def open_model(settings: OpenSettings, program: str) -> Pretrained:
         program: the name before the remark that the demo's model is used.
 
     Raises:
-        InputError: see :func:`gpt1.inference.pretrained.load_pretrained`.
+        InputError: see :func:`gpt1.inference.language_model.open_model`; speaks of flags.
     """
-    from gpt1.inference.pretrained import default_model_dir, load_pretrained
+    from gpt1.inference import language_model
     from gpt1.runtime.device import choose_device
+    from gpt1.weights import locate
 
-    return load_pretrained(
-        settings.model_dir or default_model_dir(program),
-        settings.params,
+    model_dir = settings.model_dir
+    if model_dir is None:
+        model_dir = str(locate.default_model_dir())
+        if model_dir != "model" and settings.params is None:
+            note(program, f"no model in model/, using the demo's in {model_dir}/")
+    return language_model.open_model(
+        settings.params or model_dir,
+        vocabulary=model_dir if settings.params else None,
         n_head=settings.n_head,
-        spacy_rules=settings.spacy_rules,
         afn=settings.afn,
         device=choose_device(settings.device),
+        spacy_rules=settings.spacy_rules,
+        spell=as_model_flag,
     )
+
+
+def as_model_flag(name: str, value: object) -> str:
+    """Spell an argument of a function that opens a model as the flag of a command."""
+    return as_flag("model_dir" if name == "vocabulary" else name, value)
 
 
 def find_data_dir(data_dir: str | None, program: str) -> Path:

@@ -71,25 +71,21 @@ def _score(values: Values) -> None:
     stories = read_stories(given.stories)
     if given.out is not None:
         _check_out(Path(given.out), (given.stories, values[OpenSettings].params))
-    pretrained = open_model(values[OpenSettings], COMMAND.program)
+    model = open_model(values[OpenSettings], COMMAND.program)
 
     from gpt1.inference import scoring
     from gpt1.training import submissions
 
-    scoring.check_choice_head(pretrained)
-    arrays, n_cut = scoring.encode_stories(
-        pretrained, *stories[:3], n_ctx=given.n_ctx, verbose=True
-    )
+    scoring.check_choice_head(model)
+    arrays, n_cut = scoring.encode_stories(model, *stories[:3], n_ctx=given.n_ctx, verbose=True)
     if n_cut:
         note(
             COMMAND.program,
             f"{n_cut} of {arrays.n_stories} stories are longer than the model was trained on "
-            f"(--n_ctx {given.n_ctx}, {pretrained.model.config.n_ctx} position rows): "
+            f"(--n_ctx {given.n_ctx}, {model.module.config.n_ctx} position rows): "
             "the ends of their parts were cut off",
         )
-    logits = scoring.choice_logits(
-        pretrained, arrays, n_batch=given.n_batch, precision=given.precision
-    )
+    logits = scoring.choice_logits(model, arrays, n_batch=given.n_batch, precision=given.precision)
     choices = submissions.choices_of(logits)
     _write(submissions.probs_table(choices), given.out)
     if stories.labels is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gpt1.inference.decoding import Decoder
-from gpt1.inference.pretrained import Pretrained
+from gpt1.inference.opened import OpenedModel
 from gpt1.inference.search import beam_search, draws, one_by_one
 from gpt1.runtime.errors import InputError
 from gpt1.settings.command import check_group
@@ -32,7 +32,7 @@ class Continuation(NamedTuple):
 
 
 def generate(
-    pretrained: Pretrained,
+    model: OpenedModel,
     prompts: Sequence[str],
     options: SamplingSettings | None = None,
     *,
@@ -47,7 +47,7 @@ def generate(
     continuation depends on the number of prompts before its own.
 
     Args:
-        pretrained: the model; see :func:`gpt1.inference.pretrained.load_pretrained`.
+        model: the model; see :func:`gpt1.inference.pretrained.load_pretrained`.
         prompts: the texts.
         options: how to choose tokens [greedy, 40 tokens].
         decoder: of the same model, made once for many calls, or for bfloat16 [made here].
@@ -64,13 +64,13 @@ def generate(
     options = options or SamplingSettings()
     check_group(options)
     places = [f"prompt {i}" for i in range(1, len(prompts) + 1)]
-    ids = encode_prompts(pretrained, prompts, places, options, start_token=start_token)
-    found = continuations(pretrained, ids, options, decoder=decoder, batch_size=batch_size)
+    ids = encode_prompts(model, prompts, places, options, start_token=start_token)
+    found = continuations(model, ids, options, decoder=decoder, batch_size=batch_size)
     return list(found)
 
 
 def stream(
-    pretrained: Pretrained,
+    model: OpenedModel,
     prompt: str,
     options: SamplingSettings | None = None,
     *,
@@ -83,7 +83,7 @@ def stream(
     followed by all pieces is the whole text: a piece that begins a word begins with a space.
 
     Args:
-        pretrained, options, decoder, start_token: see :func:`generate`.
+        model, options, decoder, start_token: see :func:`generate`.
         prompt: the text.
 
     Raises:
@@ -94,25 +94,25 @@ def stream(
     check_group(options)
     if options.num_beams > 1:
         raise ValueError(f"{options.num_beams} beams: only one text can be streamed")
-    (ids,) = encode_prompts(pretrained, [prompt], ["the prompt"], options, start_token=start_token)
-    return stream_ids(pretrained, ids, options, decoder or Decoder(pretrained.model))
+    (ids,) = encode_prompts(model, [prompt], ["the prompt"], options, start_token=start_token)
+    return stream_ids(model, ids, options, decoder or Decoder(model.module))
 
 
 def stream_ids(
-    pretrained: Pretrained, prompt: Sequence[int], options: SamplingSettings, decoder: Decoder
+    model: OpenedModel, prompt: Sequence[int], options: SamplingSettings, decoder: Decoder
 ) -> Iterator[str]:
     """Continue a prompt of token ids as :func:`stream` does."""
     ids = list(prompt)
-    text = readable(pretrained, ids)
+    text = readable(model, ids)
     for tokens in _one_by_one(decoder, [prompt], options, first_prompt=0, samples=range(1)):
         ids += tokens
-        longer = readable(pretrained, ids)
+        longer = readable(model, ids)
         yield longer[len(text) :]
         text = longer
 
 
 def encode_prompts(
-    pretrained: Pretrained,
+    model: OpenedModel,
     texts: Sequence[str],
     places: Sequence[str],
     options: SamplingSettings,
@@ -122,7 +122,7 @@ def encode_prompts(
     """Encode prompts and see that the model has room for them and their continuations.
 
     Args:
-        pretrained: the model.
+        model: the model.
         texts: the prompts.
         places: where each prompt comes from, for messages.
         options: how many new tokens follow each prompt.
@@ -134,9 +134,9 @@ def encode_prompts(
     Raises:
         InputError: a prompt has no tokens, or is too long.
     """
-    start = [pretrained.special.start] if start_token else []
-    n_ctx, n_new = pretrained.model.config.n_ctx, options.max_new_tokens
-    prompts = [start + ids for ids in pretrained.encoder.encode(texts)]
+    start = [model.special.start] if start_token else []
+    n_ctx, n_new = model.module.config.n_ctx, options.max_new_tokens
+    prompts = [start + ids for ids in model.text_encoder.encode(texts)]
     for place, prompt in zip(places, prompts, strict=True):
         n = len(prompt)
         if not n:
@@ -145,13 +145,13 @@ def encode_prompts(
             remedy = f"give --max_new_tokens {n_ctx - n} or less, or " if n < n_ctx else ""
             raise InputError(
                 f"{place}: its tokens ({n}) and the new ones ({n_new}) are more than the {n_ctx} "
-                f"positions (n_ctx) of {pretrained.source}; {remedy}shorten the prompt"
+                f"positions (n_ctx) of {model.source}; {remedy}shorten the prompt"
             )
     return prompts
 
 
 def continuations(
-    pretrained: Pretrained,
+    model: OpenedModel,
     prompts: Sequence[Sequence[int]],
     options: SamplingSettings,
     *,
@@ -162,8 +162,8 @@ def continuations(
 
     Args and result of a prompt are those of :func:`generate`; ``options`` are not checked again.
     """
-    decoder = decoder or Decoder(pretrained.model)
-    decode = pretrained.encoder.decode
+    decoder = decoder or Decoder(model.module)
+    decode = model.text_encoder.decode
     n_texts = options.num_samples
     size = max(1, batch_size // max(n_texts, options.num_beams))  # prompts in a batch
     for begin in range(0, len(prompts), size):
@@ -233,7 +233,7 @@ def _one_by_one(
     return (tokens.tolist() for tokens in steps)
 
 
-def readable(pretrained: Pretrained, ids: Sequence[int]) -> str:
+def readable(model: OpenedModel, ids: Sequence[int]) -> str:
     """Decode token ids and leave special tokens out."""
-    n_vocab = pretrained.model.config.n_vocab
-    return pretrained.encoder.decode(i for i in ids if i < n_vocab)
+    n_vocab = model.module.config.n_vocab
+    return model.text_encoder.decode(i for i in ids if i < n_vocab)

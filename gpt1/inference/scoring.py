@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
+from gpt1.inference.opened import OpenedModel
 from gpt1.inference.prediction import predict_logits
-from gpt1.inference.pretrained import Pretrained
 from gpt1.runtime.device import check_precision, set_matmul_precision
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
@@ -30,7 +30,7 @@ N_CTX = ModelSettings().n_ctx
 
 
 def score_stories(
-    pretrained: Pretrained,
+    model: OpenedModel,
     stories: Sequence[str],
     endings1: Sequence[str],
     endings2: Sequence[str],
@@ -42,7 +42,7 @@ def score_stories(
     """Compute the probability of either ending for each story.
 
     Args:
-        pretrained: a model with a choice head.
+        model: a model with a choice head.
         stories, endings1, endings2: n texts each.
         n_batch: stories at a time.
         n_ctx: the ``--n_ctx`` of training; see :func:`encode_stories`.
@@ -56,16 +56,16 @@ def score_stories(
             device cannot compute in this precision.
         ValueError: there are not as many stories as first and second endings.
     """
-    check_choice_head(pretrained)
-    arrays, _ = encode_stories(pretrained, stories, endings1, endings2, n_ctx=n_ctx)
-    logits = choice_logits(pretrained, arrays, n_batch=n_batch, precision=precision)
+    check_choice_head(model)
+    arrays, _ = encode_stories(model, stories, endings1, endings2, n_ctx=n_ctx)
+    logits = choice_logits(model, arrays, n_batch=n_batch, precision=precision)
     with np.errstate(invalid="ignore"):  # a diverged model has logits that are not finite
         probs: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=-1)
     return probs
 
 
 def encode_stories(
-    pretrained: Pretrained,
+    model: OpenedModel,
     stories: Sequence[str],
     endings1: Sequence[str],
     endings2: Sequence[str],
@@ -80,7 +80,7 @@ def encode_stories(
     the three parts are cut once more, by the same rule under the model's own length.
 
     Args:
-        pretrained: the model and its encoder.
+        model: the model and its encoder.
         stories, endings1, endings2: n texts each.
         n_ctx: the ``--n_ctx`` of training.
         verbose: whether a progress bar may be shown.
@@ -93,19 +93,19 @@ def encode_stories(
         ValueError: there are not as many stories as first and second endings.
     """
     parts = [
-        pretrained.encoder.encode(texts, verbose=verbose) for texts in (stories, endings1, endings2)
+        model.text_encoder.encode(texts, verbose=verbose) for texts in (stories, endings1, endings2)
     ]
-    keep, rows = max_part_length(n_ctx), pretrained.model.config.n_ctx
+    keep, rows = max_part_length(n_ctx), model.module.config.n_ctx
     encoded, longest, n_cut = EncodedCloze([], [], [], None), N_SPECIAL, 0
     for index, whole in enumerate(zip(*parts, strict=True)):
         kept = [ids[:keep] for ids in whole]
         if _length(kept) > rows:
-            kept = [ids[: _room(pretrained, index)] for ids in kept]
+            kept = [ids[: _room(model, index)] for ids in kept]
         n_cut += kept != list(whole)
         longest = max(longest, _length(kept))
         for column, ids in zip(encoded[:3], kept, strict=True):
             column.append(ids)
-    arrays = transform_roc(encoded, pretrained.special, n_ctx=longest, max_len=keep)
+    arrays = transform_roc(encoded, model.special, n_ctx=longest, max_len=keep)
     return arrays, n_cut
 
 
@@ -115,33 +115,33 @@ def _length(parts: Sequence[Sequence[int]]) -> int:
     return len(story) + max(len(one), len(two)) + N_SPECIAL
 
 
-def _room(pretrained: Pretrained, index: int) -> int:
+def _room(model: OpenedModel, index: int) -> int:
     """Return how many tokens each part of story ``index`` keeps, which is too long as it is."""
-    rows = pretrained.model.config.n_ctx
+    rows = model.module.config.n_ctx
     room = max_part_length(rows)
     if room < 1:
         raise InputError(
-            f"story {index} is too long: the model in {pretrained.source} has {rows} position rows "
+            f"story {index} is too long: the model in {model.source} has {rows} position rows "
             "only, too few to cut a story to; leave it out, or use a model trained on longer ones"
         )
     return room
 
 
-def check_choice_head(pretrained: Pretrained) -> None:
+def check_choice_head(model: OpenedModel) -> None:
     """Refuse a model that was never trained to choose.
 
     Raises:
         InputError: it has no choice head.
     """
-    if not pretrained.has_choice_head:
+    if not model.has_choice_head:
         raise InputError(
-            f"{pretrained.source} was never trained to choose: a fine-tuned model is needed: "
+            f"{model.source} was never trained to choose: a fine-tuned model is needed: "
             "--params FILE, such as save/rocstories/best_params.jl"
         )
 
 
 def choice_logits(
-    pretrained: Pretrained,
+    model: OpenedModel,
     arrays: ChoiceArrays,
     *,
     n_batch: int = N_BATCH,
@@ -150,7 +150,7 @@ def choice_logits(
     """Compute the logits of the choices, [n, C].
 
     Args:
-        pretrained: a model with a choice head.
+        model: a model with a choice head.
         arrays: the stories; see :func:`encode_stories`.
         n_batch: stories at a time.
         precision: as ``--precision`` of training.
@@ -158,7 +158,7 @@ def choice_logits(
     Raises:
         InputError: the device cannot compute in this precision.
     """
-    ranks = Ranks(rank=0, world=1, device=pretrained.model.we.device)
+    ranks = Ranks(rank=0, world=1, device=model.module.we.device)
     check_precision(precision, ranks.device)
     set_matmul_precision(precision)
-    return predict_logits(pretrained.model, arrays, ranks, n_batch=n_batch, precision=precision)
+    return predict_logits(model.module, arrays, ranks, n_batch=n_batch, precision=precision)

@@ -24,10 +24,10 @@ from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.groups import DeviceSettings, LoopSettings
 from gpt1.tasks.task import describe_sources
-from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD
 from gpt1.training.checkpoint import TrainState
 from gpt1.training.log_lines import UpdateLine
 from gpt1.training.loop import Evaluation, Progress
+from gpt1.weights.stored import special_rows
 
 Rows = npt.NDArray[np.int64]
 
@@ -120,11 +120,6 @@ def tower_gradients(
     with arithmetic(precision, device):
         replica.backward([partial(tower_loss, tower) for tower in towers])
     return ranks.mean(costs)
-
-
-def special_rows(stream: np.random.RandomState, n_embd: int) -> npt.NDArray[np.float32]:
-    """Draw the rows [3, D] of the special tokens, first of all from the stream of a run."""
-    return (stream.randn(N_SPECIAL, n_embd) * SPECIAL_STD).astype(np.float32)
 
 
 def _tell_part(progress: Progress, before: int, total: int, done: int, _: int) -> None:

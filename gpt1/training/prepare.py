@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from gpt1.batches.task_data import TaskData, load_task_data
 from gpt1.datasets import TASKS
+from gpt1.inference.language_model import make_model
 from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.runtime.errors import InputError, join_problems
+from gpt1.settings.command import as_flag
 from gpt1.settings.training import Settings
 from gpt1.text_utils.encoder import TextEncoder
-from gpt1.text_utils.special import N_SPECIAL
-from gpt1.training.fine_tuning import special_rows
 from gpt1.training.sources import Sources
-from gpt1.weights import hub
-from gpt1.weights import released as weights
+from gpt1.weights import locate, stored
+from gpt1.weights.stored import StoredModel, find_model
 
 
 def load_data(settings: Settings, sources: Sources, *, verbose: bool) -> TaskData:
@@ -45,9 +42,7 @@ def load_data(settings: Settings, sources: Sources, *, verbose: bool) -> TaskDat
 def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Settings, ModelConfig]:
     """Decide the model's sizes and how many layers it takes from the checkpoint.
 
-    A size that no flag gives is the checkpoint's, or the original's where there is no checkpoint.
-    As in the original, the model may have fewer or more layers than the checkpoint, and another
-    number of heads: its first ``n_transfer`` layers are the checkpoint's, all others are fresh.
+    The rules are those of :func:`gpt1.weights.stored.resolve`.
 
     Returns:
         The settings with numbers for ``n_embd``, ``n_head``, ``n_layer`` and ``n_transfer``, and
@@ -56,34 +51,31 @@ def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Setti
     Raises:
         InputError: a flag contradicts the checkpoint, or sizes do not fit together.
     """
-    known = _checkpoint_sizes(settings, sources, data)
-    sizes, problems = _model_sizes(settings, known)
-    depth, _ = known.get("n_layer", (0, ""))
-    n_transfer, more_problems = _layers_to_take(settings, sizes["n_layer"], depth)
-    problems += more_problems
-    if n_transfer != -1:
-        problems += _activation_problem(settings, sources)
-    if problems:
-        raise InputError(join_problems(problems))
+    model = _stored_model(settings, sources)
+    if settings.init_params is None and settings.n_transfer != -1 and model is not None:
+        model.rows(data.n_vocab, sources.encoder_path)
+    names = (*stored.DEFAULTS, "n_transfer")
+    given = {name: getattr(settings, name) for name in names}
+    sizes, n_transfer = stored.resolve(model, given, fixed=("n_embd", "afn"), spell=as_flag)
     config = ModelConfig(
         n_vocab=data.n_vocab,
-        n_special=N_SPECIAL,
         n_ctx=data.n_ctx,
         **sizes,
         embd_pdrop=settings.embd_pdrop,
         attn_pdrop=settings.attn_pdrop,
         resid_pdrop=settings.resid_pdrop,
         clf_pdrop=settings.clf_pdrop,
-        afn=settings.afn,
     )
-    decided = replace(
-        settings,
-        n_embd=config.n_embd,
-        n_head=config.n_head,
-        n_layer=config.n_layer,
-        n_transfer=n_transfer,
-    )
-    return decided, config
+    return replace(settings, **sizes, n_transfer=n_transfer), config
+
+
+def _stored_model(settings: Settings, sources: Sources) -> StoredModel | None:
+    """The model that a run starts from, or whose sizes it has; None if there is none."""
+    model_dir = sources.model_dir
+    if settings.init_params is not None:
+        return find_model(settings.init_params, model_dir)
+    is_there = locate.is_released(model_dir) or locate.is_hub(model_dir)
+    return None if settings.n_transfer == -1 and not is_there else find_model(model_dir)
 
 
 def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
@@ -96,11 +88,11 @@ def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
     """
     assert used.n_transfer is not None
     found = []
-    heads, source = _heads(sources.model_dir).get("n_head", (used.n_head, ""))
-    if used.n_transfer > 0 and heads != used.n_head:
+    recorded = stored.recorded(sources.model_dir).get("n_head")
+    if used.n_transfer > 0 and recorded and given.n_head not in (None, recorded.value):
         found.append(
-            f"--n_head {used.n_head}: according to {source} the layers that are taken were "
-            f"trained with {heads} heads"
+            f"--n_head {used.n_head}: according to {recorded.file} the layers that are taken were "
+            f"trained with {recorded.value} heads"
         )
     if given.n_transfer not in (None, used.n_transfer):
         found.append(
@@ -108,107 +100,6 @@ def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
             f"{used.n_transfer} layers"
         )
     return found
-
-
-def _model_sizes(
-    settings: Settings, known: dict[str, tuple[int, str]]
-) -> tuple[dict[str, int], list[str]]:
-    """Width, heads and layers of the model, and a problem for each that cannot be.
-
-    Args:
-        settings: for the flags.
-        known: what :func:`_checkpoint_sizes` found.
-    """
-    # The width must fit every array that is taken. A full list gives all layers there are.
-    fixed = ["n_embd"] if settings.n_transfer != -1 else []
-    fixed = ["n_embd", "n_layer"] if settings.init_params is not None else fixed
-    problems = []
-    sizes = {"n_embd": 768, "n_head": 12, "n_layer": 12}
-    for name in sizes:
-        flag: int | None = getattr(settings, name)
-        value, source = known.get(name, (None, None))
-        if name in fixed and flag is not None and value is not None and flag != value:
-            problems.append(f"--{name} {flag}: {source} has {value}; leave the flag out")
-        sizes[name] = flag or value or sizes[name]
-    if sizes["n_embd"] % sizes["n_head"]:
-        given = settings.n_head is not None or "n_head" not in known
-        name = "--n_head" if given else f"{known['n_head'][1]}: n_head"
-        problems.append(
-            f"{name} {sizes['n_head']}: does not divide the width {sizes['n_embd']}; give the "
-            "number of heads the model was trained with"
-        )
-    return sizes, problems
-
-
-def _layers_to_take(settings: Settings, n_layer: int, depth: int) -> tuple[int, list[str]]:
-    """Decide what ``n_transfer`` is, and name the problem if it cannot be so many.
-
-    Without the flag it is as many layers as the model and the checkpoint both have. With
-    ``init_params``, which gives all layers, it is their number, whatever the flag says.
-
-    Args:
-        settings: for both flags.
-        n_layer: layers of the model.
-        depth: layers of the checkpoint, 0 where there is none.
-    """
-    most = min(n_layer, depth)
-    if settings.n_transfer is None or settings.init_params is not None:
-        return most, []
-    if settings.n_transfer > most:
-        return settings.n_transfer, [
-            f"--n_transfer {settings.n_transfer}: the model has {n_layer} layers, the checkpoint "
-            f"{depth}; give at most {most}"
-        ]
-    return settings.n_transfer, []
-
-
-def _activation_problem(settings: Settings, sources: Sources) -> list[str]:
-    """A problem if a hub directory names another activation than the flag."""
-    if not hub.is_hub(sources.model_dir):
-        return []
-    afn = hub.read_config(sources.model_dir).afn
-    if settings.afn == afn:
-        return []
-    source = sources.model_dir / hub.CONFIG
-    return [f"--afn {settings.afn}: {source} has {afn}; give --afn {afn}"]
-
-
-def _checkpoint_sizes(
-    settings: Settings, sources: Sources, data: TaskData
-) -> dict[str, tuple[int, str]]:
-    """Sizes that files give, each with the file that does."""
-    known: dict[str, tuple[int, str]] = {}
-    if settings.init_params is not None:
-        path = settings.init_params
-        listed = weights.config_of_list(weights.read_params(path), path)
-        source = f"--init_params {path}, which gives every parameter,"
-        known = {"n_embd": (listed.n_embd, source), "n_layer": (listed.n_layer, source)}
-    elif hub.is_hub(sources.model_dir):
-        config = hub.read_config(sources.model_dir)
-        source = str(sources.model_dir / hub.CONFIG)
-        if settings.n_transfer != -1:
-            hub.n_special_rows(config, data.n_vocab, sources.model_dir)
-        known = {"n_embd": (config.n_embd, source), "n_layer": (config.n_layer, source)}
-    elif settings.n_transfer != -1 or (sources.model_dir / weights.SHAPES_FILE).is_file():
-        shapes = weights.read_shapes(sources.model_dir)
-        source = str(sources.model_dir / weights.SHAPES_FILE)
-        if shapes.n_vocab != data.n_vocab and settings.n_transfer != -1:
-            raise InputError(
-                f"{sources.encoder_path} has {data.n_vocab} pieces, but {source} is for "
-                f"{shapes.n_vocab}; use the vocabulary that came with the weights"
-            )
-        known = {"n_embd": (shapes.n_embd, source), "n_layer": (shapes.n_layer, source)}
-    else:
-        return known
-    return known | _heads(sources.model_dir)
-
-
-def _heads(model_dir: Path) -> dict[str, tuple[int, str]]:
-    """``n_head`` with the file that records it, where one does."""
-    if hub.is_hub(model_dir):
-        return {"n_head": (hub.read_config(model_dir).n_head, str(model_dir / hub.CONFIG))}
-    n_head = weights.read_n_head(model_dir)
-    return {} if n_head is None else {"n_head": (n_head, str(model_dir / weights.CONFIG_FILE))}
 
 
 def build_model(
@@ -224,24 +115,14 @@ def build_model(
         stream: the run's NumPy stream; the special tokens' rows are drawn from it, whether
             they are used or not. A hub directory that has such rows keeps its own.
     """
-    special = special_rows(stream, config.n_embd)
-    if settings.init_params is not None:
-        path = Path(settings.init_params)
-        model = DoubleHeadsModel(config)
-        weights.from_list(model, weights.read_params(path), str(path))
-        return model
-    n_ctx, n_transfer, model_dir = config.n_ctx, settings.n_transfer, sources.model_dir
+    special = stored.special_rows(stream, config.n_embd)
+    n_transfer, path = settings.n_transfer, settings.init_params or sources.model_dir
     if n_transfer is None:
         raise ValueError("n_transfer must be a number; resolve() decides it")
-    if hub.is_hub(model_dir):
-        loaded = hub.load_hub(
-            model_dir, n_vocab=config.n_vocab, special=special, n_ctx=n_ctx, n_transfer=n_transfer
+    params = {}
+    if n_transfer != -1:
+        model = find_model(path, sources.model_dir)
+        params = model.read(
+            config.n_vocab, special, n_ctx=config.n_ctx, n_transfer=n_transfer, spell=as_flag
         )
-    else:
-        loaded = weights.load_released(
-            model_dir, special=special, n_ctx=n_ctx, n_transfer=n_transfer
-        )
-    model = DoubleHeadsModel(config)
-    model.init_parameters(torch.Generator().manual_seed(settings.seed))
-    weights.apply(model, loaded)
-    return model
+    return make_model(config, params, path, seed=settings.seed)

@@ -36,8 +36,8 @@ from gpt1.training.loop import Evaluation, Listener, Trainer
 from gpt1.training.outputs import Outputs
 from gpt1.training.prepare import build_model, load_data, notes, resolve
 from gpt1.training.sources import Sources, find_sources
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import from_list, jl, to_list
+from gpt1.weights.parameters import read_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +319,7 @@ def _check_disks(trainer: Trainer, outputs: Outputs, data: TaskData, *, resumed:
 
 def _write_params(outputs: Outputs, model: DoubleHeadsModel) -> None:
     """Keep the parameters that the model has now as the best."""
-    jl.write_jl(outputs.best_params, weights.to_list(model))
+    jl.write_jl(outputs.best_params, to_list(model))
 
 
 def _submit(
@@ -334,8 +334,8 @@ def _submit(
         The predictions [n].
     """
     if ranks.is_main:
-        best = weights.read_params(outputs.best_params)
-        weights.from_list(state.model, best, str(outputs.best_params))
+        best = read_params(outputs.best_params)
+        from_list(state.model, best, str(outputs.best_params))
     ranks.broadcast(list(state.model.parameters()))
     logits = job.predict(state.model, job.data.test, ranks)
     predictions = job.data.task.target.decide(logits)

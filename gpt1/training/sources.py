@@ -6,11 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt1.inference.pretrained import vocabulary_files
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.groups import SourceSettings
 from gpt1.tasks import Task
-from gpt1.weights import hub
+from gpt1.weights import locate
 
 DEMO = "demo"
 """The directory of the bundled demo, in data/ and in model/."""
@@ -51,7 +50,7 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
     demo = settings.data_dir is None and settings.model_dir is None and not found
     if demo:
         data_dir, model_dir = data_dir / DEMO, model_dir / DEMO
-    vocabulary, merges = vocabulary_files(model_dir)
+    vocabulary, merges = locate.vocabulary_files(model_dir)
     sources = Sources(
         data_dir=data_dir,
         model_dir=model_dir,
@@ -84,10 +83,9 @@ def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> li
         ("--encoder_path", sources.encoder_path),
         ("--bpe_path", sources.bpe_path),
     ):
-        if not os.path.isfile(path):
-            remedy = hub.vocabulary_remedy(path)
-            remedy = remedy or f"name it with {flag}, or its directory with --model_dir"
-            problems.append(f"{path} is missing: {remedy}")
+        remedy = f"name it with {flag}, or its directory with --model_dir"
+        if problem := locate.missing_vocabulary(path, remedy):
+            problems.append(problem)
     if settings.init_params is not None:
         if not os.path.isfile(settings.init_params):
             problems.append(
@@ -101,12 +99,12 @@ def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> li
 
 def _missing_weights(model_dir: Path) -> list[str]:
     """A problem if there is no pretrained model in a directory, of either layout."""
-    if hub.is_hub(model_dir):
+    if locate.is_hub(model_dir):
         try:
-            hub.weights_file(model_dir)
+            locate.hub_weights(model_dir)
         except InputError as error:
             return [str(error)]
-    elif not os.path.isfile(model_dir / "params_shapes.json"):
+    elif not locate.is_released(model_dir):
         return [
             f"{model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
             "params_9.npy): fetch the released ones with 'gpt1 download', name their "

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 
@@ -36,8 +37,6 @@ def write_jl(path: str | Path, arrays: Sequence[Array]) -> None:
     Raises:
         Gpt1Error: the file cannot be written; an old one is then whole.
     """
-    import joblib
-
     # order="C" and asarray: joblib records a memmap or a transposed array as something special.
     plain = [np.asarray(array, order="C") for array in arrays]
     with atomic_write(path) as file:
@@ -74,11 +73,11 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader | io.BytesIO:
     if head.startswith((b"\x78", b"\x1f\x8b")):
         decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: of zlib or of gzip
     elif head.startswith(b"BZ"):
-        import bz2
+        import bz2  # here: some builds of Python lack it
 
         decompressor = bz2.BZ2Decompressor()
     elif head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-        import lzma
+        import lzma  # here: some builds of Python lack it
 
         decompressor = lzma.LZMADecompressor(memlimit=1 << 28)  # "xz -9" needs a quarter of it
     else:

@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gpt1.runtime.files import atomic_write, write_errors
@@ -61,8 +62,6 @@ def saved_by_name(path: str | Path) -> Iterator[str]:
     Raises:
         Gpt1Error: the file cannot be written; an old one is then whole.
     """
-    from safetensors import SafetensorError
-
     with atomic_write(path) as file, write_errors(path):
         try:
             yield file.name

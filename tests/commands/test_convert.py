@@ -17,15 +17,19 @@ import pytest
 import tiny
 import torch
 
-from gpt1.commands import convert, train
+from gpt1.commands import convert as command
+from gpt1.commands import train
 from gpt1.inference import prediction as predict
-from gpt1.inference.pretrained import load_pretrained
+from gpt1.inference.language_model import open_model
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
 from gpt1.training import prepare
 from gpt1.training.submissions import read_submission
-from gpt1.weights import released as weights
-from gpt1.weights.jl import read_jl
+from gpt1.weights.conversion import convert
+from gpt1.weights.jl import read_jl, write_jl
+from gpt1.weights.locate import read_n_head
+from gpt1.weights.parameters import read_params
+from gpt1.weights.released import load_released, read_shapes
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model" / "demo"
@@ -82,7 +86,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 def same_bits(one: Path, other: Path) -> bool:
     """Whether two full lists hold the same arrays."""
-    lists = [weights.read_params(path) for path in (one, other)]
+    lists = [read_params(path) for path in (one, other)]
     return len(lists[0]) == len(lists[1]) and all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
         for a, b in zip(*lists, strict=True)
@@ -94,18 +98,18 @@ def same_bits(one: Path, other: Path) -> bool:
 
 def test_released_to_hub_and_back(out: Path) -> None:
     """Every file comes back byte for byte, vocabulary, merges and number of heads included."""
-    convert.convert(DEMO, "hub", "hub")
-    _, notes = convert.convert("hub", "back", "released")
+    convert(DEMO, "hub", "hub")
+    _, notes = convert("hub", "back", "released")
     assert files_of(out / "back") == files_of(DEMO)
     assert notes == []
 
 
 def test_a_fine_tuned_list_through_all_layouts(task: tiny.Tiny, best: Path, out: Path) -> None:
-    convert.convert(best, "a.safetensors", model_dir=task.model_dir)
-    convert.convert("a.safetensors", "hub", "hub", model_dir=task.model_dir)
-    convert.convert("hub", "hub2", "hub")
-    convert.convert("hub2", "b.jl")
-    convert.convert("b.jl", "c.safetensors", model_dir="hub")
+    convert(best, "a.safetensors", vocabulary=task.model_dir)
+    convert("a.safetensors", "hub", "hub", vocabulary=task.model_dir)
+    convert("hub", "hub2", "hub")
+    convert("hub2", "b.jl")
+    convert("b.jl", "c.safetensors", vocabulary="hub")
     assert same_bits(best, Path("a.safetensors"))
     assert same_bits(best, Path("b.jl"))
     assert files_of(out / "hub") == files_of(out / "hub2")
@@ -115,29 +119,27 @@ def test_a_fine_tuned_list_through_all_layouts(task: tiny.Tiny, best: Path, out:
 def test_a_fine_tuned_list_to_released_keeps_all_but_special_rows_and_choice_head(
     task: tiny.Tiny, best: Path, out: Path
 ) -> None:
-    written, notes = convert.convert(best, "released", "released", model_dir=task.model_dir)
-    arrays, n_vocab = read_jl(best), weights.read_shapes(task.model_dir).n_vocab
-    sizes = weights.read_shapes("released")
+    written, notes = convert(best, "released", "released", vocabulary=task.model_dir)
+    arrays, n_vocab = read_jl(best), read_shapes(task.model_dir).n_vocab
+    sizes = read_shapes("released")
     special = np.full((3, tiny.N_EMBD), 7, np.float32)
-    found = weights.load_released(
-        "released", special=special, n_ctx=sizes.n_ctx, n_transfer=sizes.n_layer
-    )
+    found = load_released("released", special=special, n_ctx=sizes.n_ctx, n_transfer=sizes.n_layer)
     expected = arrays[0].copy()
     expected[n_vocab : n_vocab + 3] = 7
     np.testing.assert_array_equal(found["we"], expected)
     for array, name in zip(arrays[1:-2], list(found)[1:], strict=True):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
-    assert weights.read_n_head("released") == tiny.N_HEAD
+    assert read_n_head("released") == tiny.N_HEAD
     assert any("no place for rows of special tokens and a choice head" in note for note in notes)
     assert "special" not in written
 
 
 def test_the_demo_is_converted_and_loads(out: Path) -> None:
     """The command in the help."""
-    assert convert.main([str(DEMO), "demo_hub", "--to", "hub"]) == 0
-    ours, theirs = load_pretrained(DEMO), load_pretrained("demo_hub")
-    for name, parameter in ours.model.named_parameters():
-        assert torch.equal(parameter, theirs.model.get_parameter(name)), name
+    assert command.main([str(DEMO), "demo_hub", "--to", "hub"]) == 0
+    ours, theirs = open_model(DEMO), open_model("demo_hub")
+    for name, parameter in ours.module.named_parameters():
+        assert torch.equal(parameter, theirs.module.get_parameter(name)), name
 
 
 # ------------------------------------------------------------------- fine-tuned, in transformers
@@ -148,7 +150,7 @@ def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
 ) -> None:
     """Logits of all test stories to 1e-5, and the very submission of the run."""
     words = [str(best), "hub", "--to", "hub", "--model_dir", str(task.model_dir)]
-    assert convert.main(words) == 0
+    assert command.main(words) == 0
     theirs, info = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(
         "hub", output_loading_info=True
     )
@@ -163,10 +165,10 @@ def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
             input_ids=torch.from_numpy(X[..., 0]).long(),
             mc_token_ids=torch.from_numpy(M.sum(-1)).long() - 1,
         ).mc_logits
-    ours = load_pretrained(task.model_dir, best)
-    pretrained = load_pretrained(task.model_dir).model
-    assert not torch.equal(ours.model.h[0].mlp.c_fc.w, pretrained.h[0].mlp.c_fc.w)  # was trained
-    expected = predict.predict_logits(ours.model, data.test, ALONE, n_batch=8)
+    ours = open_model(best, vocabulary=task.model_dir)
+    pretrained = open_model(task.model_dir).module
+    assert not torch.equal(ours.module.h[0].mlp.c_fc.w, pretrained.h[0].mlp.c_fc.w)  # was trained
+    expected = predict.predict_logits(ours.module, data.test, ALONE, n_batch=8)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
     assert expected.std() > 1e-2  # much more than the tolerance
     submission = np.array(read_submission(run / "submission" / "ROCStories.tsv"))
@@ -180,12 +182,12 @@ def test_a_converted_model_is_used_by_model_dir_alone(
     task: tiny.Tiny, best: Path, out: Path
 ) -> None:
     """The same numbers as the list with its vocabulary."""
-    convert.convert(best, "hub", "hub", model_dir=task.model_dir)
-    from_list, from_hub = load_pretrained(task.model_dir, best), load_pretrained("hub")
+    convert(best, "hub", "hub", vocabulary=task.model_dir)
+    from_list, from_hub = open_model(best, vocabulary=task.model_dir), open_model("hub")
     assert from_hub.has_choice_head
-    assert from_hub.model.config == from_list.model.config
-    for name, parameter in from_list.model.named_parameters():
-        assert torch.equal(parameter, from_hub.model.get_parameter(name)), name
+    assert from_hub.module.config == from_list.module.config
+    for name, parameter in from_list.module.named_parameters():
+        assert torch.equal(parameter, from_hub.module.get_parameter(name)), name
 
 
 def test_python_in_the_docs_runs(
@@ -196,8 +198,8 @@ def test_python_in_the_docs_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each block of docs/hub.md, on the directories that its commands make."""
-    convert.convert(DEMO, "demo_hub", "hub")
-    convert.convert(best, "finetuned", "hub", model_dir=task.model_dir)
+    convert(DEMO, "demo_hub", "hub")
+    convert(best, "finetuned", "hub", vocabulary=task.model_dir)
     capsys.readouterr()
     printed = []
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/hub.md").read_text(), re.S):
@@ -216,9 +218,9 @@ def test_the_hub_lacks_things_and_notes_say_so(
     task: tiny.Tiny, best: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(best), "hub", "--to", "hub", "--model_dir", str(task.model_dir)]
-    assert convert.main(words) == 0
+    assert command.main(words) == 0
     said = capsys.readouterr()
-    n_vocab = weights.read_shapes(task.model_dir).n_vocab
+    n_vocab = read_shapes(task.model_dir).n_vocab
     rows = len(read_jl(best)[0]) - n_vocab - 3
     assert said.out == (
         f"hub: hub layout, 2 layers of width 16, {n_vocab} tokens, 3 special tokens, "
@@ -233,15 +235,15 @@ def test_the_hub_lacks_things_and_notes_say_so(
 def test_a_list_does_not_record_heads_and_activation(
     task: tiny.Tiny, best: Path, out: Path
 ) -> None:
-    _, notes = convert.convert(best, "x.jl", model_dir=task.model_dir, afn="swish")
-    assert notes == ["the target does not record everything: use it with --n_head 4 --afn swish"]
-    _, notes = convert.convert(best, "hub", "hub", model_dir=task.model_dir, afn="swish")
+    _, notes = convert(best, "x.jl", vocabulary=task.model_dir, afn="swish")
+    assert notes == ["the target does not record everything: use it with n_head=4 and afn='swish'"]
+    _, notes = convert(best, "hub", "hub", vocabulary=task.model_dir, afn="swish")
     assert not any("--afn" in note for note in notes)
     assert json.loads((out / "hub" / "config.json").read_text())["afn"] == "silu"
-    _, notes = convert.convert("hub", "y.jl")
-    assert notes == ["the target does not record everything: use it with --n_head 4 --afn swish"]
-    _, notes = convert.convert("hub", "released", "released")
-    assert notes[-1] == "the target does not record everything: use it with --afn swish"
+    _, notes = convert("hub", "y.jl")
+    assert notes == ["the target does not record everything: use it with n_head=4 and afn='swish'"]
+    _, notes = convert("hub", "released", "released")
+    assert notes[-1] == "the target does not record everything: use it with afn='swish'"
 
 
 # --------------------------------------------------------------------------- what is refused
@@ -255,20 +257,32 @@ def test_a_list_does_not_record_heads_and_activation(
         (["DEMO", "x", "--to", "jl"], "--to jl: the target must end in .jl, but is x"),
         (["DEMO", "x.jl", "--to", "safetensors"], "--to safetensors: the target must end in"),
         (["DEMO", "x.jl", "--to", "hub"], "--to hub: the target is a directory, but x.jl"),
-        (["DEMO", "x", "--to", "zip"], "--to: invalid choice: 'zip'"),
-        (["DEMO", "x", "--to", "hub", "--n_head", "0"], "--n_head: 0: must be a whole number"),
+        (["DEMO", "x", "--to", "zip"], "--to zip: must be one of hub, released, jl, safetensors"),
+        (["DEMO", "x", "--to", "hub", "--n_head", "0"], "--n_head 0: must be at least 1"),
         (["DEMO", "x", "--to", "hub", "--n_head", "8"], "--n_head 8: DEMO/gpt1_config.json has 4"),
-        (["DEMO", "x", "--to", "hub", "--afn", "tanh"], "--afn: invalid choice"),
-        (["DEMO"], "required: TARGET; see --help"),
+        (["DEMO", "x", "--to", "hub", "--afn", "tanh"], "--afn tanh: must be one of gelu"),
+        (["DEMO"], "TARGET: must be given"),
         (["nowhere", "x", "--to", "hub"], "nowhere: there is no such file or directory"),
-        (["DEMO/params_0.npy", "x.jl"], "params_0.npy: a model is a directory, or a full"),
+        (
+            ["DEMO/params_0.npy", "x.jl"],
+            "params_0.npy: a parameter file ends in .jl or .safetensors, and",
+        ),
         (["DEMO", "x", "--to", "hub", "--model_dir", "y"], "is missing: name the directory of"),
-        (["DEMO", "x", "--to", "hub", "--model_dir", "TINY"], "the vocabulary has 100; use the"),
+        (
+            ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
+            "TINY/encoder_bpe_40000.json has 100 pieces, but DEMO/params_sh",
+        ),
         (["BEST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
-        (["BEST", "x", "--to", "hub", "--model_dir", "DEMO"], "too few for a vocabulary of 3590"),
+        (
+            ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
+            "too few for the 3590 pieces of DEMO/enc",
+        ),
         (["BEST", "x", "--to", "hub", "--model_dir", "TINY", "--n_head", "5"], "not divide the"),
         (["HUB/model.safetensors", "x", "--to", "hub"], "is part of a hub model; name the dir"),
-        (["HUB", "x", "--to", "released", "--afn", "relu"], "HUB/config.json has gelu; leave"),
+        (
+            ["HUB", "x", "--to", "released", "--afn", "relu"],
+            "HUB/config.json has gelu; give --afn gelu",
+        ),
         (["HUB", "x", "--to", "released", "--n_head", "2"], "HUB/config.json has 4; leave"),
         (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source itself; name another"),
         (["BEST", "BEST", "--force"], "BEST: is the source itself; name another"),
@@ -290,7 +304,7 @@ def test_refused_with_one_message_and_nothing_written(
     words: list[str],
     message: str,
 ) -> None:
-    convert.convert(best, "hub", "hub", model_dir=task.model_dir)
+    convert(best, "hub", "hub", vocabulary=task.model_dir)
     shutil.copy(best, "list.jl")
     Path("folder.jl").mkdir()
     Path("other").mkdir()
@@ -304,7 +318,7 @@ def test_refused_with_one_message_and_nothing_written(
             text = text.replace(name, str(path))
         return text
 
-    assert convert.main([real(word) for word in words]) == 2
+    assert command.main([real(word) for word in words]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert real(message) in said.err
@@ -314,17 +328,50 @@ def test_refused_with_one_message_and_nothing_written(
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "x"}, "x: give to='hub' or to='released' for a directory"),
+        ({"target": "x", "to": "jl"}, "to='jl': the target must end in .jl, but is x"),
+        ({"target": "x", "to": "hub", "n_head": 8}, "n_head=8: DEMO/gpt1_config.json has 4; leave"),
+        ({"target": "x", "to": "hub", "afn": "tanh"}, "afn='tanh': must be one of gelu"),
+        ({"target": "x", "to": "hub", "vocabulary": "y"}, "vocabulary with vocabulary='DIR'"),
+        ({"target": "there", "to": "hub"}, "name another target, or give force=True to replace"),
+        ({"target": "x.jl"}, "convert it to a directory (to='hub' or to='released'), or fine-tune"),
+    ],
+)
+def test_python_is_told_of_arguments(out: Path, arguments: dict[str, object], message: str) -> None:
+    Path("there").mkdir()
+    Path("there/config.json").touch()
+    with pytest.raises(InputError) as caught:
+        convert(DEMO, **arguments)  # type: ignore[arg-type]
+    assert message.replace("DEMO", str(DEMO)) in str(caught.value)
+    assert not Path("x").exists()
+
+
+def test_the_vocabulary_of_a_list_that_nobody_named_is_told(
+    task: tiny.Tiny, best: Path, out: Path
+) -> None:
+    shutil.copytree(task.model_dir, "model/demo")
+    _, notes = convert(best, "x.safetensors")
+    assert notes == ["the vocabulary is the one in model/demo/"]
+    for file in Path("model/demo").iterdir():
+        shutil.copy(file, "model")
+    _, notes = convert(best, "y.safetensors")
+    assert notes == ["the vocabulary is the one in model/"]
+
+
 def test_an_earlier_conversion_is_replaced_by_force(task: tiny.Tiny, best: Path, out: Path) -> None:
-    convert.convert(best, "fresh", "hub", model_dir=task.model_dir)
-    convert.convert(DEMO, "target", "hub")
-    convert.convert(best, "target", "hub", model_dir=task.model_dir, force=True)
+    convert(best, "fresh", "hub", vocabulary=task.model_dir)
+    convert(DEMO, "target", "hub")
+    convert(best, "target", "hub", vocabulary=task.model_dir, force=True)
     assert files_of(out / "target") == files_of(out / "fresh")
-    convert.convert("fresh", "x.jl")
+    convert("fresh", "x.jl")
     Path("y.jl").write_bytes(b"old")
-    convert.convert("fresh", "y.jl", force=True)
+    convert("fresh", "y.jl", force=True)
     assert Path("x.jl").read_bytes() == Path("y.jl").read_bytes()
     Path("empty").mkdir()
-    convert.convert("fresh", "empty", "hub")  # needs no force
+    convert("fresh", "empty", "hub")  # needs no force
     assert files_of(out / "empty") == files_of(out / "fresh")
 
 
@@ -335,18 +382,16 @@ def test_a_damaged_list_is_refused(
 ) -> None:
     arrays = read_jl(best)
     arrays[index].flat[3] = value
-    from gpt1.weights.jl import write_jl
-
     write_jl("bad.jl", arrays)
     with pytest.raises(InputError, match=r"bad\.jl: array \S+ holds NaN or infinity"):
-        convert.convert("bad.jl", "x", "hub", model_dir=task.model_dir)
+        convert("bad.jl", "x", "hub", vocabulary=task.model_dir)
     write_jl("double.jl", [array.astype(np.float64) for array in read_jl(best)])
     with pytest.raises(InputError, match=r"double\.jl: array we has dtype float64"):
-        convert.convert("double.jl", "x", "hub", model_dir=task.model_dir)
+        convert("double.jl", "x", "hub", vocabulary=task.model_dir)
     assert not Path("x").exists()
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys\nfrom gpt1.commands import convert\nconvert._parser()\n"
+    code = "import sys\nfrom gpt1.commands import convert\nconvert.COMMAND.help()\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

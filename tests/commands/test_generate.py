@@ -13,7 +13,7 @@ import tiny
 
 from gpt1.commands import generate
 from gpt1.inference import generation
-from gpt1.inference.pretrained import load_pretrained
+from gpt1.inference.language_model import open_model
 from gpt1.settings.groups import SamplingSettings
 
 
@@ -39,7 +39,7 @@ Run = Callable[..., tuple[int, str, str]]
 def test_one_prompt(run: Run, model_dir: str) -> None:
     status, out, err = run("--prompt", "Anna had a kite.", "--max_new_tokens", "6")
     text = generation.generate(
-        load_pretrained(model_dir), ["Anna had a kite."], SamplingSettings(max_new_tokens=6)
+        open_model(model_dir), ["Anna had a kite."], SamplingSettings(max_new_tokens=6)
     )[0][0].text
     assert (status, err) == (0, "")
     assert out == f"anna had a kite . {text}\n" or out == f"anna had a kite .{text}\n"

@@ -34,7 +34,7 @@ from gpt1.inference.attention import (
     read_story_sentences,
     token_labels,
 )
-from gpt1.inference.pretrained import Pretrained
+from gpt1.inference.opened import OpenedModel
 from gpt1.reports import figures
 from gpt1.reports.runs import align, table
 from gpt1.runtime.errors import Gpt1Error, InputError
@@ -44,8 +44,7 @@ from gpt1.training import prepare
 from gpt1.training.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
 from gpt1.training.logs import JsonLines
 from gpt1.training.tensorboard import TensorBoard, write_run
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, parameters
 
 pytest.importorskip("matplotlib")
 
@@ -323,7 +322,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     task = prepare.load_data(settings, sources, verbose=False)
     settings, config = prepare.resolve(settings, sources, task)
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
-    jl.write_jl(files.directory / "best_params.jl", weights.to_list(model))
+    jl.write_jl(files.directory / "best_params.jl", parameters.to_list(model))
     return files
 
 
@@ -764,7 +763,7 @@ def model_flags(files: tiny.Tiny) -> list[str]:
     return ["--model_dir", str(files.model_dir), "--params", params, "--device", "cpu"]
 
 
-def opened(arguments: Sequence[str]) -> Pretrained:
+def opened(arguments: Sequence[str]) -> OpenedModel:
     """The model that a command of attention opens."""
     command = {"attention": plot_attention.ATTENTION, "attention-average": plot_attention.AVERAGE}
     name, *words = arguments

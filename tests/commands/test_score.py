@@ -83,7 +83,7 @@ def test_out_has_what_stdout_has_and_reads_back(
     assert scored(run, path, "--out", str(out)) == 0
     assert capsys.readouterr() == ("", "")
     assert out.read_text() == table
-    expected = score_stories(run.pretrained(), ["Anna ran."], ["Anna won."], ["Anna cried."])
+    expected = score_stories(run.opened(), ["Anna ran."], ["Anna won."], ["Anna cried."])
     assert read_probs(out).probs.tolist() == expected.tolist()
 
 

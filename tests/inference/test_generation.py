@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt1.inference import generation, search
 from gpt1.inference.decoding import Decoder
-from gpt1.inference.pretrained import Pretrained
+from gpt1.inference.opened import OpenedModel
 from gpt1.model.transformer import Conv1D, DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.settings.groups import SamplingSettings
@@ -222,8 +222,8 @@ def test_beams_equal_transformers(
         repetition_penalty=penalty,
         length_penalty=length_penalty,
     )
-    pretrained = numbers_as_text(model)
-    found = list(generation.continuations(pretrained, PROMPTS, options))
+    opened = numbers_as_text(model)
+    found = list(generation.continuations(opened, PROMPTS, options))
     for prompt, beams in zip(PROMPTS, found, strict=True):
         theirs = ask_peer(
             peer,
@@ -347,9 +347,9 @@ class _Numbers:
         return " ".join(map(str, ids))
 
 
-def numbers_as_text(model: DoubleHeadsModel) -> Pretrained:
+def numbers_as_text(model: DoubleHeadsModel) -> OpenedModel:
     encoder: Any = _Numbers()
-    return Pretrained(model=model, encoder=encoder, has_choice_head=False, source="numbers")
+    return OpenedModel(module=model, text_encoder=encoder, has_choice_head=False, source="numbers")
 
 
 CHOICES = {
@@ -363,19 +363,19 @@ CHOICES = {
 def test_a_prompt_gives_the_same_alone_and_in_any_batch(
     model: DoubleHeadsModel, choice: str
 ) -> None:
-    pretrained = numbers_as_text(model)
+    opened = numbers_as_text(model)
     options = SamplingSettings(max_new_tokens=20, **CHOICES[choice])
-    together = list(generation.continuations(pretrained, PROMPTS, options))
+    together = list(generation.continuations(opened, PROMPTS, options))
     assert [len(each) for each in together] == [options.num_samples] * len(PROMPTS)
     for batch_size in (1, 2, 4, 7):
-        again = generation.continuations(pretrained, PROMPTS, options, batch_size=batch_size)
+        again = generation.continuations(opened, PROMPTS, options, batch_size=batch_size)
         assert ids_of(again) == ids_of(together), batch_size
     if choice != "sampled":
-        alone = [next(generation.continuations(pretrained, [p], options)) for p in PROMPTS]
+        alone = [next(generation.continuations(opened, [p], options)) for p in PROMPTS]
         assert ids_of(alone) == ids_of(together)
     else:  # the place of a prompt counts, its neighbours do not
         others = [[3, 3], PROMPTS[1], [9], PROMPTS[3]]
-        changed = list(generation.continuations(pretrained, others, options))
+        changed = list(generation.continuations(opened, others, options))
         assert ids_of(changed[1::2]) == ids_of(together[1::2])
         assert ids_of(changed[::2]) != ids_of(together[::2])
 
@@ -385,32 +385,31 @@ def ids_of(found: Any) -> list[list[list[int]]]:
 
 
 def test_seeds(model: DoubleHeadsModel) -> None:
-    pretrained = numbers_as_text(model)
+    opened = numbers_as_text(model)
 
     def texts(seed: int) -> list[str]:
         options = SamplingSettings(max_new_tokens=12, temperature=1.5, num_samples=4, seed=seed)
-        return [one.text for one in generation.generate(pretrained, ["5 9 2"], options)[0]]
+        return [one.text for one in generation.generate(opened, ["5 9 2"], options)[0]]
 
     assert texts(0) == texts(0)
     assert len(set(texts(0) + texts(1))) == 8
 
 
 def test_top_k_1_and_temperature_0_are_greedy(model: DoubleHeadsModel) -> None:
-    pretrained = numbers_as_text(model)
-    lines = ids_of(generation.generate(pretrained, ["5 9 2", "1"]))
+    opened = numbers_as_text(model)
+    lines = ids_of(generation.generate(opened, ["5 9 2", "1"]))
     for extra in ({"top_k": 1}, {"temperature": 0.0}, {"top_p": 0.0}, {"temperature": 1e-300}):
         assert (
-            ids_of(generation.generate(pretrained, ["5 9 2", "1"], SamplingSettings(**extra)))
-            == lines
+            ids_of(generation.generate(opened, ["5 9 2", "1"], SamplingSettings(**extra))) == lines
         )
 
 
 def test_one_decoder_serves_many_calls(model: DoubleHeadsModel) -> None:
-    pretrained, decoder = numbers_as_text(model), Decoder(model)
+    opened, decoder = numbers_as_text(model), Decoder(model)
     first, _, again = (
-        generation.generate(pretrained, [text], decoder=decoder) for text in ("5 9", "1", "5 9")
+        generation.generate(opened, [text], decoder=decoder) for text in ("5 9", "1", "5 9")
     )
-    assert first == again == generation.generate(pretrained, ["5 9"])
+    assert first == again == generation.generate(opened, ["5 9"])
 
 
 def test_a_start_token_alone_is_a_prompt(model: DoubleHeadsModel) -> None:
@@ -421,19 +420,19 @@ def test_a_start_token_alone_is_a_prompt(model: DoubleHeadsModel) -> None:
 
 
 def test_streamed_pieces_are_the_text(model: DoubleHeadsModel) -> None:
-    pretrained = numbers_as_text(model)
+    opened = numbers_as_text(model)
     options = SamplingSettings(max_new_tokens=9, temperature=1.3)
-    pieces = list(generation.stream(pretrained, "5 9", options))
-    whole = generation.generate(pretrained, ["5 9"], options)[0][0]
+    pieces = list(generation.stream(opened, "5 9", options))
+    whole = generation.generate(opened, ["5 9"], options)[0][0]
     assert len(pieces) == 9
     assert "5 9" + "".join(pieces) == f"5 9 {whole.text}"
-    with_start = list(generation.stream(pretrained, "5 9", options, start_token=True))
+    with_start = list(generation.stream(opened, "5 9", options, start_token=True))
     assert len(with_start) == 9
     assert with_start != pieces
     with pytest.raises(ValueError, match="2 beams"):
-        generation.stream(pretrained, "5 9", SamplingSettings(num_beams=2))
+        generation.stream(opened, "5 9", SamplingSettings(num_beams=2))
     with pytest.raises(InputError, match="the prompt: has no tokens"):
-        generation.stream(pretrained, "")
+        generation.stream(opened, "")
 
 
 @pytest.mark.parametrize(
@@ -454,10 +453,10 @@ def test_streamed_pieces_are_the_text(model: DoubleHeadsModel) -> None:
 def test_options_that_cannot_be(
     model: DoubleHeadsModel, values: dict[str, Any], messages: list[str]
 ) -> None:
-    pretrained, options = numbers_as_text(model), SamplingSettings(**values)
+    opened, options = numbers_as_text(model), SamplingSettings(**values)
     for call in (
-        lambda: generation.generate(pretrained, ["5 9"], options),
-        lambda: generation.stream(pretrained, "5 9", options),
+        lambda: generation.generate(opened, ["5 9"], options),
+        lambda: generation.stream(opened, "5 9", options),
     ):
         with pytest.raises(InputError) as caught:
             call()

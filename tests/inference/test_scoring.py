@@ -25,79 +25,79 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_probabilities_are_those_of_choices_one_by_one(run: Run) -> None:
     """Against the arrays of training, a batch a choice, nothing shared."""
-    pretrained, test = run.pretrained(), read_cloze(run.test_csv)
-    encoded = EncodedCloze(*(pretrained.encoder.encode(texts) for texts in test[:3]), labels=None)
-    rows = pretrained.model.config.n_ctx
-    arrays = transform_roc(encoded, pretrained.special, n_ctx=rows, max_len=max_part_length(512))
+    opened, test = run.opened(), read_cloze(run.test_csv)
+    encoded = EncodedCloze(*(opened.text_encoder.encode(texts) for texts in test[:3]), labels=None)
+    rows = opened.module.config.n_ctx
+    arrays = transform_roc(encoded, opened.special, n_ctx=rows, max_len=max_part_length(512))
     logits = []
     with torch.no_grad():
         for i in range(arrays.n_stories):
             story = arrays.take(slice(i, i + 1))
-            batch = pack(story, pretrained.special.classify, share_prefix=False)
-            logits.append(pretrained.model.choice_logits(batch).numpy())
-    found = scoring.score_stories(pretrained, *test[:3])
+            batch = pack(story, opened.special.classify, share_prefix=False)
+            logits.append(opened.module.choice_logits(batch).numpy())
+    found = scoring.score_stories(opened, *test[:3])
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, choices_of(np.concatenate(logits)).probs, atol=1e-5)
     assert np.ptp(found[:, 0]) > 0.01
 
 
 def test_order_of_the_endings_and_neighbours_do_not_matter(run: Run) -> None:
-    pretrained, test = run.pretrained(), read_cloze(run.test_csv)
-    found = scoring.score_stories(pretrained, *test[:3], n_batch=5)
+    opened, test = run.opened(), read_cloze(run.test_csv)
+    found = scoring.score_stories(opened, *test[:3], n_batch=5)
     stories, one, two = (texts[::-1] for texts in test[:3])
-    turned = scoring.score_stories(pretrained, stories, two, one, n_batch=5)
+    turned = scoring.score_stories(opened, stories, two, one, n_batch=5)
     np.testing.assert_allclose(turned[::-1, ::-1], found, atol=1e-5)
 
 
 def test_no_stories_and_unequal_numbers(run: Run) -> None:
-    pretrained = run.pretrained()
-    assert scoring.score_stories(pretrained, [], [], []).shape == (0, 2)
+    opened = run.opened()
+    assert scoring.score_stories(opened, [], [], []).shape == (0, 2)
     with pytest.raises(ValueError, match="zip"):
-        scoring.score_stories(pretrained, ["anna ran."], ["anna won."], [])
+        scoring.score_stories(opened, ["anna ran."], ["anna won."], [])
 
 
 def test_precision_is_used(run: Run) -> None:
-    pretrained, test = run.pretrained(), read_cloze(run.test_csv)
-    exact = scoring.score_stories(pretrained, *test[:3])
-    rough = scoring.score_stories(pretrained, *test[:3], precision="bf16")
+    opened, test = run.opened(), read_cloze(run.test_csv)
+    exact = scoring.score_stories(opened, *test[:3])
+    rough = scoring.score_stories(opened, *test[:3], precision="bf16")
     assert 0 < np.abs(exact - rough).max() < 0.2
     with pytest.raises(InputError, match="tf32"):
-        scoring.score_stories(pretrained, *test[:3], precision="tf32")
+        scoring.score_stories(opened, *test[:3], precision="tf32")
 
 
 # Too long
 
 
 def test_only_what_does_not_fit_is_cut(run: Run) -> None:
-    pretrained = run.pretrained()
-    rows = pretrained.model.config.n_ctx
+    opened = run.opened()
+    rows = opened.module.config.n_ctx
     room = max_part_length(rows)
     texts = ["so " * (rows - 4), "so " * (rows - 3), "so " * 3]
     endings = ["big", "big", "ran " * rows]
-    arrays, n_cut = scoring.encode_stories(pretrained, texts, ["won"] * 3, endings)
+    arrays, n_cut = scoring.encode_stories(opened, texts, ["won"] * 3, endings)
     lengths = arrays.M.sum(-1).astype(int).tolist()
     # Full to the last row; one more, cut to the room; a long ending, which cuts itself alone.
     assert lengths == [[rows, rows], [room + 4, room + 4], [7, 6 + room]]
     assert n_cut == 2
-    assert arrays.X[..., 1].max() < pretrained.model.config.n_rows
+    assert arrays.X[..., 1].max() < opened.module.config.n_rows
 
 
 def test_a_cut_story_scores_as_what_is_left_of_it(run: Run) -> None:
-    pretrained = run.pretrained()
-    room = max_part_length(pretrained.model.config.n_ctx)
+    opened = run.opened()
+    room = max_part_length(opened.module.config.n_ctx)
     begin, rest = "anna had a kite. " + "so " * (room - 5), "ben lost. " * 20
-    assert len(pretrained.encoder.encode([begin])[0]) == room
-    found = scoring.score_stories(pretrained, [begin + rest, begin], ["won"] * 2, ["cried"] * 2)
+    assert len(opened.text_encoder.encode([begin])[0]) == room
+    found = scoring.score_stories(opened, [begin + rest, begin], ["won"] * 2, ["cried"] * 2)
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
-    _, n_cut = scoring.encode_stories(pretrained, [begin + rest, begin], ["won"] * 2, ["cried"] * 2)
+    _, n_cut = scoring.encode_stories(opened, [begin + rest, begin], ["won"] * 2, ["cried"] * 2)
     assert n_cut == 1
 
 
 def test_a_model_of_hardly_any_rows_is_named(run: Run) -> None:
-    pretrained = run.pretrained()
-    small = DoubleHeadsModel(dataclasses.replace(pretrained.model.config, n_ctx=5))
+    opened = run.opened()
+    small = DoubleHeadsModel(dataclasses.replace(opened.module.config, n_ctx=5))
     small.init_parameters()
-    short = dataclasses.replace(pretrained, model=small)
+    short = dataclasses.replace(opened, module=small)
     assert scoring.score_stories(short, ["so"], ["won"], ["ran"]).shape == (1, 2)
     with pytest.raises(InputError, match=r"story 1 is too long: .* 5 position rows only"):
         scoring.score_stories(short, ["so", "so so"], ["won"] * 2, ["ran"] * 2)

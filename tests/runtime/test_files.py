@@ -20,8 +20,8 @@ import pytest
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
 from gpt1.runtime.files import atomic_write, read_bytes, read_errors, read_text
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, parameters
+from gpt1.weights.released import save_released
 
 
 class Crash(Exception):
@@ -133,7 +133,7 @@ def test_a_directory_in_the_place_of_the_file_is_one_clear_message(tmp_path: Pat
 
 LONG = [np.zeros(10_000, np.float32)]
 MODEL = ModelConfig(n_vocab=20, n_ctx=8, n_embd=16, n_head=2, n_layer=1)
-PARAMS = [np.zeros(shape, np.float32) for shape in weights.parameter_shapes(MODEL).values()]
+PARAMS = [np.zeros(shape, np.float32) for shape in parameters.parameter_shapes(MODEL).values()]
 
 
 def by_write(path: Path) -> None:
@@ -153,13 +153,13 @@ def by_small_writes(path: Path) -> None:
 
 
 def by_safetensors(path: Path) -> None:
-    weights.write_safetensors(path, PARAMS, MODEL)
+    parameters.write_safetensors(path, PARAMS, MODEL)
 
 
 def by_shards(path: Path) -> None:
     """Write with NumPy, which bypasses the file object if it can and would miss the error."""
-    params = dict(zip(weights.parameter_shapes(MODEL), PARAMS, strict=True))
-    weights.save_released(path.parent, params, n_vocab=20, n_head=2)
+    params = dict(zip(parameters.parameter_shapes(MODEL), PARAMS, strict=True))
+    save_released(path.parent, params, n_vocab=20, n_head=2)
 
 
 WRITERS: list[tuple[Callable[[Path], None], str]] = [

@@ -38,8 +38,7 @@ from gpt1.training import checkpoint, fine_tuning, prepare, runs
 from gpt1.training.fine_tuning import EXTRA_EVALUATIONS, FineTuning
 from gpt1.training.loop import Trainer
 from gpt1.training.outputs import Outputs
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, parameters
 
 ROOT = Path(__file__).parents[2]
 BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates an epoch
@@ -305,7 +304,7 @@ class Recorder:
 
         def record_save(outputs: Outputs, model: DoubleHeadsModel) -> None:
             self.saved_after.append(n_updates)
-            self.saved.append(weights.to_list(model))
+            self.saved.append(parameters.to_list(model))
             save(outputs, model)
 
         monkeypatch.setattr(Trainer, "_update", record_update)
@@ -431,7 +430,7 @@ def test_best_parameters_are_kept_only_when_strictly_better(
 
     data = loaded_task(run.task)
     model = model_of(run, data)
-    weights.from_list(model, kept, "the best")
+    parameters.from_list(model, kept, "the best")
     predictions = choices(model, data.test).argmax(-1)
     rows = run.submission.read_text().splitlines()[1:]
     assert rows == [f"{i}\t{choice}" for i, choice in enumerate(predictions)]
@@ -656,7 +655,7 @@ def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
 def test_without_epochs_the_first_parameters_are_kept_and_predict(whole: Done, run: Run) -> None:
     """As in the original; from a run's best parameters the predictions are that run's."""
     words = ["--n_iter", "0", "--submit"]
-    start = weights.to_list(start_of(run))
+    start = parameters.to_list(start_of(run))
     assert run.main(*words) == 0
     assert [row["n_iter"] for row in lines(run.log)] == [0]
     assert lines(run.updates) == []
@@ -698,7 +697,7 @@ def test_nothing_transferred_may_have_other_sizes(run: Run) -> None:
 def test_init_params_go_on_from_a_run(whole: Done, run: Run) -> None:
     """Classifier and special rows included; the heads are named, for the list has none."""
     words = ["--init_params", str(whole.run.best), "--n_head", "4"]
-    start = weights.to_list(start_of(run, *words))
+    start = parameters.to_list(start_of(run, *words))
     assert all(map(np.array_equal, start, jl.read_jl(whole.run.best)))
     assert run.main(*words, "--n_iter", "1") == 0
     assert lines(run.log)[0]["init_params"] == str(whole.run.best)
@@ -870,7 +869,7 @@ def test_probabilities_are_those_of_the_submission(run: Run) -> None:
     assert list(choices_.predictions) == read_submission(run.submission)
     data = loaded_task(run.task)
     model = model_of(run, data)
-    weights.from_list(model, jl.read_jl(run.best), "the best")
+    parameters.from_list(model, jl.read_jl(run.best), "the best")
     alone = Ranks(0, 1, torch.device("cpu"))
     logits = predict.predict_logits(model, data.test, alone, n_batch=32).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)

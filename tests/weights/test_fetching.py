@@ -44,10 +44,10 @@ from web_server import (
     wrong_bytes,
 )
 
-from gpt1.inference.pretrained import MERGES, VOCABULARY
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.weights import fetching
 from gpt1.weights.fetching import RELEASED_FILES, download, git_object_id
+from gpt1.weights.locate import BPE_FILE, ENCODER_FILE
 from gpt1.weights.released import N_SHARDS, SHAPES_FILE
 
 
@@ -447,11 +447,11 @@ def test_git_object_id_is_gits(tmp_path: Path, content: bytes, object_id: str) -
 
 def test_the_table_names_all_released_files() -> None:
     shards = [f"params_{index}.npy" for index in range(N_SHARDS)]
-    assert set(RELEASED_FILES) == {VOCABULARY, MERGES, SHAPES_FILE, *shards}
+    assert set(RELEASED_FILES) == {ENCODER_FILE, BPE_FILE, SHAPES_FILE, *shards}
     assert all(re.fullmatch("[0-9a-f]{40}", object_id) for object_id in RELEASED_FILES.values())
     assert len(set(RELEASED_FILES.values())) == len(RELEASED_FILES)
 
 
-@pytest.mark.parametrize("name", [VOCABULARY, MERGES, SHAPES_FILE])
+@pytest.mark.parametrize("name", [ENCODER_FILE, BPE_FILE, SHAPES_FILE])
 def test_the_tables_ids_are_those_of_the_released_files(released_dir: Path, name: str) -> None:
     assert git_object_id(released_dir / name) == RELEASED_FILES[name]

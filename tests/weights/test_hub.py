@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,15 +28,14 @@ from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import Batch, pack
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
-from gpt1.inference.pretrained import load_pretrained
+from gpt1.inference.language_model import open_model
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
-from gpt1.weights import hub
-from gpt1.weights import released as weights
-from gpt1.weights.hub import Pieces
+from gpt1.weights import hub, jl, locate, parameters
+from gpt1.weights.released import load_released, read_shapes, save_released
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model" / "demo"
@@ -57,7 +56,65 @@ def transformers() -> ModuleType:
     return library
 
 
-def random_pieces(*, special: bool = True, classifier: bool = True, afn: str = "gelu") -> Pieces:
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A model's parameters, cut where the layouts differ; not every model has all of them."""
+
+    tokens: np.ndarray
+    special: np.ndarray | None
+    positions: np.ndarray
+    layers: dict[str, np.ndarray]
+    classifier: dict[str, np.ndarray]
+    n_head: int
+    afn: str
+
+    def params(self, special: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """By the original's names; ``special`` where there are no such rows."""
+        own = [rows for rows in (self.special, special) if rows is not None][:1]
+        we = np.concatenate([self.tokens, *own, self.positions])
+        return {"we": we, **self.layers, **self.classifier}
+
+    def write(self, directory: Path, vocabulary: tuple[Path, Path]) -> None:
+        """Write a hub directory."""
+        params = self.params()
+        config = ModelConfig(
+            n_vocab=len(self.tokens),
+            n_special=0 if self.special is None else len(self.special),
+            n_ctx=len(self.positions),
+            n_embd=self.tokens.shape[1],
+            n_head=self.n_head,
+            n_layer=parameters.count_layers(params),
+            afn=self.afn,
+        )
+        hub.write_hub(directory, params, vocabulary, config)
+
+
+def read_parts(directory: Path) -> Parts:
+    """The whole model in a hub directory."""
+    config = hub.read_config(directory)
+    params = hub.load_hub(
+        directory,
+        n_vocab=N_VOCAB,
+        special=np.zeros((0, N_EMBD), np.float32),
+        n_ctx=config.n_positions,
+        n_transfer=config.n_layer,
+        classifier=True,
+    )
+    we = params.pop("we")
+    clf = {name: params.pop(name) for name in ("clf/w", "clf/b") if name in params}
+    first = len(we) - config.n_positions
+    return Parts(
+        tokens=we[:N_VOCAB],
+        special=we[N_VOCAB:first] if first > N_VOCAB else None,
+        positions=we[first:],
+        layers=params,
+        classifier=clf,
+        n_head=config.n_head,
+        afn=config.afn,
+    )
+
+
+def random_parts(*, special: bool = True, classifier: bool = True, afn: str = "gelu") -> Parts:
     """A model with random parameters, large enough that every one of them shows in the output."""
     rng = np.random.default_rng(0)
     config = ModelConfig(
@@ -65,32 +122,32 @@ def random_pieces(*, special: bool = True, classifier: bool = True, afn: str = "
     )
     params = {
         name: (rng.standard_normal(shape) * 0.3 + name.endswith("/g")).astype(np.float32)
-        for name, shape in weights.parameter_shapes(config).items()
+        for name, shape in parameters.parameter_shapes(config).items()
     }
     we, clf = params.pop("we"), {name: params.pop(name) for name in ("clf/w", "clf/b")}
-    return Pieces(
+    return Parts(
         tokens=we[:N_VOCAB],
         special=we[N_VOCAB : N_VOCAB + 3] if special else None,
         positions=we[N_VOCAB + 3 :],
-        blocks=params,
+        layers=params,
         classifier=clf if classifier else {},
         n_head=N_HEAD,
         afn=afn,
     )
 
 
-def our_model(pieces: Pieces) -> DoubleHeadsModel:
+def our_model(parts: Parts) -> DoubleHeadsModel:
     config = ModelConfig(
-        n_vocab=len(pieces.tokens),
-        n_ctx=len(pieces.positions),
-        n_embd=pieces.n_embd,
-        n_head=pieces.n_head,
-        n_layer=pieces.n_layer,
-        afn=pieces.afn,
+        n_vocab=len(parts.tokens),
+        n_ctx=len(parts.positions),
+        n_embd=N_EMBD,
+        n_head=parts.n_head,
+        n_layer=N_LAYER,
+        afn=parts.afn,
     )
     model = DoubleHeadsModel(config)
     model.init_parameters(torch.Generator().manual_seed(1))
-    weights.apply(model, pieces.params(np.zeros((3, pieces.n_embd), np.float32)))
+    parameters.set_parameters(model, parts.params(np.zeros((3, N_EMBD), np.float32)))
     return model.eval()
 
 
@@ -104,17 +161,17 @@ def write_vocabulary(directory: Path) -> None:
     (directory / "merges.txt").write_text("#version: 0.2\na b\n")
 
 
-def write_directory(directory: Path, pieces: Pieces) -> Path:
+def write_directory(directory: Path, parts: Parts) -> Path:
     """A hub directory that we wrote."""
     vocabulary = directory.parent / "vocabulary"
     write_vocabulary(vocabulary)
-    hub.write_hub(directory, pieces, vocabulary / "vocab.json", vocabulary / "merges.txt")
+    parts.write(directory, (vocabulary / "vocab.json", vocabulary / "merges.txt"))
     return directory
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    return write_directory(tmp_path / "hub", random_pieces())
+    return write_directory(tmp_path / "hub", random_parts())
 
 
 def random_choices(*, special: bool = True) -> tuple[ChoiceArrays, Tensor]:
@@ -161,18 +218,18 @@ def their_lm_logits(model: Any, arrays: ChoiceArrays) -> Tensor:
 def test_lm_logits_in_transformers_are_ours(
     transformers: ModuleType, tmp_path: Path, afn: str
 ) -> None:
-    pieces = random_pieces(afn=afn)
-    write_directory(tmp_path / "hub", pieces)
+    parts = random_parts(afn=afn)
+    write_directory(tmp_path / "hub", parts)
     theirs, info = transformers.OpenAIGPTLMHeadModel.from_pretrained(
         tmp_path / "hub", output_loading_info=True
     )
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
     arrays, _ = random_choices()
-    ours = our_lm_logits(our_model(pieces), arrays, N_VOCAB + 3)
+    ours = our_lm_logits(our_model(parts), arrays, N_VOCAB + 3)
     assert ours.abs().mean() > 0.1  # not by being nothing
     torch.testing.assert_close(their_lm_logits(theirs, arrays), ours, **TOLERANCE)
-    other = replace(pieces, afn="relu" if afn == "gelu" else "gelu")
+    other = replace(parts, afn="relu" if afn == "gelu" else "gelu")
     assert (our_lm_logits(our_model(other), arrays, N_VOCAB + 3) - ours).abs().max() > 1e-2
 
 
@@ -182,7 +239,7 @@ def test_choice_logits_in_transformers_are_ours(transformers: ModuleType, direct
     )
     assert not any(info.values())
     arrays, classify = random_choices()
-    ours = our_choice_logits(our_model(random_pieces()), arrays)
+    ours = our_choice_logits(our_model(random_parts()), arrays)
     assert ours.std() > 0.1
     found = their_output(theirs, arrays, mc_token_ids=classify)
     torch.testing.assert_close(found.mc_logits, ours, **TOLERANCE)
@@ -191,8 +248,8 @@ def test_choice_logits_in_transformers_are_ours(transformers: ModuleType, direct
 def test_a_pretrained_model_has_no_rows_of_special_tokens_and_no_choice_head(
     transformers: ModuleType, tmp_path: Path
 ) -> None:
-    pieces = random_pieces(special=False, classifier=False)
-    write_directory(tmp_path / "hub", pieces)
+    parts = random_parts(special=False, classifier=False)
+    write_directory(tmp_path / "hub", parts)
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "hub", output_loading_info=True
     )
@@ -200,7 +257,7 @@ def test_a_pretrained_model_has_no_rows_of_special_tokens_and_no_choice_head(
     assert not any(info.values())
     assert theirs.config.vocab_size == N_VOCAB
     arrays, _ = random_choices(special=False)
-    ours = our_lm_logits(our_model(pieces), arrays, N_VOCAB)
+    ours = our_lm_logits(our_model(parts), arrays, N_VOCAB)
     torch.testing.assert_close(their_lm_logits(theirs, arrays), ours, **TOLERANCE)
 
 
@@ -219,7 +276,7 @@ def test_transformers_softmax_lacks_the_position_rows(
     """What docs/hub.md says: equal logits, other probabilities."""
     theirs = transformers.OpenAIGPTLMHeadModel.from_pretrained(directory)
     arrays, _ = random_choices()
-    model = our_model(random_pieces())
+    model = our_model(random_parts())
     tokens = our_lm_logits(model, arrays, N_VOCAB + 3)
     all_rows = our_lm_logits(model, arrays, model.config.n_rows)
     ours, of_tokens = all_rows.logsumexp(-1), their_lm_logits(theirs, arrays).logsumexp(-1)
@@ -265,9 +322,9 @@ def test_models_saved_by_transformers_compute_the_same_here(
     transformers: ModuleType, tmp_path: Path, kind: str, file: str
 ) -> None:
     theirs = their_directory(transformers, tmp_path, kind, file)
-    pieces = hub.read_hub(tmp_path, N_VOCAB)
-    model, (arrays, classify) = our_model(pieces), random_choices()
-    assert bool(pieces.classifier) == (kind == "OpenAIGPTDoubleHeadsModel")
+    parts = read_parts(tmp_path)
+    model, (arrays, classify) = our_model(parts), random_choices()
+    assert bool(parts.classifier) == (kind == "OpenAIGPTDoubleHeadsModel")
     if kind == "OpenAIGPTModel":
         batch = pack(arrays, SPECIAL.classify, share_prefix=False)
         flat = ChoiceArrays(arrays.X.reshape(6, N_POSITIONS, 2), arrays.M, None)
@@ -293,7 +350,7 @@ def test_activations_of_transformers_by_all_their_names(
         transformers, tmp_path, "OpenAIGPTLMHeadModel", "model.safetensors", afn=afn
     )
     arrays, _ = random_choices()
-    ours = our_lm_logits(our_model(hub.read_hub(tmp_path, N_VOCAB)), arrays, N_VOCAB + 3)
+    ours = our_lm_logits(our_model(read_parts(tmp_path)), arrays, N_VOCAB + 3)
     torch.testing.assert_close(ours, their_lm_logits(theirs, arrays), **TOLERANCE)
 
 
@@ -314,10 +371,9 @@ def save_tensors(directory: Path, tensors: Tensors) -> None:
     safetensors.torch.save_file(tensors, directory / "model.safetensors")
 
 
-def assert_same(found: Pieces, expected: Pieces) -> None:
+def assert_same(found: Parts, expected: Parts) -> None:
     """Bit for bit."""
-    none = np.zeros((0, N_EMBD), np.float32)
-    ours, theirs = found.params(none), expected.params(none)
+    ours, theirs = found.params(), expected.params()
     assert list(ours) == list(theirs)
     for name in ours:
         assert ours[name].dtype == np.float32
@@ -332,8 +388,8 @@ def assert_same(found: Pieces, expected: Pieces) -> None:
 def test_what_is_written_is_read_bit_for_bit(
     tmp_path: Path, special: bool, classifier: bool, afn: str
 ) -> None:
-    pieces = random_pieces(special=special, classifier=classifier, afn=afn)
-    assert_same(hub.read_hub(write_directory(tmp_path / "hub", pieces), N_VOCAB), pieces)
+    parts = random_parts(special=special, classifier=classifier, afn=afn)
+    assert_same(read_parts(write_directory(tmp_path / "hub", parts)), parts)
 
 
 def test_the_hubs_historical_file_with_masks_and_without_prefix(directory: Path) -> None:
@@ -347,7 +403,7 @@ def test_the_hubs_historical_file_with_masks_and_without_prefix(directory: Path)
     tensors["position_ids"] = torch.arange(N_POSITIONS)
     (directory / "model.safetensors").unlink()
     torch.save(tensors, directory / "pytorch_model.bin")
-    assert_same(hub.read_hub(directory, N_VOCAB), random_pieces(classifier=False))
+    assert_same(read_parts(directory), random_parts(classifier=False))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -358,21 +414,21 @@ def test_pytorch_files_of_both_kinds(directory: Path, zipped: bool) -> None:
         _use_new_zipfile_serialization=zipped,
     )
     (directory / "model.safetensors").unlink()
-    assert_same(hub.read_hub(directory, N_VOCAB), random_pieces())
+    assert_same(read_parts(directory), random_parts())
 
 
 def test_safetensors_are_preferred(directory: Path) -> None:
     (directory / "pytorch_model.bin").write_bytes(b"not looked at")
-    assert_same(hub.read_hub(directory, N_VOCAB), random_pieces())
+    assert_same(read_parts(directory), random_parts())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened_exactly(directory: Path, dtype: torch.dtype) -> None:
     halves = {name: tensor.to(dtype) for name, tensor in tensors_of(directory).items()}
     save_tensors(directory, halves)
-    found = hub.read_hub(directory, N_VOCAB)
+    found = read_parts(directory)
     expected = halves["transformer.h.1.mlp.c_fc.weight"].double().numpy()
-    np.testing.assert_array_equal(found.blocks["h1/mlp/c_fc/w"][0], expected)
+    np.testing.assert_array_equal(found.layers["h1/mlp/c_fc/w"][0], expected)
     assert found.positions.dtype == np.float32
 
 
@@ -390,14 +446,14 @@ def test_a_settings_file_as_old_as_the_hubs(directory: Path) -> None:
         del config[name]
     config |= {"n_special": 0, "predict_special_tokens": True, "task_specific_params": {}}
     path.write_text(json.dumps(config))
-    assert_same(hub.read_hub(directory, N_VOCAB), random_pieces())
+    assert_same(read_parts(directory), random_parts())
 
 
 def test_a_released_checkpoint_beside_comes_first(directory: Path) -> None:
-    assert hub.is_hub(directory)
+    assert locate.is_hub(directory)
     (directory / "params_shapes.json").write_text("[]")
-    assert not hub.is_hub(directory)
-    assert not hub.is_hub(directory / "nowhere")
+    assert not locate.is_hub(directory)
+    assert not locate.is_hub(directory / "nowhere")
 
 
 # --------------------------------------------------------------------------------- load_hub
@@ -409,20 +465,20 @@ def load(directory: Path, special: np.ndarray, **request: Any) -> dict[str, np.n
 
 
 def test_load_hub_takes_what_is_asked_for(directory: Path) -> None:
-    pieces, special = random_pieces(), np.full((3, N_EMBD), 9, np.float32)
+    parts, special = random_parts(), np.full((3, N_EMBD), 9, np.float32)
     for n_transfer in (N_LAYER, 2, 0):
         found = load(directory, special, n_transfer=n_transfer)
-        blocks = {name: a for name, a in pieces.blocks.items() if int(name[1]) < n_transfer}
-        assert list(found) == ["we", *blocks]  # and never the classifier
-        for name, array in blocks.items():
+        layers = {name: a for name, a in parts.layers.items() if int(name[1]) < n_transfer}
+        assert list(found) == ["we", *layers]  # and never the classifier
+        for name, array in layers.items():
             np.testing.assert_array_equal(found[name], array)
         assert len(found["we"]) == N_VOCAB + 3 + 7
-        np.testing.assert_array_equal(found["we"][N_VOCAB + 3 :], pieces.positions[:7])
-        np.testing.assert_array_equal(found["we"][N_VOCAB : N_VOCAB + 3], pieces.special)
+        np.testing.assert_array_equal(found["we"][N_VOCAB + 3 :], parts.positions[:7])
+        np.testing.assert_array_equal(found["we"][N_VOCAB : N_VOCAB + 3], parts.special)
 
 
 def test_load_hub_uses_the_rows_given_where_there_are_none(tmp_path: Path) -> None:
-    directory = write_directory(tmp_path / "hub", random_pieces(special=False))
+    directory = write_directory(tmp_path / "hub", random_parts(special=False))
     special = np.full((3, N_EMBD), 9, np.float32)
     np.testing.assert_array_equal(load(directory, special)["we"][N_VOCAB : N_VOCAB + 3], special)
 
@@ -434,10 +490,10 @@ def test_load_hub_reads_nothing_for_minus_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"n_ctx": N_POSITIONS + 1}, r"--n_ctx 21: .* 20 position rows; give 1 to 20"),
-        ({"n_ctx": 0}, r"--n_ctx 0: .* give 1 to 20"),
-        ({"n_transfer": 4}, r"--n_transfer 4: .* 3 layers; give 0 to 3"),
-        ({"n_transfer": -2}, r"--n_transfer -2: .* give 0 to 3"),
+        ({"n_ctx": N_POSITIONS + 1}, r"n_ctx=21: .* 20 position rows; give 1 to 20"),
+        ({"n_ctx": 0}, r"n_ctx=0: .* give 1 to 20"),
+        ({"n_transfer": 4}, r"n_transfer=4: .* 3 layers; give 0 to 3"),
+        ({"n_transfer": -2}, r"n_transfer=-2: .* give 0 to 3"),
     ],
 )
 def test_load_hub_refuses_more_than_there_is(
@@ -518,7 +574,6 @@ CONFIG_DAMAGES = [
     (set_config(n_head=True), r"n_head is true, expected a positive whole number"),
     (set_config(n_positions="x" * 90), r'n_positions is "x{39}\.\.\., expected'),
     (set_config(vocab_size=-5), r"vocab_size is -5, expected"),
-    (set_config(n_head=3), r"n_head 3 does not divide n_embd 16"),
     (set_config(afn="gelu_new"), r'afn is "gelu_new", expected one of gelu, relu, swish, silu'),
     (set_config(afn=["gelu"]), r"afn is \[.*\], expected one of"),
     (set_config(layer_norm_epsilon=1e-6), r"layer_norm_epsilon is 1e-06, but GPT-1 has 1e-05"),
@@ -574,14 +629,14 @@ def test_damage_is_refused_in_one_message_with_its_place(
 ) -> None:
     damage(directory)
     with pytest.raises(InputError, match=message) as error:
-        hub.read_hub(directory, N_VOCAB)
+        read_parts(directory)
     assert str(directory) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_settings_file_itself_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json: .* cannot be read"):
-        hub.read_hub(tmp_path, N_VOCAB)
+        read_parts(tmp_path)
 
 
 class Payload:
@@ -604,7 +659,7 @@ def test_a_payload_in_the_pickle_is_not_run(directory: Path, tmp_path: Path) -> 
     proof = tmp_path / "it ran"
     as_pickle(directory, {**tensors_of(directory), "x": Payload(proof)})
     with pytest.raises(InputError, match=r"pytorch_model\.bin: not a whole file of torch") as error:
-        hub.read_hub(directory, N_VOCAB)
+        read_parts(directory)
     assert not proof.exists()
     assert "weights_only" not in str(error.value)  # torch's advice is to run it
     torch.load(directory / "pytorch_model.bin", weights_only=False)
@@ -632,7 +687,7 @@ def test_odd_values_in_the_pickle_are_refused(
 ) -> None:
     as_pickle(directory, change(tensors_of(directory)))
     with pytest.raises(InputError, match=message):
-        hub.read_hub(directory, N_VOCAB)
+        read_parts(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02.", b"PK\x03\x04" + bytes(100)])
@@ -640,52 +695,51 @@ def test_a_damaged_pickle_is_refused(directory: Path, content: bytes) -> None:
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(InputError, match=r"pytorch_model\.bin: not a whole file of torch tensors"):
-        hub.read_hub(directory, N_VOCAB)
+        read_parts(directory)
 
 
 # ------------------------------------------------------------------------------- --model_dir
 
 
-def test_load_pretrained_takes_a_hub_directory_as_it_is(directory: Path) -> None:
-    pieces = replace(random_pieces(), afn="relu")
-    write_directory(directory, pieces)
-    found = load_pretrained(directory)
+def test_open_model_takes_a_hub_directory_as_it_is(directory: Path) -> None:
+    parts = replace(random_parts(), afn="relu")
+    write_directory(directory, parts)
+    found = open_model(directory)
     arrays, _ = random_choices()
-    expected = our_choice_logits(our_model(pieces), arrays)
-    torch.testing.assert_close(our_choice_logits(found.model, arrays), expected, rtol=0, atol=0)
+    expected = our_choice_logits(our_model(parts), arrays)
+    torch.testing.assert_close(our_choice_logits(found.module, arrays), expected, rtol=0, atol=0)
     assert found.has_choice_head
     assert found.special == SPECIAL
-    config = found.model.config
+    config = found.module.config
     assert (config.n_ctx, config.n_head, config.afn) == (N_POSITIONS, N_HEAD, "relu")
-    assert found.encoder.encode(["ab b"]) == [[1, 25, 25]]  # "b</w>" is no part of a merge
+    assert found.encode(["ab b"]) == [[1, 25, 25]]  # "b</w>" is no part of a merge
 
 
-def test_load_pretrained_draws_the_same_special_rows_as_for_the_released_layout(
+def test_open_model_draws_the_same_special_rows_as_for_the_released_layout(
     tmp_path: Path,
 ) -> None:
-    pieces = random_pieces(special=False, classifier=False)
-    directory = write_directory(tmp_path / "hub", pieces)
+    parts = random_parts(special=False, classifier=False)
+    directory = write_directory(tmp_path / "hub", parts)
     released = tmp_path / "released"
-    params = pieces.params(pieces.tokens[:0])
-    weights.save_released(released, params, n_vocab=N_VOCAB, n_special=0, n_head=N_HEAD)
+    params = parts.params()
+    save_released(released, params, n_vocab=N_VOCAB, n_special=0, n_head=N_HEAD)
     shutil.copy(directory / "vocab.json", released / "encoder_bpe_40000.json")
     shutil.copy(directory / "merges.txt", released / "vocab_40000.bpe")
-    one, other = load_pretrained(directory), load_pretrained(released)
+    one, other = open_model(directory), open_model(released)
     assert not one.has_choice_head
-    for name, parameter in one.model.named_parameters():
-        assert torch.equal(parameter, other.model.get_parameter(name)), name
+    for name, parameter in one.module.named_parameters():
+        assert torch.equal(parameter, other.module.get_parameter(name)), name
 
 
-def test_load_pretrained_with_a_list_takes_heads_and_activation_from_the_hub_directory(
+def test_open_model_with_a_list_takes_heads_and_activation_from_the_hub_directory(
     directory: Path, tmp_path: Path
 ) -> None:
-    write_directory(directory, random_pieces(afn="swish"))
-    model = our_model(random_pieces())
-    path = tmp_path / "list.safetensors"
-    weights.write_safetensors(path, weights.to_list(model), model.config)
-    found = load_pretrained(directory, path)
-    assert (found.model.config.n_head, found.model.config.afn) == (N_HEAD, "swish")
-    assert load_pretrained(directory, path, afn="relu").model.config.afn == "relu"
+    write_directory(directory, random_parts(afn="swish"))
+    path = tmp_path / "list.jl"
+    jl.write_jl(path, parameters.to_list(our_model(random_parts())))
+    found = open_model(path, vocabulary=directory)
+    assert (found.module.config.n_head, found.module.config.afn) == (N_HEAD, "swish")
+    assert open_model(path, vocabulary=directory, afn="relu").module.config.afn == "relu"
 
 
 def test_a_directory_with_its_vocabulary_in_tokenizer_json_alone(
@@ -698,12 +752,12 @@ def test_a_directory_with_its_vocabulary_in_tokenizer_json_alone(
     tokenizer.save_pretrained(directory)
     assert not (directory / "vocab.json").exists()
     with pytest.raises(InputError, match=r"vocab\.json is missing: tokenizer\.json alone") as error:
-        load_pretrained(directory)
+        open_model(directory)
     remedy = str(error.value).rpartition(" by ")[2]
     names = {"d": str(directory), "AutoTokenizer": transformers.AutoTokenizer}
     assert names["d"] in str(error.value)
     exec(remedy, names)
-    assert load_pretrained(directory).has_choice_head
+    assert open_model(directory).has_choice_head
 
 
 # ----------------------------------------------------------------------------------- training
@@ -712,23 +766,23 @@ def test_a_directory_with_its_vocabulary_in_tokenizer_json_alone(
 def tiny_hub(task: tiny.Tiny, directory: Path, **changes: Any) -> Path:
     """The tiny checkpoint as a hub directory."""
     sources = task.sources()
-    sizes = weights.read_shapes(task.model_dir)
+    sizes = read_shapes(task.model_dir)
     none = np.zeros((0, sizes.n_embd), np.float32)
-    params = weights.load_released(
+    params = load_released(
         task.model_dir, special=none, n_ctx=sizes.n_ctx, n_transfer=sizes.n_layer
     )
     we = params.pop("we")
-    pieces = Pieces(
+    parts = Parts(
         tokens=we[: sizes.n_vocab],
         special=None,
         positions=we[sizes.n_vocab :],
-        blocks=params,
+        layers=params,
         classifier={},
         n_head=tiny.N_HEAD,
         afn="gelu",
     )
-    pieces = replace(pieces, **changes)
-    hub.write_hub(directory, pieces, sources.encoder_path, sources.bpe_path)
+    parts = replace(parts, **changes)
+    parts.write(directory, (sources.encoder_path, sources.bpe_path))
     return directory
 
 
@@ -784,9 +838,9 @@ def test_training_takes_rows_of_special_tokens_but_not_the_choice_head(
 
 
 @pytest.mark.parametrize(
-    ("words", "pieces", "message"),
+    ("words", "parts", "message"),
     [
-        (("--n_embd", "32"), {}, r"--n_embd 32: .*config\.json has 16; leave the flag out"),
+        (("--n_embd", "32"), {}, r"--n_embd 32: .*config\.json has 16; leave it out"),
         ((), {"afn": "relu"}, r"--afn gelu: .*config\.json has relu; give --afn relu"),
         (("--n_transfer", "3"), {}, r"--n_transfer 3: .* 2 layers, .*; give at most 2"),
         ((), {"positions": np.ones((4, tiny.N_EMBD), "f4")}, r"--n_ctx \d+: .* 4 position rows"),
@@ -798,10 +852,10 @@ def test_training_refuses_what_does_not_fit_a_hub_directory(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: tuple[str, ...],
-    pieces: dict[str, Any],
+    parts: dict[str, Any],
     message: str,
 ) -> None:
-    directory = tiny_hub(task, tmp_path / "hub", **pieces)
+    directory = tiny_hub(task, tmp_path / "hub", **parts)
     assert train.main(train_flags(task, directory, tmp_path, *words)) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -830,8 +884,8 @@ def their_tokenizer(
 ) -> Any:
     """Of a hub directory with this vocabulary, written by us; the model in it does not matter."""
     n_vocab = len(json.loads(encoder_path.read_text("utf-8")))
-    pieces = replace(random_pieces(), tokens=np.zeros((n_vocab, N_EMBD), np.float32))
-    hub.write_hub(directory, pieces, encoder_path, bpe_path)
+    parts = replace(random_parts(), tokens=np.zeros((n_vocab, N_EMBD), np.float32))
+    parts.write(directory, (encoder_path, bpe_path))
     return transformers.OpenAIGPTTokenizer.from_pretrained(directory)
 
 
@@ -876,7 +930,7 @@ def test_the_tokenizer_loads_and_knows_the_special_tokens(
 def test_without_rows_of_special_tokens_the_tokenizer_has_none(
     transformers: ModuleType, tmp_path: Path
 ) -> None:
-    directory = write_directory(tmp_path / "hub", random_pieces(special=False))
+    directory = write_directory(tmp_path / "hub", random_parts(special=False))
     tokenizer = transformers.OpenAIGPTTokenizer.from_pretrained(directory)
     assert tokenizer.all_special_tokens == ["<unk>"]
     assert len(tokenizer) == N_VOCAB
@@ -943,6 +997,6 @@ def test_a_machine_in_trouble_is_not_blamed_on_the_arrays(directory: Path, pickl
 def test_a_full_disk_is_one_message_and_leaves_the_old_model(directory: Path) -> None:
     before = (directory / "model.safetensors").read_bytes()
     with faults.short_files(1_000), pytest.raises(Gpt1Error) as caught:
-        write_directory(directory, random_pieces())
+        write_directory(directory, random_parts())
     assert str(caught.value).startswith(f"{directory / 'model.safetensors'}: cannot be written: ")
     assert (directory / "model.safetensors").read_bytes() == before

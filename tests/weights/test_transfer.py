@@ -21,15 +21,16 @@ import torch
 from released import released_layout, write_released
 
 from gpt1.batches.task_data import TaskData
-from gpt1.commands import convert, train
+from gpt1.commands import train
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings
 from gpt1.training import prepare
 from gpt1.training.sources import Sources
-from gpt1.weights import hub, jl
-from gpt1.weights import released as weights
+from gpt1.weights import hub, jl, parameters
+from gpt1.weights.conversion import convert
+from gpt1.weights.released import load_released, read_shapes
 
 N_EMBD, N_HEAD, DEPTH, N_POSITIONS, N_VOCAB, N_CTX = 12, 3, 3, 16, 11, 8
 LAYOUTS = ("released", "hub")
@@ -74,8 +75,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Checkpo
     flat = write_released(directory, **sizes, n_head=N_HEAD, std=1.0)
     shapes = released_layout(**sizes)
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    pieces = [p.reshape(s) for p, s in zip(np.split(flat, ends), shapes, strict=True)]
-    positions, tokens, *layers = pieces
+    arrays = [p.reshape(s) for p, s in zip(np.split(flat, ends), shapes, strict=True)]
+    positions, tokens, *layers = arrays
     sources = Sources(
         data_dir=directory,
         model_dir=directory,
@@ -87,17 +88,14 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Checkpo
         sources.encoder_path.touch()
         sources.bpe_path.touch()
         sources = replace(sources, model_dir=directory / "hub")
-        names = list(weights.parameter_shapes(model_config(DEPTH)))[1:-2]
-        hub_pieces = hub.Pieces(
-            tokens=tokens,
-            special=None,
-            positions=positions,
-            blocks=dict(zip(names, layers, strict=True)),
-            classifier={},
-            n_head=N_HEAD,
-            afn="gelu",
+        names = list(parameters.parameter_shapes(model_config(DEPTH)))[1:-2]
+        we = np.concatenate([tokens, positions])
+        hub.write_hub(
+            sources.model_dir,
+            {"we": we, **dict(zip(names, layers, strict=True))},
+            (sources.encoder_path, sources.bpe_path),
+            replace(model_config(DEPTH), n_special=0, n_ctx=N_POSITIONS),
         )
-        hub.write_hub(sources.model_dir, hub_pieces, sources.encoder_path, sources.bpe_path)
     return Checkpoint(sources, layers, tokens, positions)
 
 
@@ -134,9 +132,9 @@ def test_each_array_is_the_checkpoints_or_fresh_as_in_the_original(
     fresh = DoubleHeadsModel(model_config(depth))
     fresh.init_parameters(torch.Generator().manual_seed(42))
     taken = assigned_by_the_original(depth, used)
-    own = weights.to_list(model)
+    own = parameters.to_list(model)
     assert len(own) == 1 + 12 * depth + 2
-    for i, (array, drawn) in enumerate(zip(own, weights.to_list(fresh), strict=True)):
+    for i, (array, drawn) in enumerate(zip(own, parameters.to_list(fresh), strict=True)):
         expected = [we, *checkpoint.layers][i] if i in taken else drawn
         np.testing.assert_array_equal(array, expected, err_msg=f"parameter {i}")
 
@@ -157,14 +155,14 @@ def test_any_number_of_heads_that_divides_the_width_may_be_given(checkpoint: Che
     for n_head in (1, 2, 4, 6, 12):
         settings, model = checkpoint.resolved(n_head=n_head)
         assert settings.n_head == model.config.n_head == n_head
-        start = weights.to_list(model)[1:-2]
+        start = parameters.to_list(model)[1:-2]
         assert all(map(np.array_equal, start, checkpoint.layers))
     with pytest.raises(InputError, match="--n_head 5: does not divide the width 12"):
         checkpoint.resolved(n_head=5)
 
 
 def test_the_width_must_be_the_checkpoints_unless_nothing_is_taken(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InputError, match=r"--n_embd 24: .* has 12; leave the flag out"):
+    with pytest.raises(InputError, match=r"--n_embd 24: .* has 12; leave it out"):
         checkpoint.resolved(n_embd=24, n_transfer=0)
     assert checkpoint.resolved(n_embd=24, n_transfer=-1)[1].config.n_embd == 24
 
@@ -185,7 +183,7 @@ def test_a_model_is_not_built_before_the_number_of_layers_is_decided(
 def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
     """The tiny task; its model, two layers of four heads, lies there in both layouts."""
     task = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-    convert.convert(task.model_dir, task.directory / "hub", "hub")
+    convert(task.model_dir, task.directory / "hub", "hub")
     return task
 
 
@@ -257,9 +255,9 @@ def test_a_whole_run_says_what_it_used(
 def test_a_whole_run_starts_with_the_layers_that_it_names(run: Run) -> None:
     """The program, flags and files included: with no epoch the parameters kept are the first."""
     model_dir = run.task.model_dir
-    n_ctx = weights.read_shapes(model_dir).n_ctx
+    n_ctx = read_shapes(model_dir).n_ctx
     special = np.zeros((3, tiny.N_EMBD), np.float32)
-    released = weights.load_released(model_dir, special=special, n_ctx=n_ctx, n_transfer=2)
+    released = load_released(model_dir, special=special, n_ctx=n_ctx, n_transfer=2)
     for n_layer, n_transfer in ((1, 1), (2, 1), (4, 2)):
         words = ["--n_layer", str(n_layer), "--n_transfer", str(n_transfer)]
         assert run.main("--n_iter", "0", *words) == 0
@@ -301,7 +299,7 @@ def test_a_full_list_fixes_the_layers_but_not_the_heads(
     run.best.rename(listed)
     start = ["--n_iter", "0", "--init_params", str(listed)]
     assert run.main(*start, "--n_layer", "3") == 2
-    said = f"--n_layer 3: --init_params {listed}, which gives every parameter, has 2; leave the"
+    said = f"--n_layer 3: {listed}, which gives every parameter, has 2; leave it out"
     assert said in capsys.readouterr().err
     assert run.main(*start, "--n_layer", "2", "--n_head", "2") == 0
     assert "--n_head 2: according to " in capsys.readouterr().err

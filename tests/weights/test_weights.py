@@ -29,8 +29,7 @@ from released import released_layout, write_released
 
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import Gpt1Error, InputError
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, locate, parameters, released
 
 CONFIG = ModelConfig(n_vocab=11, n_special=3, n_ctx=7, n_embd=8, n_head=2, n_layer=2)
 SIZES = {"n_embd": 8, "n_layer": 3, "n_ctx": 7, "n_vocab": 11}
@@ -39,7 +38,7 @@ SPECIAL = np.arange(24, dtype=np.float32).reshape(3, 8)
 
 def random_list(config: ModelConfig = CONFIG, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    shapes = weights.parameter_shapes(config).values()
+    shapes = parameters.parameter_shapes(config).values()
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
@@ -86,16 +85,16 @@ def test_table_has_the_originals_names_order_and_shapes(golden_dir):
     steps = np.load(golden_dir / "steps.npz")
     cfg = json.loads(str(steps["base/cfg"]))
     sizes = {k: cfg[k] for k in ("n_vocab", "n_special", "n_ctx", "n_embd", "n_head", "n_layer")}
-    table = weights.parameter_shapes(ModelConfig(**sizes))
+    table = parameters.parameter_shapes(ModelConfig(**sizes))
     names = json.loads(str(steps["base/names"]))
     assert [f"model/{name}:0" for name in table] == names
     assert list(table.values()) == [steps[f"base/init/{name}"].shape for name in names]
 
 
 def test_table_is_the_released_one(released_dir):
-    sizes = weights.read_shapes(released_dir)
-    assert sizes == weights.ReleasedShapes(n_ctx=512, n_vocab=40478, n_embd=768, n_layer=12)
-    table = list(weights.parameter_shapes(ModelConfig()).values())
+    sizes = released.read_shapes(released_dir)
+    assert sizes == released.ReleasedShapes(n_ctx=512, n_vocab=40478, n_embd=768, n_layer=12)
+    table = list(parameters.parameter_shapes(ModelConfig()).values())
     layout = [(512, 768), (40478, 768), *table[1:-2]]
     found = json.loads((released_dir / "params_shapes.json").read_text())
     assert [tuple(shape) for shape in found] == layout
@@ -103,8 +102,8 @@ def test_table_is_the_released_one(released_dir):
 
 
 def test_sizes_come_from_a_list():
-    sizes = weights.config_of_list(random_list(), "a file")
-    assert sizes == weights.ListShapes(rows=21, n_embd=8, n_layer=2)
+    sizes = parameters.list_sizes(random_list(), "a file")
+    assert sizes == (21, 8, 2)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_sizes_come_from_a_list():
     ],
 )
 def test_a_list_of_other_shapes_has_no_sizes(damage, named):
-    message = refusal(weights.config_of_list, damage(random_list()), "some.jl")
+    message = refusal(parameters.list_sizes, damage(random_list()), "some.jl")
     assert named in message
     assert message.startswith("some.jl")
 
@@ -129,8 +128,8 @@ def test_a_list_of_other_shapes_has_no_sizes(damage, named):
 
 def test_list_enters_and_leaves_the_model_bit_for_bit():
     model, arrays = random_model(), random_list()
-    weights.from_list(model, arrays, "a list")
-    assert_same(weights.to_list(model), arrays)
+    parameters.from_list(model, arrays, "a list")
+    assert_same(parameters.to_list(model), arrays)
 
 
 def test_original_initial_parameters_enter_the_model(golden_dir):
@@ -139,22 +138,22 @@ def test_original_initial_parameters_enter_the_model(golden_dir):
     arrays = [steps[f"base/init/{name}"] for name in names]
     config = ModelConfig(n_vocab=50, n_special=3, n_ctx=14, n_embd=24, n_head=4, n_layer=2)
     model = DoubleHeadsModel(config)
-    weights.from_list(model, arrays, "steps.npz")
+    parameters.from_list(model, arrays, "steps.npz")
     kernel = steps["base/init/model/h1/mlp/c_fc/w:0"]
     assert torch.equal(model.get_parameter("h.1.mlp.c_fc.w"), torch.tensor(kernel[0]))
     assert torch.equal(model.get_parameter("clf.w"), torch.tensor(arrays[-2]))
-    assert_same(weights.to_list(model), arrays)
+    assert_same(parameters.to_list(model), arrays)
 
 
 def test_model_and_lists_share_no_memory():
     model, arrays = random_model(), random_list()
     storage = {name: p.data_ptr() for name, p in model.named_parameters()}
     expected = [array.copy() for array in arrays]
-    weights.from_list(model, arrays, "a list")
-    taken = weights.to_list(model)
+    parameters.from_list(model, arrays, "a list")
+    taken = parameters.to_list(model)
     for array in arrays + taken:
         array += 1
-    assert_same(weights.to_list(model), expected)
+    assert_same(parameters.to_list(model), expected)
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == storage
 
 
@@ -162,8 +161,8 @@ def test_read_only_arrays_enter_the_model():
     model, arrays = random_model(), random_list()
     for array in arrays:
         array.flags.writeable = False
-    weights.from_list(model, arrays, "a list")
-    assert_same(weights.to_list(model), arrays)
+    parameters.from_list(model, arrays, "a list")
+    assert_same(parameters.to_list(model), arrays)
 
 
 @pytest.mark.parametrize(
@@ -180,21 +179,23 @@ def test_read_only_arrays_enter_the_model():
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_a_wrong_list_leaves_the_model_untouched(damage, named):
     model = random_model()
-    before = weights.to_list(model)
-    assert named in refusal(weights.from_list, model, damage(random_list()), "some.jl")
-    assert_same(weights.to_list(model), before)
+    before = parameters.to_list(model)
+    assert named in refusal(parameters.from_list, model, damage(random_list()), "some.jl")
+    assert_same(parameters.to_list(model), before)
 
 
-def test_apply_sets_what_it_names_and_nothing_else():
+def test_set_parameters_sets_what_it_names_and_nothing_else():
     model = random_model()
-    before = dict(zip(weights.parameter_shapes(CONFIG), weights.to_list(model), strict=True))
+    before = dict(zip(parameters.parameter_shapes(CONFIG), parameters.to_list(model), strict=True))
     new = {"h1/mlp/c_fc/w": np.ones((1, 8, 32), np.float32), "h0/ln_1/g": SPECIAL[1]}
-    weights.apply(model, new)
-    assert_same(weights.to_list(model), list({**before, **new}.values()))
+    parameters.set_parameters(model, new)
+    assert_same(parameters.to_list(model), list({**before, **new}.values()))
 
 
-def test_apply_refuses_a_layer_the_model_lacks():
-    message = refusal(weights.apply, random_model(), {"h2/ln_1/g": SPECIAL[1]}, "model/")
+def test_set_parameters_refuses_a_layer_the_model_lacks():
+    message = refusal(
+        parameters.set_parameters, random_model(), {"h2/ln_1/g": SPECIAL[1]}, "model/"
+    )
     assert "h2/ln_1/g" in message
 
 
@@ -281,75 +282,79 @@ def test_reads_arrays_pickled_without_joblib(tmp_path, package, protocol):
 def test_safetensors_goes_out_and_in_under_the_originals_names(tmp_path):
     path, arrays = tmp_path / "made" / "a.safetensors", random_list()
     arrays[1] = np.asfortranarray(arrays[1])
-    weights.write_safetensors(path, arrays, CONFIG)
+    parameters.write_safetensors(path, arrays, CONFIG)
     from safetensors.numpy import load_file
 
     named = load_file(path)
-    assert named.keys() == weights.parameter_shapes(CONFIG).keys()
+    assert named.keys() == parameters.parameter_shapes(CONFIG).keys()
     assert named["h1/attn/c_attn/w"].tobytes() == arrays[13].tobytes()
-    assert_same(weights.read_safetensors(path), arrays)
+    metadata, found = parameters.read_safetensors(path)
+    assert_same(found, arrays)
+    assert metadata == {"config": '{"n_head": 2, "afn": "gelu"}'}
     assert os.listdir(path.parent) == [path.name]
 
 
 def test_safetensors_of_another_size_is_not_written(tmp_path):
     path = tmp_path / "a.safetensors"
-    assert "array we" in refusal(weights.write_safetensors, path, [SPECIAL] * 27, CONFIG)
-    assert "3 arrays" in refusal(weights.write_safetensors, path, [SPECIAL] * 3, CONFIG)
+    assert "array we" in refusal(parameters.write_safetensors, path, [SPECIAL] * 27, CONFIG)
+    assert "3 arrays" in refusal(parameters.write_safetensors, path, [SPECIAL] * 3, CONFIG)
     one_more = [*random_list(), SPECIAL]
-    assert f"{len(one_more)} arrays" in refusal(weights.write_safetensors, path, one_more, CONFIG)
+    assert f"{len(one_more)} arrays" in refusal(
+        parameters.write_safetensors, path, one_more, CONFIG
+    )
     assert not path.exists()
 
 
 def test_safetensors_with_other_names_are_refused(tmp_path):
     from safetensors.numpy import save_file
 
-    named = dict(zip(weights.parameter_shapes(CONFIG), random_list(), strict=True))
+    named = dict(zip(parameters.parameter_shapes(CONFIG), random_list(), strict=True))
     path = tmp_path / "a.safetensors"
     save_file({**named, "zzz": SPECIAL}, path)
-    assert "'zzz' is unknown" in refusal(weights.read_safetensors, path)
+    assert "'zzz' is unknown" in refusal(parameters.read_safetensors, path)
     named.pop("clf/b")
     save_file(named, path)
-    assert "'clf/b' is missing" in refusal(weights.read_safetensors, path)
+    assert "'clf/b' is missing" in refusal(parameters.read_safetensors, path)
     save_file({}, path)
-    assert "missing" in refusal(weights.read_safetensors, path)
+    assert "missing" in refusal(parameters.read_safetensors, path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 100, b"not one of these"])
 def test_damaged_safetensors_are_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    assert str(path) in refusal(weights.read_params, path)
+    assert str(path) in refusal(parameters.read_params, path)
 
 
 def test_bfloat16_safetensors_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "a.safetensors"
-    named = dict(zip(weights.parameter_shapes(CONFIG), random_list(), strict=True))
+    named = dict(zip(parameters.parameter_shapes(CONFIG), random_list(), strict=True))
     save_file({k: torch.tensor(v).bfloat16() for k, v in named.items()}, path)
     try:
-        arrays = weights.read_params(path)
+        arrays = parameters.read_params(path)
     except InputError:
         return
-    assert "bfloat16" in refusal(weights.from_list, random_model(), arrays, path)
+    assert "bfloat16" in refusal(parameters.from_list, random_model(), arrays, path)
 
 
 def test_suffix_says_the_format(tmp_path):
     arrays = random_list()
     jl.write_jl(tmp_path / "a.jl", arrays)
-    weights.write_safetensors(tmp_path / "a.safetensors", arrays, CONFIG)
-    assert_same(weights.read_params(tmp_path / "a.jl"), arrays)
-    assert_same(weights.read_params(str(tmp_path / "a.safetensors")), arrays)
-    message = refusal(weights.read_params, tmp_path / "a.pt")
+    parameters.write_safetensors(tmp_path / "a.safetensors", arrays, CONFIG)
+    assert_same(parameters.read_params(tmp_path / "a.jl"), arrays)
+    assert_same(parameters.read_params(str(tmp_path / "a.safetensors")), arrays)
+    message = refusal(parameters.read_params, tmp_path / "a.pt")
     assert ".jl" in message
     assert ".safetensors" in message
 
 
 @pytest.mark.parametrize("name", ["none.jl", "none.safetensors"])
 def test_missing_and_unreadable_parameter_files_are_named(tmp_path, name):
-    assert name in refusal(weights.read_params, tmp_path / name)
+    assert name in refusal(parameters.read_params, tmp_path / name)
     (tmp_path / name).mkdir()
-    assert name in refusal(weights.read_params, tmp_path / name)
+    assert name in refusal(parameters.read_params, tmp_path / name)
 
 
 # Hostile and damaged .jl files
@@ -637,8 +642,8 @@ def test_random_operations_give_one_message(tmp_path, operations):
 
 def test_released_arrays_are_cut_from_the_flat_vector(tmp_path):
     flat = write_released(tmp_path, **SIZES)
-    loaded = weights.load_released(tmp_path, special=SPECIAL, n_ctx=5, n_transfer=3)
-    assert list(loaded) == list(weights.parameter_shapes(ModelConfig(**SIZES, n_head=2)))[:-2]
+    loaded = released.load_released(tmp_path, special=SPECIAL, n_ctx=5, n_transfer=3)
+    assert list(loaded) == list(parameters.parameter_shapes(ModelConfig(**SIZES, n_head=2)))[:-2]
     positions, tokens = flat[:56].reshape(7, 8), flat[56:144].reshape(11, 8)
     assert_same([loaded.pop("we")], [np.concatenate([tokens, SPECIAL, positions[:5]])])
     assert np.concatenate([a.ravel() for a in loaded.values()]).tobytes() == flat[144:].tobytes()
@@ -657,7 +662,7 @@ def test_reference_checkpoint_loads_as_it_was_drawn(tmp_path, references_dir):
         array = (rng.randn(*shape) * 0.08).astype(np.float32)
         drawn.append(array + np.float32(1) if i >= 2 and i % 12 in (6, 0) else array)
     special = rng.randn(3, 12)
-    loaded = weights.load_released(tmp_path / "out", special=special, n_ctx=9, n_transfer=2)
+    loaded = released.load_released(tmp_path / "out", special=special, n_ctx=9, n_transfer=2)
     we = np.concatenate([drawn[1], special.astype(np.float32), drawn[0]])
     assert_same(list(loaded.values()), [we, *drawn[2:]])
 
@@ -665,42 +670,42 @@ def test_reference_checkpoint_loads_as_it_was_drawn(tmp_path, references_dir):
 @pytest.mark.parametrize("n_transfer", [0, 1, 2, 3])
 def test_n_transfer_is_not_ignored(tmp_path, n_transfer):
     write_released(tmp_path, **SIZES)
-    everything = weights.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=3)
-    loaded = weights.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=n_transfer)
+    everything = released.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=3)
+    loaded = released.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=n_transfer)
     assert list(loaded) == list(everything)[: 1 + 12 * n_transfer]
     assert_same(list(loaded.values()), list(everything.values())[: len(loaded)])
 
     model = random_model(ModelConfig(**SIZES, n_head=2))
-    before = weights.to_list(model)
-    weights.apply(model, loaded)
-    assert_same(weights.to_list(model), [*loaded.values(), *before[len(loaded) :]])
+    before = parameters.to_list(model)
+    parameters.set_parameters(model, loaded)
+    assert_same(parameters.to_list(model), [*loaded.values(), *before[len(loaded) :]])
 
 
 def test_n_transfer_minus_one_takes_and_reads_nothing(tmp_path):
-    empty = weights.load_released(tmp_path / "none", special=SPECIAL, n_ctx=7, n_transfer=-1)
+    empty = released.load_released(tmp_path / "none", special=SPECIAL, n_ctx=7, n_transfer=-1)
     assert empty == {}
 
 
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        ({"n_transfer": 4}, "--n_transfer 4"),
-        ({"n_transfer": -2}, "--n_transfer -2"),
-        ({"n_ctx": 8}, "--n_ctx 8"),
-        ({"n_ctx": 0}, "--n_ctx 0"),
+        ({"n_transfer": 4}, "n_transfer=4"),
+        ({"n_transfer": -2}, "n_transfer=-2"),
+        ({"n_ctx": 8}, "n_ctx=8"),
+        ({"n_ctx": 0}, "n_ctx=0"),
     ],
 )
-def test_asking_for_more_than_there_is_names_the_flag(tmp_path, request_, named):
+def test_asking_for_more_than_there_is_names_the_argument(tmp_path, request_, named):
     write_released(tmp_path, **SIZES)
     arguments = {"special": SPECIAL, "n_ctx": 7, "n_transfer": 3, **request_}
-    assert named in refusal(weights.load_released, tmp_path, **arguments)
+    assert named in refusal(released.load_released, tmp_path, **arguments)
 
 
 def test_loading_holds_the_parameters_once(tmp_path):
     flat = write_released(tmp_path, n_embd=64, n_layer=4, n_ctx=64, n_vocab=8000)
     tracemalloc.start()
     try:
-        weights.load_released(tmp_path, special=np.zeros((3, 64)), n_ctx=64, n_transfer=4)
+        released.load_released(tmp_path, special=np.zeros((3, 64)), n_ctx=64, n_transfer=4)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -708,16 +713,16 @@ def test_loading_holds_the_parameters_once(tmp_path):
 
 
 def released_params() -> dict[str, np.ndarray]:
-    return dict(zip(weights.parameter_shapes(CONFIG), random_list(), strict=True))
+    return dict(zip(parameters.parameter_shapes(CONFIG), random_list(), strict=True))
 
 
 def test_saved_checkpoint_loads_bit_for_bit(tmp_path):
     params = released_params()
     params["we"][0, 0] = -0.0
-    weights.save_released(tmp_path / "made", params, n_vocab=11, n_head=2)
-    assert weights.read_n_head(tmp_path / "made") == 2
+    released.save_released(tmp_path / "made", params, n_vocab=11, n_head=2)
+    assert locate.read_n_head(tmp_path / "made") == 2
     special = params["we"][11:14]
-    loaded = weights.load_released(tmp_path / "made", special=special, n_ctx=7, n_transfer=2)
+    loaded = released.load_released(tmp_path / "made", special=special, n_ctx=7, n_transfer=2)
     assert list(loaded) == list(params)[:-2]
     assert_same(list(loaded.values()), list(params.values())[:-2])
     shards = [np.load(tmp_path / "made" / f"params_{i}.npy") for i in range(10)]
@@ -727,9 +732,9 @@ def test_saved_checkpoint_loads_bit_for_bit(tmp_path):
 
 
 def test_saving_with_twelve_heads_removes_an_older_setting(tmp_path):
-    weights.save_released(tmp_path, released_params(), n_vocab=11, n_head=2)
-    weights.save_released(tmp_path, released_params(), n_vocab=11, n_head=12)
-    assert weights.read_n_head(tmp_path) is None
+    released.save_released(tmp_path, released_params(), n_vocab=11, n_head=2)
+    released.save_released(tmp_path, released_params(), n_vocab=11, n_head=12)
+    assert locate.read_n_head(tmp_path) is None
 
 
 def test_saving_refuses_what_would_not_load(tmp_path):
@@ -739,14 +744,14 @@ def test_saving_refuses_what_would_not_load(tmp_path):
         ("h1/mlp/c_fc/w", np.ones((8, 32), np.float32), "h1/mlp/c_fc/w"),
     ]:
         params = {**released_params(), name: array}
-        assert named in refusal(weights.save_released, tmp_path, params, n_vocab=11, n_head=2)
+        assert named in refusal(released.save_released, tmp_path, params, n_vocab=11, n_head=2)
     assert os.listdir(tmp_path) == []
     with pytest.raises(ValueError, match="0 position rows"):
-        weights.save_released(tmp_path, released_params(), n_vocab=18, n_head=2)
+        released.save_released(tmp_path, released_params(), n_vocab=18, n_head=2)
 
 
 def load(directory: Path) -> dict[str, np.ndarray]:
-    return weights.load_released(directory, special=SPECIAL, n_ctx=7, n_transfer=3)
+    return released.load_released(directory, special=SPECIAL, n_ctx=7, n_transfer=3)
 
 
 def resave(change):
@@ -872,7 +877,7 @@ TABLES = {
 def test_a_table_of_other_shapes_is_refused(tmp_path, which):
     table, named = TABLES[which]
     (tmp_path / "params_shapes.json").write_text(json.dumps(table))
-    message = refusal(weights.read_shapes, tmp_path)
+    message = refusal(released.read_shapes, tmp_path)
     assert named in message
     assert "params_shapes.json" in message
 
@@ -880,14 +885,14 @@ def test_a_table_of_other_shapes_is_refused(tmp_path, which):
 @pytest.mark.parametrize("content", [b"", b"[", b"\xff", b"[" * 100_000, b"1" * 10_000])
 def test_a_table_that_is_not_json_is_refused(tmp_path, content):
     (tmp_path / "params_shapes.json").write_bytes(content)
-    assert "params_shapes.json" in refusal(weights.read_shapes, tmp_path)
+    assert "params_shapes.json" in refusal(released.read_shapes, tmp_path)
 
 
 @given(changes=CHANGES)
 def test_damaged_table_gives_sizes_or_one_message(tmp_path, changes):
     path = tmp_path / "params_shapes.json"
     path.write_bytes(damaged(json.dumps(TABLE).encode(), changes))
-    sizes = attempt(weights.read_shapes, path, tmp_path)
+    sizes = attempt(released.read_shapes, path, tmp_path)
     assert sizes is None or (sizes.n_embd, sizes.n_layer) == (8, 3)
 
 
@@ -899,7 +904,7 @@ def test_a_huge_table_sets_no_memory_aside(tmp_path):
     special = np.zeros((3, 1 << 20), np.float32)
     tracemalloc.start()
     try:
-        refusal(weights.load_released, tmp_path, special=special, n_ctx=1 << 20, n_transfer=3)
+        refusal(released.load_released, tmp_path, special=special, n_ctx=1 << 20, n_transfer=3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -909,7 +914,7 @@ def test_a_huge_table_sets_no_memory_aside(tmp_path):
 @pytest.mark.parametrize("content", ["4", "{}", '{"n_head": 0}', '{"n_head": "4"}', "", "{"])
 def test_a_wrong_head_count_is_refused(tmp_path, content):
     (tmp_path / "gpt1_config.json").write_text(content)
-    assert "gpt1_config.json" in refusal(weights.read_n_head, tmp_path)
+    assert "gpt1_config.json" in refusal(locate.read_n_head, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -917,13 +922,13 @@ def test_a_wrong_head_count_is_refused(tmp_path, content):
 )
 def test_a_head_count_with_anything_else_is_refused(tmp_path, content):
     (tmp_path / "gpt1_config.json").write_text(content)
-    assert '{"n_head": N}' in refusal(weights.read_n_head, tmp_path)
+    assert '{"n_head": N}' in refusal(locate.read_n_head, tmp_path)
 
 
 def test_head_count_comes_from_beside_the_checkpoint(tmp_path):
-    assert weights.read_n_head(tmp_path) is None
+    assert locate.read_n_head(tmp_path) is None
     write_released(tmp_path, **SIZES, n_head=4)
-    assert weights.read_n_head(tmp_path) == 4
+    assert locate.read_n_head(tmp_path) == 4
 
 
 def test_helper_writes_what_it_returns(tmp_path):
@@ -942,15 +947,18 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's limits and /
 @pytest.mark.parametrize("suffix", [".jl", ".safetensors"])
 def test_a_machine_in_trouble_is_not_blamed_on_a_parameter_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    write = {".jl": jl.write_jl, ".safetensors": lambda *a: weights.write_safetensors(*a, CONFIG)}
+    write = {
+        ".jl": jl.write_jl,
+        ".safetensors": lambda *a: parameters.write_safetensors(*a, CONFIG),
+    }
     write[suffix](path, random_list())
-    weights.read_params(path)  # what is imported late is imported now
+    parameters.read_params(path)  # what is imported late is imported now
     with faults.no_more_open_files(), pytest.raises(Gpt1Error) as caught:
-        weights.read_params(path)
+        parameters.read_params(path)
     assert type(caught.value) is Gpt1Error  # not the user's mistake
     assert str(caught.value).startswith(f"{path}: the parameters cannot be read: Too many open")
     with faults.closed(path):
-        assert "Permission denied; name another file" in refusal(weights.read_params, path)
+        assert "Permission denied; name another file" in refusal(parameters.read_params, path)
 
 
 @linux
@@ -983,14 +991,14 @@ def test_a_failing_disk_is_not_blamed_on_the_shards(tmp_path):
     with pytest.raises(
         Gpt1Error, match=r"params_3\.npy: the weights cannot be read: Input"
     ) as caught:
-        weights.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=0)
+        released.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=0)
     assert type(caught.value) is Gpt1Error
 
 
 @linux
 def test_trouble_while_values_are_read_names_the_shard(tmp_path, monkeypatch):
     write_released(tmp_path, **SIZES)
-    checked = weights._open_shards
+    checked = released._open_shards
     with contextlib.ExitStack() as trouble:
 
         def then_no_more_files(*args):
@@ -998,6 +1006,6 @@ def test_trouble_while_values_are_read_names_the_shard(tmp_path, monkeypatch):
             trouble.enter_context(faults.no_more_open_files())
             return shards
 
-        monkeypatch.setattr(weights, "_open_shards", then_no_more_files)
+        monkeypatch.setattr(released, "_open_shards", then_no_more_files)
         with pytest.raises(Gpt1Error, match=r"params_0\.npy: the weights cannot be read: Too many"):
-            weights.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=0)
+            released.load_released(tmp_path, special=SPECIAL, n_ctx=7, n_transfer=0)

@@ -150,6 +150,7 @@ def run_ours(words: list[str], command: str) -> int:
     if Path(program).name.startswith("python"):
         if rest[0] == "-m":
             program, rest = rest[1], rest[2:]
+            program = "gpt1.commands.cli" if program == "gpt1" else program
         else:
             program, rest = rest[0], rest[1:]
     elif Path(program).name != "gpt1":

@@ -44,8 +44,8 @@ from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings, parse
 from gpt1.text_utils import encoder as text_utils
 from gpt1.training import checkpoint, log_lines, logs, submissions
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, locate, parameters
+from gpt1.weights.released import load_released, read_shapes
 
 FUZZ_RUNS = settings(  # a whole run takes a tenth of a second
     max_examples=max(settings.default.max_examples // 10, 1)
@@ -170,7 +170,7 @@ def in_file(write: Callable[[Path], Any]) -> bytes:
 
 def full_list() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = weights.parameter_shapes(CONFIG).values()
+    shapes = parameters.parameter_shapes(CONFIG).values()
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
@@ -235,7 +235,7 @@ RECORD = json.dumps(
 
 
 def list_of_arrays(path: Path) -> None:
-    weights.config_of_list(weights.read_params(path), path)
+    parameters.list_sizes(parameters.read_params(path), path)
 
 
 class Reader(NamedTuple):
@@ -253,10 +253,10 @@ READERS = {
     "shapes": Reader(
         "params_shapes.json",
         lambda: json.dumps(released_layout(**SIZES)).encode(),
-        lambda path: weights.read_shapes(path.parent),
+        lambda path: read_shapes(path.parent),
     ),
     "heads": Reader(
-        "gpt1_config.json", lambda: b'{"n_head": 4}', lambda path: weights.read_n_head(path.parent)
+        "gpt1_config.json", lambda: b'{"n_head": 4}', lambda path: locate.read_n_head(path.parent)
     ),
     "jl": Reader(
         "a.jl", lambda: in_file(lambda path: jl.write_jl(path, full_list())), list_of_arrays
@@ -272,7 +272,7 @@ READERS = {
     },
     "safetensors": Reader(
         "a.safetensors",
-        lambda: in_file(lambda path: weights.write_safetensors(path, full_list(), CONFIG)),
+        lambda: in_file(lambda path: parameters.write_safetensors(path, full_list(), CONFIG)),
         list_of_arrays,
     ),
     "checkpoint": Reader(
@@ -361,7 +361,7 @@ def read_shards_with(shards: Path, shard: bytes) -> None:
 
     def read() -> dict[str, np.ndarray]:
         special = np.zeros((3, SIZES["n_embd"]), np.float32)
-        return weights.load_released(
+        return load_released(
             shards, special=special, n_ctx=SIZES["n_ctx"], n_transfer=SIZES["n_layer"]
         )
 
@@ -628,7 +628,7 @@ def test_a_checkpoint_of_an_optimizer_with_other_settings(tmp_path: Path, option
 def test_a_list_of_no_width_is_refused(tmp_path: Path) -> None:
     """All its shapes fit one another, but no model can have them."""
     path = tmp_path / "a.jl"
-    shapes = weights._list_shapes(rows=21, n_embd=0, n_layer=1).values()
+    shapes = parameters.list_shapes(rows=21, n_embd=0, n_layer=1).values()
     jl.write_jl(path, [np.zeros(shape, np.float32) for shape in shapes])
     with pytest.raises(InputError, match=r"array 0 \(we\)"):
         list_of_arrays(path)

@@ -38,8 +38,8 @@ from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.text_utils import encoder as text_utils
 from gpt1.training import checkpoint
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, parameters
+from gpt1.weights.released import load_released
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="posix.mkdir, pipes and devices")
 
@@ -236,7 +236,7 @@ SHARD = "params_5.npy"
 
 def read_shards(path: Path) -> object:
     special = np.zeros((3, SIZES["n_embd"]), np.float32)
-    return weights.load_released(
+    return load_released(
         path.parent, special=special, n_ctx=SIZES["n_ctx"], n_transfer=SIZES["n_layer"]
     )
 
@@ -480,7 +480,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sizes = {"n_embd": tiny.N_EMBD, "n_head": tiny.N_HEAD, "n_layer": tiny.N_LAYER}
         rows = len(arrays[0])
         config = ModelConfig(n_vocab=rows - 4, n_ctx=1, **sizes)
-        weights.write_safetensors("start.safetensors", arrays, config)
+        parameters.write_safetensors("start.safetensors", arrays, config)
     return directory
 
 

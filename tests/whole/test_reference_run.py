@@ -21,8 +21,8 @@ from gpt1.commands import train
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import Stopped
 from gpt1.training.loop import Trainer
-from gpt1.weights import jl
-from gpt1.weights import released as weights
+from gpt1.weights import jl, parameters
+from gpt1.weights.released import load_released
 
 SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3}
 FLAGS = [
@@ -71,11 +71,11 @@ def flags(
     subprocess.run([*maker, *sizes], check=True)
     start = directory / "start.jl"
     n_ctx = int(golden["n_ctx"])
-    released = weights.load_released(
+    released = load_released(
         checkpoint, special=golden["special"], n_ctx=n_ctx, n_transfer=SIZES["n_layer"]
     )
     drawn = {"clf/w": golden["clf_w"], "clf/b": golden["clf_b"]}
-    names = weights.parameter_shapes(ModelConfig(n_ctx=n_ctx, **SIZES))
+    names = parameters.parameter_shapes(ModelConfig(n_ctx=n_ctx, **SIZES))
     jl.write_jl(start, [(released | drawn)[name] for name in names])
     places = ["--data_dir", rocstories_dir, "--model_dir", released_dir, "--init_params", start]
     return [*FLAGS, *map(str, places)]
@@ -161,7 +161,7 @@ def test_best_parameters_are_a_list_that_plain_joblib_reads(run: Run):
     import joblib
 
     params = joblib.load(run.directory / "save/rocstories/best_params.jl")
-    shapes = weights.parameter_shapes(ModelConfig(n_ctx=77, **SIZES))
+    shapes = parameters.parameter_shapes(ModelConfig(n_ctx=77, **SIZES))
     assert [p.shape for p in params] == list(shapes.values())
     assert all(p.dtype == np.float32 for p in params)
 

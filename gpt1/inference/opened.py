@@ -1,0 +1,50 @@
+"""A model with its text encoder: what generation, scoring and attention maps work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from gpt1.model import DoubleHeadsModel
+from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import SpecialTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model and its text encoder.
+
+    Attributes:
+        module: the model, in evaluation mode, on its device.
+        text_encoder: its vocabulary and the way from text to ids.
+        has_choice_head: whether its classifier was trained; otherwise its values are random.
+        source: the files it came from, for messages.
+    """
+
+    module: DoubleHeadsModel
+    text_encoder: TextEncoder
+    has_choice_head: bool
+    source: str
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the three special tokens."""
+        return SpecialTokens.after(self.module.config.n_vocab)
+
+    @overload
+    def encode(self, text: str) -> list[int]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def encode(self, text: Sequence[str]) -> list[list[int]]: ...
+
+    def encode(self, text: str | Sequence[str]) -> list[int] | list[list[int]]:
+        """Turn a text into its token ids, or each of several texts into a list of them."""
+        if isinstance(text, str):
+            return self.text_encoder.encode([text], verbose=False)[0]
+        return self.text_encoder.encode(text, verbose=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn token ids into readable text; special tokens are left out."""
+        n_vocab = self.module.config.n_vocab
+        return self.text_encoder.decode(i for i in ids if i < n_vocab)

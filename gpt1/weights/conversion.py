@@ -1,0 +1,267 @@
+"""A model from one layout into another: released shards, full lists, hub directories.
+
+What both layouts can hold arrives bit for bit. What the target has no place for is told in a note;
+what the target needs and the source does not have is an error, never made up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt1.model.transformer import ModelConfig
+from gpt1.runtime.errors import InputError
+from gpt1.settings.command import Spelling, as_keyword
+from gpt1.weights import hub, locate
+from gpt1.weights.jl import write_jl
+from gpt1.weights.parameters import Array, check_array, parameter_shapes, write_safetensors
+from gpt1.weights.released import save_released
+from gpt1.weights.stored import (
+    DEFAULTS,
+    find_model,
+    open_vocabulary,
+    resolve,
+)
+
+# The layouts that are directories, with the files that a conversion writes into one.
+DIRECTORIES = {"hub": locate.HUB_FILES, "released": locate.RELEASED_FILES}
+LISTS = tuple(suffix.removeprefix(".") for suffix in locate.LIST_SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A model between two layouts.
+
+    Attributes:
+        path: where it came from.
+        vocabulary: the files of its vocabulary and merges.
+        unknown: the piece with id 0, to which the encoder turns what it does not know.
+        config: its sizes, with 0 or 3 special rows, and its activation.
+        params: its arrays by the original's names, with or without a classifier.
+    """
+
+    path: Path
+    vocabulary: tuple[Path, Path]
+    unknown: str
+    config: ModelConfig
+    params: dict[str, Array]
+
+    def extras(self, *, present: bool) -> list[str]:
+        """Name what a fine-tuned model has beyond a pretrained one, as far as it is present."""
+        found = {
+            "rows of special tokens": self.config.n_special > 0,
+            "a choice head": "clf/w" in self.params,
+        }
+        return [name for name, is_present in found.items() if is_present == present]
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: str | None = None,
+    *,
+    vocabulary: str | Path | None = None,
+    n_head: int | None = None,
+    afn: str | None = None,
+    force: bool = False,
+    spell: Spelling = as_keyword,
+) -> tuple[str, list[str]]:
+    """Write the model in ``source`` to ``target`` in another layout.
+
+    Args:
+        source: a directory in the released or the hub's layout, a full parameter list (``.jl`` or
+            ``.safetensors``), or the directory of a run.
+        target: a directory, or a file that ends in ``.jl`` or ``.safetensors``.
+        to: ``hub``, ``released``, ``jl`` or ``safetensors`` [the suffix of ``target``].
+        vocabulary: the directory of the vocabulary [``source``, or for a list ``model/``].
+        n_head, afn: attention heads and activation, where no file records them [12, gelu].
+        force: whether files of an earlier conversion in ``target`` may be replaced.
+        spell: how messages and notes name arguments.
+
+    Returns:
+        What was written, in one line, and notes on what the target cannot hold.
+
+    Raises:
+        InputError: a file is missing, damaged or does not fit, ``target`` is in use, or it needs
+            what ``source`` does not have. Nothing is written then.
+        Gpt1Error: a file cannot be written.
+    """
+    target = Path(target)
+    layout = target_layout(target, to, spell)
+    path = locate.list_file(source) or Path(source)
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: there is no such file or directory")
+    _check_target(path, target, layout, f"give {spell('force', True)}" if not force else None)
+    notes = []
+    if vocabulary is None:
+        vocabulary = path if path.is_dir() else locate.default_model_dir()
+        notes += [] if path.is_dir() else [f"the vocabulary is the one in {vocabulary}/"]
+    model = _read(path, Path(vocabulary), n_head, afn, spell)
+    if layout == "hub":
+        notes += _write_hub(target, model)
+    elif layout == "released":
+        notes += _write_released(target, model)
+    else:
+        notes += _write_list(target, model, spell)
+    notes += _unrecorded(model.config, layout, spell)
+    return f"{target}: {_described(model, layout)}", notes
+
+
+def target_layout(target: Path, to: str | None, spell: Spelling = as_keyword) -> str:
+    """Find the layout to write: what ``to`` says, or the suffix of the target.
+
+    Raises:
+        InputError: the two contradict each other, or neither says it.
+    """
+    suffix = target.suffix.removeprefix(".")
+    if to is None and suffix in LISTS:
+        return suffix
+    if to is None:
+        raise InputError(
+            f"{target}: give {spell('to', 'hub')} or {spell('to', 'released')} for a directory, or "
+            "a target that ends in .jl or .safetensors for a full parameter list"
+        )
+    shown = spell("to", to)
+    if to in LISTS and suffix != to:
+        raise InputError(f"{shown}: the target must end in .{to}, but is {target}")
+    if to in DIRECTORIES and suffix in LISTS:
+        raise InputError(f"{shown}: the target is a directory, but {target} is named like a file")
+    return to
+
+
+def _check_target(source: Path, target: Path, layout: str, remedy: str | None) -> None:
+    """Refuse to write over what is there, or to mix a conversion with other files.
+
+    Args:
+        source: the directory or file that is read.
+        target: the directory or file to write.
+        layout: what to write there.
+        remedy: how to let files of an earlier conversion be replaced; None if they may be.
+    """
+    if not target.exists():
+        return
+    if target.samefile(source):
+        raise InputError(f"{target}: is the source itself; name another target")
+    if target.is_dir() != (layout in DIRECTORIES):
+        raise InputError(
+            f"{target}: is a {'directory' if target.is_dir() else 'file'}; the {layout} "
+            f"layout is a {'directory' if layout in DIRECTORIES else 'file'}"
+        )
+    there = sorted(path.name for path in target.iterdir()) if target.is_dir() else [target.name]
+    if there and remedy:
+        raise InputError(
+            f"{target}: is there already ({_some(there)}); name another target, or {remedy} to "
+            "replace an earlier conversion"
+        )
+    foreign = [name for name in there if target.is_dir() and name not in DIRECTORIES[layout]]
+    if foreign:
+        raise InputError(
+            f"{target}: holds files that no conversion writes ({_some(foreign)}) and that would be "
+            "taken for part of the model; name another directory"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _read(
+    path: Path, model_dir: Path, n_head: int | None, afn: str | None, spell: Spelling
+) -> _Model:
+    """The model at ``path``, with the vocabulary in ``model_dir``."""
+    files = locate.vocabulary_files(model_dir)
+    encoder = open_vocabulary(files, spell)
+    stored = find_model(path, model_dir)
+    n_vocab = len(encoder.encoder)
+    n_special, n_ctx = stored.rows(n_vocab, files[0])
+    # A directory says of its own model how it is; the directory beside a list may be another's.
+    fixed = () if stored.is_list else ("n_head", "afn")
+    sizes, n_transfer = resolve(stored, {"n_head": n_head, "afn": afn}, fixed=fixed, spell=spell)
+    config = ModelConfig(n_vocab=n_vocab, n_special=n_special, n_ctx=n_ctx, **sizes)
+    special = np.empty((0, config.n_embd), np.float32)
+    params = stored.read(n_vocab, special, n_ctx=n_ctx, n_transfer=n_transfer, classifier=True)
+    shapes = parameter_shapes(config)
+    for name, array in params.items():
+        check_array(array, name, shapes[name], path)
+    return _Model(
+        path=path, vocabulary=files, unknown=encoder.decoder[0], config=config, params=params
+    )
+
+
+# Writing; what is returned are notes on what the layout cannot hold
+
+
+def _write_hub(target: Path, model: _Model) -> list[str]:
+    hub.write_hub(target, model.params, model.vocabulary, model.config)
+    notes = [
+        "transformers' language model has a softmax over token rows alone, here position rows "
+        "take part: its logits are ours, its probabilities and losses are not",
+        "training differs there: dropout falls on sums of embeddings, not on rows of the matrix; "
+        f"the rates written are the original's, {hub.PDROP}",
+        "its tokenizer gives other ids for some texts (docs/hub.md): encode with gpt1.text_utils",
+    ]
+    if model.unknown != hub.UNKNOWN:
+        notes.append(
+            f"piece 0 of the vocabulary is {model.unknown!r} and not {hub.UNKNOWN!r}: "
+            "transformers' tokenizer cannot be used with it, the model can"
+        )
+    return notes
+
+
+def _write_released(target: Path, model: _Model) -> list[str]:
+    config = model.config
+    locate.copy_vocabulary(model.vocabulary, target, (locate.ENCODER_FILE, locate.BPE_FILE))
+    save_released(
+        target,
+        model.params,
+        n_vocab=config.n_vocab,
+        n_special=config.n_special,
+        n_head=config.n_head,
+    )
+    lost = " and ".join(model.extras(present=True))
+    return [f"the released layout has no place for {lost}: left out"] if lost else []
+
+
+def _write_list(target: Path, model: _Model, spell: Spelling) -> list[str]:
+    missing = [name.removeprefix("a ") for name in model.extras(present=False)]
+    if missing:
+        raise InputError(
+            f"{model.path}: has no {' and no '.join(missing)}, which a full parameter list holds; "
+            f"convert it to a directory ({spell('to', 'hub')} or {spell('to', 'released')}), "
+            "or fine-tune it first"
+        )
+    arrays = list(model.params.values())
+    if target.suffix == ".jl":
+        write_jl(target, arrays)
+    else:
+        write_safetensors(target, arrays, model.config)
+    return []
+
+
+def _unrecorded(config: ModelConfig, layout: str, spell: Spelling) -> list[str]:
+    """A note if the model is not what programs assume where no file says it."""
+    unrecorded = {"jl": ("n_head", "afn"), "released": ("afn",)}.get(layout, ())
+    needed = [
+        spell(name, getattr(config, name))
+        for name in unrecorded
+        if getattr(config, name) != DEFAULTS[name]
+    ]
+    if not needed:
+        return []
+    return [f"the target does not record everything: use it with {' and '.join(needed)}"]
+
+
+def _described(model: _Model, layout: str) -> str:
+    """What a target now holds, in words."""
+    config = model.config
+    parts = [f"{config.n_layer} layers of width {config.n_embd}", f"{config.n_vocab} tokens"]
+    if layout != "released" and config.n_special:
+        parts.append(f"{config.n_special} special tokens")
+    parts.append(f"{config.n_ctx} positions")
+    if layout != "released" and "clf/w" in model.params:
+        parts.append("choice head")
+    return f"{layout} layout, {', '.join(parts)}"

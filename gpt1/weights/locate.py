@@ -1,0 +1,210 @@
+"""Where the files of a model are: names, layouts, vocabulary. Needs neither NumPy nor torch.
+
+A model lies in a directory in the released layout, in a directory in the model hub's layout, or in
+one file with a full parameter list, which a run leaves in its own directory ``save/<desc>/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt1.runtime.errors import InputError
+from gpt1.runtime.files import atomic_write, read_bytes, read_text
+
+N_SHARDS = 10
+SHARDS = tuple(f"params_{index}.npy" for index in range(N_SHARDS))
+SHAPES_FILE = "params_shapes.json"
+CONFIG_FILE = "gpt1_config.json"  # holds the number of heads where it is not the released model's
+RELEASED_N_HEAD = 12
+ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
+RELEASED_FILES = (ENCODER_FILE, BPE_FILE, SHAPES_FILE, CONFIG_FILE, *SHARDS)
+
+HUB_CONFIG = "config.json"
+HUB_SAFETENSORS, HUB_PICKLE = "model.safetensors", "pytorch_model.bin"
+HUB_ENCODER, HUB_MERGES = "vocab.json", "merges.txt"
+HUB_TOKENIZER_CONFIG = "tokenizer_config.json"
+# The files that gpt1.weights.hub.write_hub writes.
+HUB_FILES = (HUB_CONFIG, HUB_SAFETENSORS, HUB_ENCODER, HUB_MERGES, HUB_TOKENIZER_CONFIG)
+
+LIST_SUFFIXES = (".jl", ".safetensors")
+RUN_LIST = "best_params.jl"
+# Of a size that a file gives: no model comes near, and products of a few sizes stay printable.
+LARGEST_SIZE = 2**31 - 1
+
+# Not Path.is_file(): it raises for names too long and for directories that are closed to us.
+_is_file = os.path.isfile
+
+
+def is_released(model_dir: str | Path) -> bool:
+    """Whether a directory has the table of a checkpoint in the released layout."""
+    return _is_file(Path(model_dir) / SHAPES_FILE)
+
+
+def is_hub(model_dir: str | Path) -> bool:
+    """Whether a directory is in the hub's layout, and not (also) in the released one."""
+    return _is_file(Path(model_dir) / HUB_CONFIG) and not is_released(model_dir)
+
+
+def list_file(path: str | Path) -> Path | None:
+    """The file with a full parameter list that ``path`` names; None if it names a directory.
+
+    The directory of a run, in which there is no other model, stands for its best parameters.
+
+    Raises:
+        InputError: the file has another suffix.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        found = not (is_released(path) or is_hub(path)) and _is_file(path / RUN_LIST)
+        return path / RUN_LIST if found else None
+    if path.name in (HUB_SAFETENSORS, HUB_PICKLE) and is_hub(path.parent):
+        raise InputError(f"{path}: is part of a hub model; name the directory {path.parent}")
+    if path.suffix in LIST_SUFFIXES:
+        return path
+    if not (path.suffix or os.path.lexists(path)):
+        return None
+    raise InputError(
+        f"{path}: a parameter file ends in .jl or .safetensors, and this is no directory; name one "
+        "of the two"
+    )
+
+
+def vocabulary_files(model_dir: str | Path) -> tuple[Path, Path]:
+    """Vocabulary and merges of a model directory, under the names of its layout."""
+    model_dir = Path(model_dir)
+    if is_hub(model_dir) and not _is_file(model_dir / ENCODER_FILE):
+        return model_dir / HUB_ENCODER, model_dir / HUB_MERGES
+    return model_dir / ENCODER_FILE, model_dir / BPE_FILE
+
+
+def copy_vocabulary(
+    files: tuple[str | Path, str | Path], model_dir: Path, names: tuple[str, str]
+) -> None:
+    """Copy vocabulary and merges, byte for byte, into a directory under other names.
+
+    Raises:
+        InputError: one cannot be read; nothing is written then.
+        Gpt1Error: a file cannot be written.
+    """
+    contents = [read_bytes(file, "the vocabulary") for file in files]
+    for name, data in zip(names, contents, strict=True):
+        with atomic_write(model_dir / name) as file:
+            file.write(data)
+
+
+def missing_vocabulary(path: Path, remedy: str) -> str | None:
+    """A message if there is no vocabulary or no merges at ``path``.
+
+    transformers 5 saves one file ``tokenizer.json`` instead: then the message says how to make
+    both files of it, and else ``remedy``.
+    """
+    if _is_file(path):
+        return None
+    model_dir = path.parent
+    if is_hub(model_dir) and _is_file(model_dir / "tokenizer.json"):
+        remedy = (
+            f"tokenizer.json alone is not read; with d={str(model_dir)!r}, transformers writes "
+            f"{HUB_ENCODER} and {HUB_MERGES} by "
+            "AutoTokenizer.from_pretrained(d).backend_tokenizer.model.save(d)"
+        )
+    return f"{path} is missing: {remedy}"
+
+
+def hub_weights(model_dir: str | Path) -> Path:
+    """The file with a hub directory's arrays; safetensors if there are both kinds.
+
+    Raises:
+        InputError: there is none, or it comes in parts.
+    """
+    model_dir = Path(model_dir)
+    for name in (HUB_SAFETENSORS, HUB_PICKLE):
+        if _is_file(model_dir / name):
+            return model_dir / name
+    for name in (HUB_SAFETENSORS, HUB_PICKLE):
+        index = model_dir / f"{name}.index.json"
+        if _is_file(index):
+            raise InputError(
+                f"{index}: weights in several files are not read; in transformers, save the model "
+                "again in one: model.save_pretrained(DIR, max_shard_size='10GB')."
+            )
+    raise InputError(
+        f"{model_dir}: has {HUB_CONFIG} but no {HUB_SAFETENSORS} or {HUB_PICKLE}; put the weights "
+        "there, or name their directory (on the command line with --model_dir)."
+    )
+
+
+def require_released(model_dir: Path, names: Sequence[str]) -> None:
+    """See that a directory has these files of the released layout.
+
+    Raises:
+        InputError: with the names of all that are missing.
+    """
+    missing = [name for name in names if not _is_file(model_dir / name)]
+    if missing:
+        raise InputError(
+            f"{model_dir}: no {', '.join(missing)}; a checkpoint is {SHAPES_FILE} and {SHARDS[0]} "
+            f"to {SHARDS[-1]}, as in the directory model/ of openai/finetune-transformer-lm: fetch "
+            "them with 'gpt1 download', name their directory (on the command line with "
+            "--model_dir), or train without a checkpoint (--n_transfer -1)."
+        )
+
+
+def default_model_dir() -> Path:
+    """``model/``, or the bundled demo while ``model/`` has no vocabulary."""
+    model_dir, demo = Path("model"), Path("model/demo")
+    if _is_file(vocabulary_files(model_dir)[0]) or not _is_file(demo / ENCODER_FILE):
+        return model_dir
+    return demo
+
+
+def read_n_head(model_dir: str | Path) -> int | None:
+    """Attention heads from ``gpt1_config.json`` beside the checkpoint; None without that file.
+
+    The released layout does not record them. Whether they divide the width is not checked here.
+
+    Raises:
+        InputError: the file is not ``{"n_head": N}`` with N a size.
+    """
+    path = Path(model_dir) / CONFIG_FILE
+    if not os.path.lexists(path):
+        return None
+    config = read_json(path, "the checkpoint's settings")
+    n_head = config.get("n_head") if isinstance(config, dict) and len(config) == 1 else None
+    if not is_size(n_head):
+        raise InputError(
+            f'{path}: expected {{"n_head": N}} with N a whole number from 1 to {LARGEST_SIZE}; '
+            "correct it, or remove the file and give the number (on the command line, --n_head)."
+        )
+    return n_head
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value from a JSON file can be a number of rows, of layers, or the like."""
+    return type(value) is int and 0 < value <= LARGEST_SIZE
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+
+    Raises:
+        InputError: the file cannot be read or is not JSON.
+    """
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {what}: {error}; copy the file again.") from error
+
+
+def write_json(path: Path, value: object, indent: int | None = None) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(value, indent=indent) + "\n")
