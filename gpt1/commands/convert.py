@@ -43,7 +43,7 @@ COMMAND = Command(
   gpt1 convert model/demo demo_hub --to hub
 
   # a fine-tuned model, for transformers; its vocabulary is in model/
-  gpt1 convert save/rocstories/best_params.jl finetuned --to hub --model_dir model
+  gpt1 convert save/rocstories finetuned --to hub --model_dir model
 
   # a model from the hub, as OpenAI released it
   gpt1 convert openai-gpt model --to released

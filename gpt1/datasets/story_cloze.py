@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sklearn.model_selection import train_test_split
+
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.tasks import ACCURACY, ChoiceIndex, Choices, Example, Splits, Submission, Task
@@ -264,8 +266,6 @@ def split_rows(
     Raises:
         InputError: there are too few stories to split, or a number is not positive.
     """
-    from sklearn.model_selection import train_test_split  # Programs that do not split start faster.
-
     if n_train < 1 or n_valid < 1:
         raise InputError(
             f"n_train={n_train}, n_valid={n_valid}: both must be at least 1; leave them out for "

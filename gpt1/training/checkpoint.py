@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt1.model import DoubleHeadsModel
@@ -108,8 +109,6 @@ def save(directory: Path, state: RunState, identity: Mapping[str, Any]) -> Path:
     Returns:
         The file written.
     """
-    from safetensors.torch import save_file
-
     path = directory / f"checkpoint-{state.n_updates:08d}.safetensors"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     header = json.dumps(

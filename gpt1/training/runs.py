@@ -193,10 +193,10 @@ def _make_trainer(
 
 def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Sources) -> list[str]:
     """Return what a run is about to do, in three lines."""
-    data, start = job.data, settings.init_params or f"{sources.model_dir}/"
+    data, n = job.data, f"{capacity.n_parameters(job.config):,}"
+    model = f"{n} parameters from {settings.init_params or f'{sources.model_dir}/'}"
     if settings.n_transfer == -1:
-        start = "fresh parameters"
-    n = capacity.n_parameters(job.config)
+        model = f"{n} fresh parameters"
     processes = f"{ranks.world} processes, " if ranks.world > 1 else ""
     is_cpu = ranks.device.type == "cpu"
     threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
@@ -205,8 +205,7 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
         f"{data.valid.n_stories} to validate, {data.test.n_stories} to predict",
         f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, "
         f"each on {settings.batch_size} examples",
-        f"{n:,} parameters from {start}, on {ranks.device}, "
-        f"{processes}{threads}{settings.precision}",
+        f"{model}, on {ranks.device}, {processes}{threads}{settings.precision}",
     ]
 
 

@@ -15,6 +15,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import joblib
@@ -23,6 +24,17 @@ import numpy.typing as npt
 
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, check_regular, read_errors
+
+bz2: ModuleType | None
+lzma: ModuleType | None
+try:
+    import bz2
+except ImportError:
+    bz2 = None
+try:
+    import lzma
+except ImportError:
+    lzma = None
 
 Array = npt.NDArray[Any]
 
@@ -66,6 +78,13 @@ def read_jl(path: str | Path) -> list[Array]:
             ) from error
 
 
+def _require(module: ModuleType | None, name: str) -> Any:
+    """Return a module of the standard library, which some builds of Python lack."""
+    if module is None:
+        raise ValueError(f"it is compressed, and this Python was built without {name}")
+    return module
+
+
 def _decompressed(file: io.BufferedReader) -> io.BufferedReader | io.BytesIO:
     """Undo the compression that the first bytes announce, if there is one, up to a limit."""
     head = file.peek(6)
@@ -73,13 +92,10 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader | io.BytesIO:
     if head.startswith((b"\x78", b"\x1f\x8b")):
         decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: of zlib or of gzip
     elif head.startswith(b"BZ"):
-        import bz2  # here: some builds of Python lack it
-
-        decompressor = bz2.BZ2Decompressor()
+        decompressor = _require(bz2, "bz2").BZ2Decompressor()
     elif head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-        import lzma  # here: some builds of Python lack it
-
-        decompressor = lzma.LZMADecompressor(memlimit=1 << 28)  # "xz -9" needs a quarter of it
+        # "xz -9" needs a quarter of this memory.
+        decompressor = _require(lzma, "lzma").LZMADecompressor(memlimit=1 << 28)
     else:
         return file
     limit = _INFLATION[0] * os.fstat(file.fileno()).st_size + _INFLATION[1]

@@ -797,7 +797,7 @@ def test_attention(
     assert len(images) == n_maps
     model = opened(flags)
     ids = plot_attention._choice(*story_flags()[1::2], model)
-    expected = attention_maps(model.model, ids).numpy()
+    expected = attention_maps(model.module, ids).numpy()
     np.testing.assert_array_equal(images[-1], expected[1, 3])
 
 
@@ -820,7 +820,7 @@ def test_attention_average(
     blocks = text.removeprefix(AVERAGE).strip().split("\n\n")
     model = opened([*flags, *model_flags(files)])
     stories = encode_sentences(read_story_sentences(files.data_dir / TEST_CSV)[:6], encoder)
-    split = average_shares(model.model, [s for s in stories if s], model.special)
+    split = average_shares(model.module, [s for s in stories if s], model.special)
     for block, source, shares, even in (
         (blocks[0], "from _classify_", split.classify, split.even_classify),
         (blocks[1], "from the ending", split.ending, split.even_ending),
@@ -847,7 +847,7 @@ def test_stories_that_cannot_be_used_are_counted(
     assert plot.main(flags) == 0
     out, err = capsys.readouterr()
     assert "mean of 3 stories" in out
-    n_ctx = opened(flags).model.config.n_ctx
+    n_ctx = opened(flags).module.config.n_ctx
     assert err == (
         f"gpt1 plot: {path}: of 6 stories, left out 1 whose sentences have other tokens apart than "
         f"together and 2 longer than the model's {n_ctx} positions\n"

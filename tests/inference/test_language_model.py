@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 
-from gpt1.inference.language_model import LanguageModel, open_from_settings, open_model
+from gpt1.commands import running
+from gpt1.inference.language_model import LanguageModel, open_model
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.settings.groups import OpenSettings
@@ -173,7 +174,7 @@ def test_heads_in_a_file_that_do_not_divide_the_width(
 
 def open_by_flags(**flags: str | int) -> str:
     with pytest.raises(InputError) as caught:
-        open_from_settings(OpenSettings(**flags), "gpt1 x")  # type: ignore[arg-type]
+        running.open_model(OpenSettings(**flags), "gpt1 x")  # type: ignore[arg-type]
     return str(caught.value)
 
 

@@ -112,12 +112,12 @@ def test_compiled_layers_compute_the_same():
 
 
 def test_fast_stands_for_what_suits_the_device():
-    given = parse(["--fast"], "train")
+    given = parse(["--fast"])
     fast = given.made_fast(has_bf16=True, is_cuda=False)
     assert (fast.precision, fast.share_prefix, fast.compile) == ("bf16", True, False)
     assert given.made_fast(has_bf16=True, is_cuda=True).compile
     assert given.made_fast(has_bf16=False, is_cuda=False).precision == "fp32"
-    own = parse(["--fast", "--precision", "fp32"], "train")
+    own = parse(["--fast", "--precision", "fp32"])
     assert own.made_fast(has_bf16=True, is_cuda=False).precision == "fp32"
     assert not Settings().share_prefix
 

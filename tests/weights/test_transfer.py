@@ -200,7 +200,18 @@ class Run:
         places = [f"--{kind}_dir={self.directory / kind}" for kind in kinds]
         model_dir = self.task.directory / ("hub" if self.layout == "hub" else "model")
         flags = ["--data_dir", str(self.task.data_dir), "--model_dir", str(model_dir)]
-        how = ["--submit", "--device", "cpu", "--n_batch", "2", "--n_iter", "2", "--lr", "1e-3"]
+        how = [
+            "--submit",
+            "--quiet",
+            "--device",
+            "cpu",
+            "--n_batch",
+            "2",
+            "--n_iter",
+            "2",
+            "--lr",
+            "1e-3",
+        ]
         return train.main([*flags, *places, *how, *words])
 
     def lines(self, name: str) -> list[dict[str, Any]]:
