@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt1.settings.arguments import number
-from gpt1.weights.locate import BPE_FILE as MERGES
-from gpt1.weights.locate import ENCODER_FILE as VOCABULARY
 from gpt1.weights.locate import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from gpt1.model.transformer import DoubleHeadsModel
     from gpt1.text_utils.encoder import TextEncoder
 
-__all__ = ["MERGES", "VOCABULARY", "Pretrained", "from_arguments", "load_pretrained"]
 N_SPECIAL = len(SPECIAL_TOKENS)
 
 

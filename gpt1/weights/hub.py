@@ -25,7 +25,7 @@ import torch
 from gpt1.model.transformer import INIT_STD, LN_EPSILON, ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import unreadable
-from gpt1.settings.command import Spelling, as_keyword
+from gpt1.settings.command import Spelling, as_keyword, shorten
 from gpt1.weights.locate import (
     HUB_CONFIG,
     HUB_ENCODER,
@@ -222,9 +222,8 @@ def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
 
 
 def _shown(value: object) -> str:
-    """A piece of a file as a message quotes it: short, on one line."""
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:40] + "..."
+    """A value from a file as a message quotes it: short, on one line."""
+    return shorten(json.dumps(value), 40)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
