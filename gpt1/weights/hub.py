@@ -26,6 +26,7 @@ from gpt1.model.transformer import INIT_STD, LN_EPSILON, ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import unreadable
 from gpt1.settings.command import Spelling, as_keyword
+from gpt1.settings.words import shorten
 from gpt1.text_utils.special import SPECIAL_TOKENS
 from gpt1.weights.locate import (
     HUB_CONFIG,
@@ -222,9 +223,8 @@ def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
 
 
 def _shown(value: object) -> str:
-    """A piece of a file as a message quotes it: short, on one line."""
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:40] + "..."
+    """A value from a file as a message quotes it: short, on one line."""
+    return shorten(json.dumps(value), 40)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
