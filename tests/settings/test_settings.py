@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -445,3 +446,46 @@ def test_the_module_is_the_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: gpt1 train")
+
+
+# ------------------------------------------------------------------------------- --config
+
+
+def test_a_file_gives_flags_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"lr": 0.5, "n_iter": 7, "submit": True, "data_dir": None}))
+    found = parsed("--config", str(path), "--n_iter", "2")
+    assert (found.lr, found.n_iter, found.submit, found.data_dir) == (0.5, 2, True, None)
+    assert found.given == {"lr", "n_iter", "submit"}
+    assert found.for_demo().lr == 0.5  # what a file gives counts as given
+
+
+def test_the_log_of_a_run_gives_its_settings_again(tmp_path: Path) -> None:
+    """A log's first line holds more than settings; the rest of the file is not read."""
+    path = tmp_path / "run.jsonl"
+    first = parsed("--lr", "0.5", "--submit", "--desc", "first", "--precision", "bf16")
+    line = {**first.as_flags(), "run_id": "x", "demo": False, "torch_version": "2"}
+    path.write_text(json.dumps(line) + "\nno JSON at all\n")
+    again = parsed("--config", str(path))
+    assert again.as_flags() == first.as_flags()
+    assert parsed("--config", str(path), "--desc", "second").name == "second"
+
+
+def test_problems_of_a_file_come_with_those_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"n_itr": 2, "lr": "fast", "n_head": 0}))
+    with pytest.raises(InputError) as error:
+        parsed("--config", str(path), "--sed", "3", "--n_batch", "0")
+    message = str(error.value)
+    assert message.startswith("5 problems:\n")
+    for part in (
+        "n_itr",
+        "did you mean n_iter?",
+        "lr",
+        "n_head",
+        "--sed",
+        "--seed?",
+        "--n_batch 0",
+    ):
+        assert part in message, part
+    assert str(path) in message
