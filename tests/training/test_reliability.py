@@ -198,7 +198,9 @@ def test_an_evaluation_that_is_not_a_number_is_neither_logged_nor_kept(run: Run)
     """The one update of an epoch has a finite loss, and then nothing is finite any more."""
     done = run.do("--lr", "1e30", "--n_batch", "16", "--n_iter", "2")
     assert (done.status, done.stdout) == (1, "")
-    assert done.message().startswith("error: update 1: training cost nan after it and validation")
+    assert done.message().startswith(
+        "error: update 1: tr_cost nan and va_cost nan in the evaluation"
+    )
     assert len(set(stories_named(done.message()))) == 32
     assert processes.lines(run.log)[1:] == []
     assert run.checkpoints() == []

@@ -297,10 +297,14 @@ class Recorder:
             update(trainer, number, rows)
 
         def record_predict(
-            job: FineTuning, model: DoubleHeadsModel, arrays: ChoiceArrays, ranks: Ranks
+            job: FineTuning,
+            model: DoubleHeadsModel,
+            arrays: ChoiceArrays,
+            ranks: Ranks,
+            progress: Any = None,
         ) -> Any:
             self.evaluated.append(arrays)
-            return predicted(job, model, arrays, ranks)
+            return predicted(job, model, arrays, ranks, progress)
 
         def record_save(outputs: Outputs, model: DoubleHeadsModel) -> None:
             self.saved_after.append(n_updates)
@@ -407,7 +411,7 @@ def choices(model: DoubleHeadsModel, arrays: ChoiceArrays) -> np.ndarray:
 
 def score_instead(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[float]:
     """Let evaluations find these accuracies, of training and of validation stories in turns."""
-    metric = replace(ACCURACY, compute=lambda predictions, labels: scores.pop(0))
+    metric = replace(ACCURACY, compute=lambda predictions, labels: scores.pop(0) if scores else 0.0)
     task = replace(datasets.ROCSTORIES, metrics=(metric,))
     monkeypatch.setitem(prepare.TASKS, "rocstories", task)
     return scores

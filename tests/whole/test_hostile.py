@@ -485,7 +485,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FLAGS = ["--data_dir", "data", "--model_dir", "model", "--device", "cpu"]
-FLAGS += ["--n_batch", "2", "--n_iter", "1"]
+FLAGS += ["--n_batch", "2", "--n_iter", "1", "--quiet"]
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ FLAGS = [
     *("--attn_pdrop", "0", "--resid_pdrop", "0", "--clf_pdrop", "0", "--device", "cpu"),
     # The original split words by the spaCy of the day it ran, 3.8.18: 3 texts differ from 2.0.
     *("--spacy_rules", "installed"),
+    "--quiet",
 ]
 
 
