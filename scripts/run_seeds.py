@@ -23,13 +23,13 @@ from gpt1.datasets import TASKS
 from gpt1.datasets import story_cloze as datasets
 from gpt1.reports.analysis import identify_run
 from gpt1.reports.statistics import median_interval, wilson_interval
+from gpt1.results.log_lines import read_run_log
+from gpt1.results.outputs import Outputs
+from gpt1.results.submissions import read_submission
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.settings.training import Settings, from_keywords, parse
-from gpt1.training.log_lines import read_run_log
-from gpt1.training.outputs import Outputs
 from gpt1.training.runs import fine_tune
 from gpt1.training.sources import find_sources
-from gpt1.training.submissions import read_submission
 
 
 @dataclass(frozen=True)

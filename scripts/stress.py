@@ -173,8 +173,8 @@ class Run:
     def _maker(self, submission: Path) -> str:
         """Which run made a submission, according to its record and the log."""
         from gpt1.reports.analysis import identify_run
-        from gpt1.training.log_lines import read_run_log
-        from gpt1.training.submissions import read_submission
+        from gpt1.results.log_lines import read_run_log
+        from gpt1.results.submissions import read_submission
 
         try:
             log = read_run_log(self.directory / "log/rocstories.jsonl")

@@ -16,7 +16,7 @@ from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
 
 if TYPE_CHECKING:
-    from gpt1.training.log_lines import Run
+    from gpt1.results.log_lines import Run
 
 _LOG = "log/<desc>.jsonl of a run; log/<desc>.updates.jsonl is read from beside it"
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _curves(values: Values) -> None:
     from gpt1.reports import figures
-    from gpt1.training.log_lines import read_runs
+    from gpt1.results.log_lines import read_runs
 
     given = values[CurvesSettings]
     figures.check_picture(given.out)
@@ -103,14 +103,14 @@ def _curves(values: Values) -> None:
 
 def _table(values: Values) -> None:
     from gpt1.reports.runs import table
-    from gpt1.training.log_lines import read_runs
+    from gpt1.results.log_lines import read_runs
 
     print(table(read_runs(values[TableSettings].logs)))
 
 
 def _tensorboard(values: Values) -> None:
-    from gpt1.training.log_lines import read_runs
-    from gpt1.training.tensorboard import write_run
+    from gpt1.results.log_lines import read_runs
+    from gpt1.results.tensorboard import write_run
 
     given = values[TensorBoardSettings]
     (run,) = read_runs([given.log])

@@ -74,7 +74,7 @@ def _score(values: Values) -> None:
     model = open_model(values[OpenSettings], COMMAND.program)
 
     from gpt1.inference import scoring
-    from gpt1.training import submissions
+    from gpt1.results import submissions
 
     scoring.check_choice_head(model)
     arrays, n_cut = scoring.encode_stories(model, *stories[:3], n_ctx=given.n_ctx, verbose=True)

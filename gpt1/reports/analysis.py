@@ -16,9 +16,8 @@ from sklearn.metrics import accuracy_score
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.reports import calibration, figures
 from gpt1.reports.statistics import McNemar, confusion, mcnemar_exact, wilson_interval
-from gpt1.runtime.errors import InputError
-from gpt1.training.log_lines import LogLine, RunLog, read_run_log
-from gpt1.training.submissions import (
+from gpt1.results.log_lines import LogLine, RunLog, read_run_log
+from gpt1.results.submissions import (
     SUBMISSION,
     Choices,
     Record,
@@ -28,6 +27,7 @@ from gpt1.training.submissions import (
     record_path,
     sha256,
 )
+from gpt1.runtime.errors import InputError
 
 SIGNIFICANCE = 0.05
 N_MISTAKES = 5

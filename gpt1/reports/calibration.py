@@ -24,7 +24,7 @@ from sklearn.metrics import brier_score_loss
 
 from gpt1.datasets.story_cloze import Cloze
 from gpt1.reports.figures import new_figure
-from gpt1.training.submissions import Choices
+from gpt1.results.submissions import Choices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gpt1.results.log_lines import Run
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.extras import import_extra
 from gpt1.runtime.files import atomic_write
-from gpt1.training.log_lines import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from gpt1.training.log_lines import Run
+from gpt1.results.log_lines import Run
 
 # Heading, decimals, value of a run; None is a dash.
 _COLUMNS: tuple[tuple[str, int, Callable[[Run], float | None]], ...] = (

@@ -1,1 +1,1 @@
-"""The training loop and what it keeps: steps, checkpoints, logs, results."""
+"""The training loop, its jobs and listeners, and its checkpoints."""

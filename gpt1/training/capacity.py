@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 
 from gpt1.model.transformer import ModelConfig
+from gpt1.results.outputs import Outputs
+from gpt1.results.submissions import table
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.training import checkpoint
-from gpt1.training.outputs import Outputs
-from gpt1.training.submissions import table
 
 FLOAT_BYTES = 4
 IN_CHECKPOINT = 3  # copies: parameters and both moments

@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from gpt1.results.log_lines import UpdateLine
 from gpt1.training.checkpoint import TrainState
-from gpt1.training.log_lines import UpdateLine
 from gpt1.training.loop import Evaluation, Listener
 
 LINE_EVERY = 30.0

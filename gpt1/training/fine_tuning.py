@@ -19,13 +19,13 @@ from gpt1.batches.packing import pack
 from gpt1.batches.task_data import TaskData
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.results.log_lines import UpdateLine
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.groups import DeviceSettings, LoopSettings
 from gpt1.tasks.task import describe_sources
 from gpt1.training.checkpoint import TrainState
-from gpt1.training.log_lines import UpdateLine
 from gpt1.training.loop import Evaluation, Progress
 from gpt1.weights.stored import special_rows
 

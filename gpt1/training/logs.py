@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gpt1.results.log_lines import UpdateLine
+from gpt1.results.outputs import Outputs
+from gpt1.results.tensorboard import TensorBoard
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
 from gpt1.training.checkpoint import TrainState
-from gpt1.training.log_lines import UpdateLine
 from gpt1.training.loop import Evaluation, Listener
-from gpt1.training.outputs import Outputs
-from gpt1.training.tensorboard import TensorBoard
 
 Mirror = Callable[[Mapping[str, Any]], None]
 

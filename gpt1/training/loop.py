@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from gpt1.model import DoubleHeadsModel
+from gpt1.results.log_lines import UpdateLine
 from gpt1.runtime.errors import Gpt1Error, Stopped
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.stopping import StopRequests
 from gpt1.training.checkpoint import Checkpoints, TrainState
-from gpt1.training.log_lines import UpdateLine
 
 Work = TypeVar("Work")
 Progress = Callable[[int, int], None]

@@ -19,6 +19,9 @@ from gpt1.batches.task_data import TaskData
 from gpt1.datasets import TASKS
 from gpt1.model import DoubleHeadsModel
 from gpt1.opt import OpenAIAdam
+from gpt1.results import submissions
+from gpt1.results.log_lines import UpdateLine
+from gpt1.results.outputs import Outputs
 from gpt1.runtime import device
 from gpt1.runtime.errors import InputError, Stopped
 from gpt1.runtime.locks import RunLock
@@ -26,14 +29,12 @@ from gpt1.runtime.ranks import Ranks, joined
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.groups import OptimizerSettings
 from gpt1.settings.training import Settings, from_keywords
-from gpt1.training import capacity, submissions
+from gpt1.training import capacity
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
 from gpt1.training.console import Console, say
 from gpt1.training.fine_tuning import FineTuning
-from gpt1.training.log_lines import UpdateLine
 from gpt1.training.logs import History, Keeper, Logs
 from gpt1.training.loop import Evaluation, Listener, Trainer
-from gpt1.training.outputs import Outputs
 from gpt1.training.prepare import build_model, load_data, notes, resolve
 from gpt1.training.sources import Sources, find_sources
 from gpt1.weights import from_list, jl, to_list

@@ -21,10 +21,10 @@ from gpt1.commands import convert as command
 from gpt1.commands import train
 from gpt1.inference import prediction as predict
 from gpt1.inference.language_model import open_model
+from gpt1.results.submissions import read_submission
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
 from gpt1.training import prepare
-from gpt1.training.submissions import read_submission
 from gpt1.weights.conversion import convert
 from gpt1.weights.jl import read_jl, write_jl
 from gpt1.weights.locate import read_n_head

@@ -37,13 +37,13 @@ from gpt1.inference.attention import (
 from gpt1.inference.opened import OpenedModel
 from gpt1.reports import figures
 from gpt1.reports.runs import align, table
+from gpt1.results.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
+from gpt1.results.tensorboard import TensorBoard, write_run
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
-from gpt1.training.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
 from gpt1.training.logs import JsonLines
-from gpt1.training.tensorboard import TensorBoard, write_run
 from gpt1.weights import jl, parameters
 
 pytest.importorskip("matplotlib")

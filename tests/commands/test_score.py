@@ -10,7 +10,7 @@ from finished import Run, train_tiny
 from gpt1.commands import score
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.scoring import score_stories
-from gpt1.training.submissions import read_probs
+from gpt1.results.submissions import read_probs
 
 
 @pytest.fixture(scope="module")

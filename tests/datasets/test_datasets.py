@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt1.datasets import TASKS
 from gpt1.datasets.story_cloze import (
     COLUMNS,
     TEST_CSV,
@@ -21,6 +22,7 @@ from gpt1.datasets.story_cloze import (
     rocstories,
 )
 from gpt1.runtime.errors import InputError
+from gpt1.settings import groups
 
 HEADER = ",".join(COLUMNS)
 ROW = "a-1,One.,Two.,Three.,Four.,Right end.,Wrong end.,1"
@@ -263,3 +265,9 @@ def test_real_splits_have_the_originals_labels(rocstories_dir: Path, references_
         np.testing.assert_array_equal(train.labels, reference["trY"])
         np.testing.assert_array_equal(valid.labels, reference["vaY"])
     assert len(test.labels) == 1871
+
+
+def test_every_data_set_is_a_choice_of_the_flag() -> None:
+    """Settings know no data set; their list of names must be that of the tasks."""
+    assert tuple(TASKS) == groups.DATASETS
+    assert all(name == task.name for name, task in TASKS.items())

@@ -14,8 +14,8 @@ from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference import scoring
 from gpt1.model.transformer import DoubleHeadsModel
+from gpt1.results.submissions import choices_of
 from gpt1.runtime.errors import InputError
-from gpt1.training.submissions import choices_of
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 
 from gpt1.commands import analysis as command
 from gpt1.reports import analysis
+from gpt1.results.log_lines import LogLine
 from gpt1.runtime.errors import InputError
-from gpt1.training.log_lines import LogLine
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "analysis.py"
 VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"

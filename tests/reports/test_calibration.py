@@ -14,7 +14,7 @@ from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
 from gpt1.inference.prediction import mean_cross_entropy
 from gpt1.reports import calibration
 from gpt1.reports.calibration import Bin
-from gpt1.training.submissions import Choices, choices_of
+from gpt1.results.submissions import Choices, choices_of
 
 # Story by story: who is chosen, how surely, and whether that is right.
 PREDICTIONS = [0, 1, 0, 1, 0, 1]

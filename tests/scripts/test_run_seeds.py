@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
-from gpt1.training.submissions import read_submission
+from gpt1.results.submissions import read_submission
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,14 +22,14 @@ from processes import SIGKILL, Run, assert_same, sends_itself, update
 
 from gpt1.commands import train
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.results.log_lines import UpdateLine
+from gpt1.results.outputs import Outputs
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings
 from gpt1.training import capacity, checkpoint
 from gpt1.training.capacity import Need
-from gpt1.training.log_lines import UpdateLine
 from gpt1.training.logs import JsonLines
 from gpt1.training.loop import Trainer
-from gpt1.training.outputs import Outputs
 
 ROOT = Path(__file__).parents[2]
 GPT1 = ModelConfig(n_ctx=77)  # on ROCStories

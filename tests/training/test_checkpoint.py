@@ -111,20 +111,6 @@ def test_tensors_of_any_type_and_shape_come_back_bit_for_bit(
         assert torch.equal(back.tensors[name], tensor)
 
 
-def with_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the values in a checkpoint's header, with a digest that fits them."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    values = json.loads(metadata["state"])
-    change(values)
-    header, tensors = json.dumps(values), load_file(path)
-    digest = checkpoint._digest(header, tensors)
-    save_file(tensors, path, metadata | {"state": header, "sha256": digest})
-
-
 def test_where_it_was_written_comes_back(tmp_path: Path) -> None:
     run, environment = Run(), {"the number of threads": 2, "torch's version": "2.6"}
     state = checkpoint.capture(run.model, run.optimizer, 0, 0.0, environment=environment)

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from gpt1.opt import OpenAIAdam
+from gpt1.results.log_lines import UpdateLine
+from gpt1.results.outputs import Outputs
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.training import Settings
 from gpt1.training.checkpoint import Checkpoints, TrainState
-from gpt1.training.log_lines import UpdateLine
 from gpt1.training.logs import History, Keeper, Logs
 from gpt1.training.loop import Evaluation, Listener, Progress, Trainer
-from gpt1.training.outputs import Outputs
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

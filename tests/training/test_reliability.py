@@ -46,13 +46,13 @@ from waiting import DEADLINE, wait_until
 from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
+from gpt1.results.log_lines import read_updates
 from gpt1.runtime import launcher, ranks
 from gpt1.settings.training import Settings
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import checkpoint, loop, prepare
 from gpt1.training.fine_tuning import divergence_warning
-from gpt1.training.log_lines import read_updates
 from gpt1.weights import jl
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
@@ -340,7 +340,7 @@ WRITES = {  # when it is written, what the message names, and the newest checkpo
     ),
     "record": (partial(before, "gpt1.training.runs:_submit"), "ROCStories.run.json", 12),
     "submission": (
-        partial(before, "gpt1.training.submissions:atomic_write", matching="ROCStories.tsv"),
+        partial(before, "gpt1.results.submissions:atomic_write", matching="ROCStories.tsv"),
         "ROCStories.tsv",
         12,
     ),

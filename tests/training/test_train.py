@@ -29,6 +29,7 @@ from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference import prediction as predict
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.results.outputs import Outputs
 from gpt1.runtime.device import environment
 from gpt1.runtime.ranks import Ranks
 from gpt1.runtime.seeds import tower_seed
@@ -37,7 +38,6 @@ from gpt1.tasks import ACCURACY, ChoiceIndex
 from gpt1.training import checkpoint, fine_tuning, prepare, runs
 from gpt1.training.fine_tuning import EXTRA_EVALUATIONS, FineTuning
 from gpt1.training.loop import Trainer
-from gpt1.training.outputs import Outputs
 from gpt1.weights import jl, parameters
 
 ROOT = Path(__file__).parents[2]
@@ -866,7 +866,7 @@ def test_a_mistake_ends_a_process_with_status_2_and_one_message(run: Run) -> Non
 
 
 def test_probabilities_are_those_of_the_submission(run: Run) -> None:
-    from gpt1.training.submissions import read_probs, read_submission
+    from gpt1.results.submissions import read_probs, read_submission
 
     assert run.main("--submit", "--probs", "--n_iter", "1") == 0
     choices_ = read_probs(run.submission.with_name("ROCStories.probs.tsv"))
@@ -910,7 +910,7 @@ def test_what_cannot_be_written_is_said_before_training(
 ) -> None:
     assert run.main("--probs") == 2
     assert "--probs: they are of the predictions of --submit" in capsys.readouterr().err
-    monkeypatch.setattr("gpt1.training.outputs.find_spec", lambda name: None)
+    monkeypatch.setattr("gpt1.results.outputs.find_spec", lambda name: None)
     assert_refused(run, ["--tensorboard", "board"], 2, capsys, "pip install -e '.[tensorboard]'")
 
 

@@ -39,10 +39,11 @@ from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import ModelConfig
 from gpt1.opt.adam import OpenAIAdam
+from gpt1.results import log_lines, submissions
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings, parse
 from gpt1.text_utils import encoder as text_utils
-from gpt1.training import checkpoint, log_lines, logs, submissions
+from gpt1.training import checkpoint, logs
 from gpt1.weights import jl, locate, parameters
 from gpt1.weights.released import load_released, read_shapes
 

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gpt1.results.log_lines import Run
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.extras import import_extra
-from gpt1.training.log_lines import Run
 
 _FLUSH_SECONDS = 10  # how far TensorBoard lags behind a run at most
 _NOT_SCALARS = ("n_updates", "time")  # they say where and when the scalars stand

@@ -18,10 +18,10 @@ from processes import SIGKILL, Run, before, sends_itself
 
 from gpt1.commands import analysis as command
 from gpt1.reports import analysis
+from gpt1.results import submissions
+from gpt1.results.log_lines import read_run_log
+from gpt1.results.submissions import Record
 from gpt1.runtime.errors import InputError
-from gpt1.training import submissions
-from gpt1.training.log_lines import read_run_log
-from gpt1.training.submissions import Record
 
 PREDICTIONS = [0, 1, 1, 0]
 TEXT = "index\tprediction\n0\t0\n1\t1\n2\t1\n3\t0\n"

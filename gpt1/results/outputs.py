@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from gpt1.results.submissions import SUBMISSION, record_path
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.extras import missing_extra
 from gpt1.runtime.files import check_writable, remove_leftovers
 from gpt1.runtime.locks import RunLock
 from gpt1.settings.training import Settings
-from gpt1.training.submissions import SUBMISSION, record_path
 
 
 @dataclass(frozen=True)

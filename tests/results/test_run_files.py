@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from gpt1.results import log_lines, submissions
+from gpt1.results.submissions import Choices
 from gpt1.runtime.errors import InputError
-from gpt1.training import log_lines, submissions
-from gpt1.training.submissions import Choices
 
 SETTINGS = {"desc": "x", "n_ctx": 512, "submit": True, "run_id": "1"}
 PREDICTIONS = [0, 1, 0, 1, 0, 1]

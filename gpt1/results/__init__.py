@@ -1,0 +1,1 @@
+"""What a run leaves: the lines of its logs, its submissions, and where they lie."""
