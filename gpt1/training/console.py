@@ -16,7 +16,7 @@ from gpt1.training.loop import Evaluation, Listener
 LINE_EVERY = 30.0
 """Seconds between two plain lines of progress, where no bar can be drawn."""
 
-BAR = "{percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}"
 
 
 def say(message: str) -> None:
@@ -76,8 +76,8 @@ class Console(Listener):
         """Show the figures of an update in the bar, or now and then in a line."""
         now = time.monotonic()
         rate = (self._n_updates - self._n_begin) / max(now - self._started_at, 1e-9)
-        figures = f"loss {update.clf_cost:.3f}, lr {update.lr:.2g}"
-        speed = f"{rate * self._n_examples:.3g} examples/s"
+        figures = f"loss {update.clf_cost:.2f}, lr {update.lr:.1e}"
+        speed = f"{rate * self._n_examples:.0f} examples/s"
         self._bar.set_postfix_str(f"{figures}, {speed}", refresh=False)
         if self._quiet or can_draw() or now - self._shown_at < LINE_EVERY:
             return
@@ -94,6 +94,7 @@ class Console(Listener):
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
         """Print epochs, updates, both costs, and both scores of the first metric."""
+        self._bar.set_postfix_str("", refresh=False)
         names, figures = zip(*list(evaluation.figures.items())[:4], strict=True)
         costs, scores = figures[:2], figures[2:]
         if not self._is_table:

@@ -70,8 +70,8 @@ def test_a_terminal_gets_a_table_a_bar_and_a_summary(task: tiny.Tiny, tmp_path: 
         r"written:\n",
         shown,
     ), shown
-    assert re.search(r"\rloss|\d+ %\|", written)
-    assert re.search(r"loss \d+\.\d{3}, lr \S+, \S+ examples/s", written)
+    assert re.search(r"\r\d+/8 \|.+\| \d\d:\d\d, \d\d:\d\d left, ", written)
+    assert re.search(r"loss \d+\.\d\d, lr \S+, \d+ examples/s", written)
     assert "evaluating: " in written
     without_paths = [line for line in re.split(r"[\r\n]", written) if "/pytest" not in line]
     assert max(map(len, without_paths)) <= COLUMNS
