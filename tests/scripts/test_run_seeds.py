@@ -30,6 +30,12 @@ def script() -> ModuleType:
     return module
 
 
+def output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What was printed on stdout and stderr, without the notes on resuming."""
+    out, err = capsys.readouterr()
+    return out, "".join(line for line in err.splitlines(True) if not line.startswith("--resume: "))
+
+
 @pytest.mark.slow
 def test_runs_once_and_reports(
     script: ModuleType,
@@ -43,7 +49,7 @@ def test_runs_once_and_reports(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = ["--seeds", "2", "--first", "5", "--n_iter", "1", *task.flags]
     assert script.main(flags) == 0
-    shown, told = capsys.readouterr()
+    shown, told = output(capsys)
     assert told == "seed 5: done\nseed 6: done\n"
     labels = read_cloze(task.data_dir / TEST_CSV).labels
     found = []
@@ -60,7 +66,7 @@ def test_runs_once_and_reports(
     stamp = first.stat().st_mtime_ns
     (tmp_path / "submission/rocstories-seed6/ROCStories.tsv").unlink()
     assert script.main(flags) == 0
-    again, told = capsys.readouterr()
+    again, told = output(capsys)
     assert again == shown
     assert told == "seed 5: done already\nseed 6: done\n"
     assert first.stat().st_mtime_ns == stamp
@@ -71,9 +77,9 @@ def test_runs_once_and_reports(
     settings = json.dumps({**json.loads(settings), "run_id": "another"})
     log.write_text("\n".join([settings, *rest, ""]))
     assert script.main(flags) == 0
-    assert capsys.readouterr() == (shown, "seed 5: done already\nseed 6: done\n")
+    assert output(capsys) == (shown, "seed 5: done already\nseed 6: done\n")
     assert script.main(flags) == 0
-    assert capsys.readouterr() == (shown, "seed 5: done already\nseed 6: done already\n")
+    assert output(capsys) == (shown, "seed 5: done already\nseed 6: done already\n")
     assert script.main([*flags, "--lr", "0.5"]) == 2
     assert "made with another lr" in capsys.readouterr().err
 
