@@ -1,4 +1,4 @@
-"""What the command lines of all programs share."""
+"""The argparse parser that the command lines of scripts and benchmarks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt1.runtime.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are an :class:`InputError`, and whose examples keep their lines.
+    """An argparse parser that raises :class:`InputError` and keeps the lines of its examples.
 
     Flags are never abbreviated: a new flag must not change what an old command means.
 
@@ -31,14 +31,14 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> typing.NoReturn:
-        """A value missing, of the wrong type, or too many."""
+        """Raise an :class:`InputError` with argparse's message about a wrong command line."""
         raise InputError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def number(
     kind: type[int] | type[float], low: float, high: float = float("inf")
 ) -> Callable[[str], Any]:
-    """A ``type=`` for argparse: an int or a float from ``low`` to ``high``, both included."""
+    """Return a ``type=`` for argparse: an int or a float from ``low`` to ``high`` inclusive."""
     what = "a whole number" if kind is int else "a number"
     between = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
 
