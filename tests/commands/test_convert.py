@@ -228,7 +228,7 @@ def test_the_hub_lacks_things_and_notes_say_so(
     )
     for words in ("softmax over token rows alone", "dropout falls on sums", "docs/hub.md"):
         assert words in said.err  # type: ignore[operator]
-    assert "piece 0 of the vocabulary is 'a' and not '<unk>'" in said.err
+    assert "token 0 of the vocabulary is 'a' and not '<unk>'" in said.err
     assert all(line.startswith("gpt1 convert: note: ") for line in said.err.splitlines())
 
 
@@ -270,12 +270,12 @@ def test_a_list_does_not_record_heads_and_activation(
         (["DEMO", "x", "--to", "hub", "--model_dir", "y"], "is missing: name the directory of"),
         (
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
-            "TINY/encoder_bpe_40000.json has 100 pieces, but DEMO/params_sh",
+            "TINY/encoder_bpe_40000.json has 100 tokens, but DEMO/params_sh",
         ),
         (["BEST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
-            "too few for the 3590 pieces of DEMO/enc",
+            "too few for the 3590 tokens of DEMO/enc",
         ),
         (["BEST", "x", "--to", "hub", "--model_dir", "TINY", "--n_head", "5"], "not divide the"),
         (["HUB/model.safetensors", "x", "--to", "hub"], "is part of a hub model; name the dir"),

@@ -212,8 +212,8 @@ def test_a_path_without_a_model(task: tiny.Tiny, tmp_path: Path) -> None:
     assert "no params_shapes.json" in message(tmp_path / "empty", vocabulary=vocabulary)
     (tmp_path / "weights.pt").touch()
     assert "ends in .jl or .safetensors" in message(tmp_path / "weights.pt", vocabulary=vocabulary)
-    assert "too few for the 3590 pieces" in message(save_list(tmp_path), vocabulary=DEMO)
-    assert "100 pieces, but" in message(DEMO, vocabulary=vocabulary)
+    assert "too few for the 3590 tokens" in message(save_list(tmp_path), vocabulary=DEMO)
+    assert "100 tokens, but" in message(DEMO, vocabulary=vocabulary)
 
 
 def save_list(directory: Path) -> Path:

@@ -152,7 +152,7 @@ def our_model(parts: Parts) -> DoubleHeadsModel:
 
 
 def write_vocabulary(directory: Path) -> None:
-    """A vocabulary of ``N_VOCAB`` pieces that transformers' tokenizer takes, and one merge."""
+    """A vocabulary of ``N_VOCAB`` tokens that transformers' tokenizer takes, and one merge."""
     letters = "abcdefghijklmnopqrstuvw"
     pieces = ["<unk>", *letters, *(letter + "</w>" for letter in letters), "ab", ".</w>", "'</w>"]
     assert len(pieces) == N_VOCAB
@@ -577,7 +577,7 @@ CONFIG_DAMAGES = [
     (set_config(afn="gelu_new"), r'afn is "gelu_new", expected one of gelu, relu, swish, silu'),
     (set_config(afn=["gelu"]), r"afn is \[.*\], expected one of"),
     (set_config(layer_norm_epsilon=1e-6), r"layer_norm_epsilon is 1e-06, but GPT-1 has 1e-05"),
-    (set_config(vocab_size=N_VOCAB + 1), r"vocab_size is 51, but .* 50 pieces; expected 50, or 53"),
+    (set_config(vocab_size=N_VOCAB + 1), r"vocab_size is 51, but .* 50 tokens; expected 50, or 53"),
     (set_config(summary_activation="tanh"), r"choice head is another than GPT-1's"),
     (set_config(summary_use_proj=False), r"choice head is another than GPT-1's"),
     (set_config(n_layer=2), r'array "h\.2\..*" is not one of .* 2 layers'),
@@ -844,7 +844,7 @@ def test_training_takes_rows_of_special_tokens_but_not_the_choice_head(
         ((), {"afn": "relu"}, r"--afn gelu: .*config\.json has relu; give --afn relu"),
         (("--n_transfer", "3"), {}, r"--n_transfer 3: .* 2 layers, .*; give at most 2"),
         ((), {"positions": np.ones((4, tiny.N_EMBD), "f4")}, r"--n_ctx \d+: .* 4 position rows"),
-        ((), {"tokens": np.ones((99, tiny.N_EMBD), "f4")}, r"vocab_size is 99, but .* \d+ pieces"),
+        ((), {"tokens": np.ones((99, tiny.N_EMBD), "f4")}, r"vocab_size is 99, but .* \d+ tokens"),
     ],
 )
 def test_training_refuses_what_does_not_fit_a_hub_directory(
@@ -922,7 +922,7 @@ def test_the_tokenizer_loads_and_knows_the_special_tokens(
         *encoder.decode(ours[0]).split(),
         *encoder.decode(ours[1]).split(),
     ]
-    assert tokenizer.unk_token_id == 0  # as in the original: a piece outside the vocabulary is 0
+    assert tokenizer.unk_token_id == 0  # as in the original: text outside the vocabulary is token 0
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
     assert auto(story)["input_ids"] == ours[0]
 
