@@ -1,1 +1,1 @@
-"""The training loop and what it keeps: steps, checkpoints, logs, results."""
+"""Training: the loop, its checkpoints, its logs and its results."""

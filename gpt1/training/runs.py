@@ -42,12 +42,12 @@ from gpt1.weights.parameters import read_params
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run has made, on its main rank; on others only what they know.
+    """The results of a run. On other ranks than the main one some of them are missing.
 
     Attributes:
-        settings: what the run was made with, every size decided.
-        outputs: its files.
-        data: what it was trained on.
+        settings: the settings of the run, with every size decided.
+        outputs: the files of the run.
+        data: the data set.
         model: on the device of the run; the parameters of the best evaluation if the run kept
             them (``submit``), else the last ones.
         evaluations: in the order in which they were made, since the last start of the run.
@@ -67,7 +67,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The first metric's best validation score, and all of the test split if it has labels."""
+        """The best validation score of the first metric; all test scores if labels are known."""
         metrics = self.data.task.metrics
         found = {f"valid_{metrics[0].title}": self.best_score}
         if self.predictions is not None and self.data.test_labels is not None:
@@ -81,15 +81,15 @@ def fine_tune(dataset: str = "rocstories", *, verbose: bool = True, **settings: 
     """Fine-tune a pretrained model on a data set, and predict its test split.
 
     Args:
-        dataset: as ``--dataset`` takes it.
+        dataset: a value of ``--dataset``.
         verbose: show on the terminal, or in the notebook, what a run of ``gpt1 train`` shows.
         settings: any flag of ``gpt1 train`` by its name, such as ``n_iter=1``. ``submit`` is true
             unless it is given: the best parameters are kept, and predict the test split.
 
     Raises:
-        InputError: an argument or a file is not what it should be.
+        InputError: an argument or a file is wrong.
         Gpt1Error: a result cannot be written, or the run diverged.
-        KeyboardInterrupt: it was interrupted, and has saved its state: ``resume=True`` goes on.
+        KeyboardInterrupt: the run was interrupted, and saved its state; ``resume=True`` continues.
     """
     chosen = from_keywords({"submit": True, "dataset": dataset, **settings})
     sources = find_sources(chosen, TASKS[chosen.dataset])

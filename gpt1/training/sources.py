@@ -1,4 +1,4 @@
-"""Where a run reads from: the user's files, or the bundled demo."""
+"""Find the files that a run reads: the user's files, or the bundled demo."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
         task: the data set.
 
     Raises:
-        InputError: with every missing file and what to do about it.
+        InputError: a file is missing; the message has all missing files and what to do about them.
     """
     data_dir = Path(settings.data_dir or "data")
     model_dir = Path(settings.model_dir or "model")

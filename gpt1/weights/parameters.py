@@ -61,7 +61,7 @@ PER_LAYER = len(_layer_shapes(1))
 
 
 def layer_shapes(n_embd: int, n_layer: int) -> dict[str, Shape]:
-    """Return the shape in files of each parameter in the layers, by name in the original's order."""
+    """Return the shape in files of each parameter of the layers, in the original's order."""
     layer = _layer_shapes(n_embd)
     return {f"h{i}/{name}": shape for i in range(n_layer) for name, shape in layer.items()}
 

@@ -297,7 +297,9 @@ def test_wrong_content_is_asked_for_once_more(server: Server, tmp_path: Path) ->
 @pytest.mark.parametrize("answer", [wrong_bytes, status(204)])
 def test_wrong_content_is_never_kept(server: Server, tmp_path: Path, answer: Answer) -> None:
     server.scripts[LARGE] = [answer]
-    expected = rf"{LARGE}: not the released file, whose .* is {FILES[LARGE]}; nothing .* is kept"
+    expected = (
+        rf"{LARGE}: not the released file, whose .* is {FILES[LARGE]}; the content was discarded"
+    )
     with pytest.raises(Gpt1Error, match=expected):
         download(FILES, server.url, tmp_path)
     assert server.ranges() == [None, None]
