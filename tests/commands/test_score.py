@@ -107,7 +107,7 @@ def test_nothing_that_is_read_is_overwritten(
     assert (
         scored(run, run.test_csv, "--out", f"{path.parent}/../{path.parent.name}/{path.name}") == 2
     )
-    assert "would overwrite what is read; name another file" in capsys.readouterr().err
+    assert "would overwrite a file that is read; name another file" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
