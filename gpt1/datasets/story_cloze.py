@@ -294,7 +294,7 @@ def _take(cloze: Cloze, rows: list[int]) -> Cloze:
 
 
 def read_splits(data_dir: Path) -> Splits:
-    """Read :func:`rocstories` as examples, each with its number in its file, counted from 1."""
+    """Read the splits of :func:`rocstories` as examples; their sources count stories from 1."""
     train, valid, test = rocstories(data_dir)
     train_rows, valid_rows = split_rows(len(train.labels) + len(valid.labels))
     return Splits(

@@ -198,7 +198,10 @@ class Cached(Attend):
     visible: Tensor | None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """Do what :meth:`gpt1.model.contexts.Attend.__call__` says; N = M = B * Q, no dropout."""
+        """Return the attention of the new tokens, without dropout.
+
+        See :meth:`gpt1.model.contexts.Attend.__call__`, here with N = M = B * Q.
+        """
         q, k, v = (heads_first(part, self.grid) for part in (q, k, v))
         end = self.length + self.grid[1]
         copies = len(self.keys) // self.grid[0]
