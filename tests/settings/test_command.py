@@ -28,7 +28,7 @@ class Cooking:
     salt: float | None = setting(None, "grams", between(0, 9))
 
     def contradictions(self) -> list[str]:
-        """Nobody covers what is fried in butter."""
+        """Find the combination of frying and a lid, which is not allowed."""
         return ["--lid: not with --fat butter"] if self.lid and self.fat == "butter" else []
 
 
@@ -482,7 +482,7 @@ def test_what_is_wrong_about_training_comes_in_one_message() -> None:
 
 @pytest.mark.parametrize("word", ["--n_itr", "--n_it", "n_iter", "-n_iter"])
 def test_a_mistyped_flag_of_training(word: str) -> None:
-    """A flag cut short is refused too: which one it means may change with the next version."""
+    """A shortened flag is refused, too: a later version may have two flags that begin with it."""
     expected = "there is no such flag or argument; did you mean --n_iter? See --help"
     assert problems(word, *(["2"] if word.startswith("-") else []), command=TRAIN) == (
         f"{word}: {expected}"

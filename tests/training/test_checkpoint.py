@@ -1,4 +1,4 @@
-"""A run's state on disk: the same bits back, the last two kept, damage always noticed."""
+"""Checkpoints: reading gives the same bits, the last two are kept, damage is always noticed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEANING = {"seed": 3, "lr": 6.25e-5, "afn": "gelu", "vector_l2": False, "model":
 
 
 class Run:
-    """A small model and the optimizer of a run, fed with gradients that follow from t."""
+    """A small model and the optimizer of a run, whose gradients are a function of t."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -71,10 +71,10 @@ def test_a_restored_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     first = Run()
     first.update(1, 9)
     path = checkpoint.save(tmp_path, first.state(9, 61.5), MEANING)
-    first.update(10, 12)  # the file must not follow
+    first.update(10, 12)  # The file must not change with the state.
 
     second = Run()
-    second.update(1, 3)  # traces of another life must go
+    second.update(1, 3)  # State of another run must be replaced.
     state, meaning = checkpoint.load(path)
     assert (state.n_updates, state.best_score) == (9, 61.5)
     assert meaning == MEANING
@@ -130,7 +130,7 @@ def test_where_it_was_written_comes_back(tmp_path: Path) -> None:
     state = checkpoint.capture(run.model, run.optimizer, 0, 0.0, environment=environment)
     path = checkpoint.save(tmp_path, state, MEANING)
     assert checkpoint.load(path)[0].environment == environment
-    with_header(path, lambda values: values.pop("environment"))  # as earlier versions wrote it
+    with_header(path, lambda values: values.pop("environment"))  # as earlier versions wrote
     assert checkpoint.load(path)[0].environment == {}
     with_header(path, lambda values: values.update(environment=["2.6"]))
     with pytest.raises(InputError, match="its environment is not an object"):
@@ -201,7 +201,7 @@ def refusal(path: Path, data: bytes) -> str:
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path, whole: bytes) -> None:
-    """Each bit of the header's length and of the numbers, and some hundred others."""
+    """It is tried for each bit of the header's length and the numbers, and some hundred others."""
     rng = random.Random(0)
     bits = {*range(64), *range(8 * len(whole) - 8 * 36, 8 * len(whole))}
     bits |= {rng.randrange(8 * len(whole)) for _ in range(500)}
@@ -267,7 +267,7 @@ def on_a_failing_disk(path: Path) -> Iterator[None]:
 
 @contextmanager
 def too_large_for_the_memory(path: Path) -> Iterator[None]:
-    """Its numbers are cut off and a gigabyte of zeros, which the disk need not keep, follows."""
+    """Replace a file's numbers by a gigabyte of zeros, which takes no space on the disk."""
     n = 1 << 30
     header = {"w": {"dtype": "F32", "shape": [n // 4], "data_offsets": [0, n]}}
     text = json.dumps(header).encode()
@@ -295,7 +295,7 @@ def test_a_machine_in_trouble_is_no_damage(
     remedy: str,
 ) -> None:
     path = checkpoint.save(tmp_path, small_state(), MEANING)
-    checkpoint.load(path)  # what is imported late is imported now
+    checkpoint.load(path)  # Import late imports before the test.
     with trouble(path), pytest.raises(Gpt1Error) as caught:
         checkpoint.load(path)
     assert not isinstance(caught.value, InputError)
@@ -318,7 +318,7 @@ def test_a_directory_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_pa
 
 
 def test_nothing_in_the_file_can_run(whole: bytes) -> None:
-    """It is numbers after a header of JSON, not a pickle or a zip of pickles."""
+    """It holds numbers after a JSON header, and is not a pickle or a zip file of pickles."""
     length = int.from_bytes(whole[:8], "little")
     header: dict[str, Any] = json.loads(whole[8 : 8 + length])
     metadata = header.pop("__metadata__")
