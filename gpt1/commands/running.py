@@ -21,7 +21,7 @@ Body = Callable[[Values], None]
 
 
 def run_command(command: Command, body: Body, argv: Sequence[str] | None) -> int:
-    """Run a command and return its exit status: 0, or that of the error that ended it.
+    """Run a command; return the exit status: 0, or the status of the error that ended it.
 
     Args:
         command: the command, whose settings are read.

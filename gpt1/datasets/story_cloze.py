@@ -88,7 +88,7 @@ def rocstories(
 
 
 def missing_csvs(data_dir: str | Path) -> list[Path]:
-    """Return the paths of those of the two cloze CSVs that ``data_dir`` lacks."""
+    """Return the paths of the cloze CSVs that ``data_dir`` lacks: none, one or both."""
     paths = [Path(data_dir) / name for name in (VALIDATION_CSV, TEST_CSV)]
     return [path for path in paths if not os.path.exists(path)]
 

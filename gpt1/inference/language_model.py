@@ -75,7 +75,7 @@ def open_model(
 
 
 def _directory_of(path: str | Path) -> Path:
-    """The directory of a model, in which its vocabulary lies unless another one is named."""
+    """Return the directory of a model, which has the vocabulary unless another one is named."""
     file = locate.list_file(path)
     return Path(path) if file is None else file.parent
 

@@ -105,7 +105,7 @@ class Run:
 
     @property
     def updates_per_second(self) -> float | None:
-        """The speed by the median time between updates, which pauses do not change."""
+        """The speed of training, from the median time between updates; None if it is not known."""
         gaps = [later.time - line.time for line, later in pairwise(self.updates)]
         typical = median(gaps) if gaps else 0.0
         return 1 / typical if typical > 0 else None

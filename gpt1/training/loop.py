@@ -89,17 +89,17 @@ class Job(Protocol[Work]):
 
 
 class Listener:
-    """Receives the events of a run. Each method does nothing unless a subclass overrides it."""
+    """Receives the events of a run; a method that a subclass does not override does nothing."""
 
     def prepared(self, description: Sequence[str]) -> None:
-        """All files have been read, and the run is about to start.
+        """Handle the end of the preparation: all files have been read.
 
         Args:
             description: lines that describe the run.
         """
 
     def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
-        """Training begins.
+        """Handle the beginning of training.
 
         Args:
             state: the state at the beginning.
@@ -108,25 +108,25 @@ class Listener:
         """
 
     def updated(self, update: UpdateLine) -> None:
-        """The figures of an update are known. On a GPU later updates may have been made before."""
+        """Handle the figures of an update; on a GPU, later updates may have been made already."""
 
     def stepped(self, n_updates: int) -> None:
-        """An update has been made; its figures may not be known yet."""
+        """Handle the end of update number ``n_updates``; its figures may not be known yet."""
 
     def warned(self, update: UpdateLine, message: str) -> None:
-        """The costs of an update show that the run diverges."""
+        """Handle a warning: the costs of an update show that the run diverges."""
 
     def evaluating(self, done: int, total: int) -> None:
-        """An evaluation has predicted ``done`` of ``total`` examples, so far."""
+        """Handle the progress of an evaluation: ``done`` of ``total`` examples are predicted."""
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """An evaluation is done, and the model still has the parameters that were evaluated."""
+        """Handle the result of an evaluation; the model has the parameters that were evaluated."""
 
     def closed(self) -> None:
-        """Training has ended, by success or by an error."""
+        """Handle the end of training, by success or by an error."""
 
     def finished(self, summary: Sequence[str]) -> None:
-        """All results have been written.
+        """Handle the end of the run: all results have been written.
 
         Args:
             summary: lines that summarize the results.

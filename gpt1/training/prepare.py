@@ -105,7 +105,7 @@ def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
 def build_model(
     settings: Settings, sources: Sources, config: ModelConfig, stream: np.random.RandomState
 ) -> DoubleHeadsModel:
-    """Make the model with fresh parameters, and copy those of the checkpoint into it.
+    """Make the model with fresh parameters, and copy the checkpoint's parameters into it.
 
     See docs/fidelity.md, 12, 13 and 18.
 

@@ -60,7 +60,7 @@ def read_or_refuse(read: Callable[[], Any], start: str | Path, lines: int = 1) -
     """Return the result of ``read``, or None after one short message that begins with ``start``."""
     with warnings.catch_warnings(record=True) as noise:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # an unexpected error
+        warnings.simplefilter("ignore", DeprecationWarning)  # hidden from users
         try:
             result = read()
         except InputError as error:
