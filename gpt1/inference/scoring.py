@@ -136,7 +136,7 @@ def check_choice_head(model: OpenedModel) -> None:
     """
     if not model.has_choice_head:
         raise InputError(
-            f"{model.source} was never trained to choose: a fine-tuned model is needed: "
+            f"{model.source} was never trained to choose; name a fine-tuned model with "
             "--params FILE, such as save/rocstories/best_params.jl"
         )
 

@@ -61,7 +61,11 @@ def warmup_share(x: float) -> str | None:
     A larger number is likely to be meant as a number of updates, with which the learning rate
     would stay near 0.
     """
-    return None if 0 <= x <= 1 else "must be from 0 to 1: a share of all updates, not their number"
+    return (
+        None
+        if 0 <= x <= 1
+        else "must be from 0 to 1: it is a share of all updates, not a number of updates"
+    )
 
 
 def seed_number(x: int) -> str | None:
@@ -72,9 +76,9 @@ def seed_number(x: int) -> str | None:
 def plain_name(x: str) -> str | None:
     """Accept names of a file or a directory without a path, so that they lead to no other place."""
     if x in ("", ".", "..") or set(x) & set("/\\\0\n"):
-        return "must be a plain name, without slashes: it names log and save files"
+        return "must be a name without slashes, because log and save files are named after it"
     if len(x) > 100:
-        return "must be at most 100 characters: it names log and save files"
+        return "must be at most 100 characters, because log and save files are named after it"
     return file_name(x)
 
 

@@ -167,7 +167,7 @@ def read_record(submission: str | Path) -> Record | None:
     path = record_path(submission)
     if not os.path.lexists(path):
         return None
-    remedy = "delete this file, and the submission's run counts as unknown."
+    remedy = "delete this file; the run of the submission is then reported as unknown."
     values = parse_object(read_text(path, "the record of a submission"), str(path), remedy)
     return typed(Record, values, str(path), remedy)
 

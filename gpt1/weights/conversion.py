@@ -151,7 +151,7 @@ def _check_target(source: Path, target: Path, layout: str, remedy: str | None) -
     if not target.exists():
         return
     if target.samefile(source):
-        raise InputError(f"{target}: is the source itself; name another target")
+        raise InputError(f"{target}: is the source, too; name another target")
     if target.is_dir() != (layout in DIRECTORIES):
         raise InputError(
             f"{target}: is a {'directory' if target.is_dir() else 'file'}; the {layout} "
@@ -204,16 +204,17 @@ def _read(
 def _write_hub(target: Path, model: _Model) -> list[str]:
     hub.write_hub(target, model.params, model.vocabulary, model.config)
     notes = [
-        "transformers' language model has a softmax over token rows alone, here position rows "
-        "take part: its logits are ours, its probabilities and losses are not",
-        "training differs there: dropout falls on sums of embeddings, not on rows of the matrix; "
-        f"the rates written are the original's, {hub.PDROP}",
-        "its tokenizer gives other ids for some texts (docs/hub.md): encode with gpt1.text_utils",
+        "transformers computes the language model's softmax over token rows alone, gpt1 over "
+        "position rows too: the logits are equal, the probabilities and losses are not",
+        "training in transformers differs: dropout applies to sums of embeddings, not to rows of "
+        f"the matrix; the dropout rates written are the original's, {hub.PDROP}",
+        "transformers' tokenizer gives other ids for some texts (docs/hub.md): encode texts with "
+        "gpt1.text_utils",
     ]
     if model.unknown != hub.UNKNOWN:
         notes.append(
             f"token 0 of the vocabulary is {model.unknown!r} and not {hub.UNKNOWN!r}: "
-            "transformers' tokenizer cannot be used with it, the model can"
+            "transformers' tokenizer cannot be used with this vocabulary, but the model can"
         )
     return notes
 

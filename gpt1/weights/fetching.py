@@ -129,8 +129,8 @@ def _missing(files: Mapping[str, str], model_dir: Path, force: bool) -> list[str
     wrong = [name for name in there if git_object_id(model_dir / name) != files[name]]
     if wrong:
         raise InputError(
-            f"{model_dir}: {', '.join(wrong)}: there, but damaged or of another checkpoint; name "
-            "another directory with --model_dir, or replace the files with --force."
+            f"{model_dir}: {', '.join(wrong)}: damaged, or of another checkpoint; name another "
+            "directory with --model_dir, or replace the files with --force."
         )
     return [name for name in files if name not in there]
 

@@ -226,7 +226,7 @@ def test_the_hub_lacks_things_and_notes_say_so(
         f"hub: hub layout, 2 layers of width 16, {n_vocab} tokens, 3 special tokens, "
         f"{rows} positions, choice head\n"
     )
-    for words in ("softmax over token rows alone", "dropout falls on sums", "docs/hub.md"):
+    for words in ("softmax over token rows alone", "dropout applies to sums", "docs/hub.md"):
         assert words in said.err  # type: ignore[operator]
     assert "token 0 of the vocabulary is 'a' and not '<unk>'" in said.err
     assert all(line.startswith("gpt1 convert: note: ") for line in said.err.splitlines())
@@ -284,8 +284,8 @@ def test_a_list_does_not_record_heads_and_activation(
             "HUB/config.json has gelu; give --afn gelu",
         ),
         (["HUB", "x", "--to", "released", "--n_head", "2"], "HUB/config.json has 4; leave"),
-        (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source itself; name another"),
-        (["BEST", "BEST", "--force"], "BEST: is the source itself; name another"),
+        (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source, too; name another"),
+        (["BEST", "BEST", "--force"], "BEST: is the source, too; name another"),
         (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (config.json, merges.txt, model"),
         (["BEST", "HUB", "--to", "hub"], "HUB: is there already"),
         (["HUB", "LIST"], "LIST: is there already (list.jl); name another"),

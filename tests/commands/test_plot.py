@@ -849,12 +849,12 @@ def test_stories_that_cannot_be_used_are_counted(
     assert "mean of 3 stories" in out
     n_ctx = opened(flags).module.config.n_ctx
     assert err == (
-        f"gpt1 plot: {path}: of 6 stories, left out 1 whose sentences have other tokens apart than "
-        f"together and 2 longer than the model's {n_ctx} positions\n"
+        f"gpt1 plot: {path}: of 6 stories, left out 1 whose tokens cannot be assigned to "
+        f"sentences and 2 longer than the model's {n_ctx} positions\n"
     )
     write_stories(path, unsplit)
     assert plot.main(flags) == 2
-    assert "no story can be used: 1 whose sentences have other tokens" in capsys.readouterr().err
+    assert "no story can be used: 1 whose tokens cannot be assigned" in capsys.readouterr().err
 
 
 def test_a_model_that_was_never_fine_tuned_is_said(

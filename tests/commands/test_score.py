@@ -95,7 +95,7 @@ def test_a_model_that_was_not_fine_tuned_is_refused(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{run.task.model_dir} was never trained to choose" in captured.err
-    assert "a fine-tuned model is needed: --params FILE" in captured.err
+    assert "name a fine-tuned model with --params FILE" in captured.err
 
 
 @pytest.mark.parametrize("which", ["stories", "params"])

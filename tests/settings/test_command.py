@@ -407,7 +407,8 @@ def test_a_setting_of_training_is_taken_over(name: str, text: str, value: Any) -
 
 WHOLE, NUMBER = "must be a whole number", "must be a number"
 FINITE, RATE = "must be a finite number", "must be at least 0 and less than 1"
-PLAIN_NAME = "must be a plain name, without slashes: it names log and save files"
+NO_SHARE = "must be from 0 to 1: it is a share of all updates, not a number of updates"
+PLAIN_NAME = "must be a name without slashes, because log and save files are named after it"
 
 
 @pytest.mark.parametrize(
@@ -431,8 +432,8 @@ PLAIN_NAME = "must be a plain name, without slashes: it names log and save files
         ("lr", "nan", FINITE),
         ("lr", "inf", FINITE),
         ("lr", "fast", NUMBER),
-        ("lr_warmup", "1.5", "must be from 0 to 1: a share of all updates, not their number"),
-        ("lr_warmup", "-0.1", "must be from 0 to 1: a share of all updates, not their number"),
+        ("lr_warmup", "1.5", NO_SHARE),
+        ("lr_warmup", "-0.1", NO_SHARE),
         ("lm_coef", "-0.5", "must be at least 0; the original treats a negative value as 0"),
         ("l2", "-1", "must be at least 0; the original treats a negative value as 0"),
         ("lm_coef", "nan", FINITE),
@@ -455,7 +456,11 @@ PLAIN_NAME = "must be a plain name, without slashes: it names log and save files
         ("desc", "a\\b", PLAIN_NAME),
         ("desc", "..", PLAIN_NAME),
         ("desc", "", PLAIN_NAME),
-        ("desc", "x" * 101, "must be at most 100 characters: it names log and save files"),
+        (
+            "desc",
+            "x" * 101,
+            "must be at most 100 characters, because log and save files are named after it",
+        ),
         ("desc", "漢" * 90, "must be a name that a file can have"),
         ("log_dir", "", "must not be empty"),
     ],
