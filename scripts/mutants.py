@@ -55,7 +55,7 @@ TESTS = {  # the tests of each module, the quickest first
     "training/runs": ("train", "submissions", "distributed"),
     "runtime/ranks": ("distributed", "predict", "train"),
 }
-# Parts of the names of cosmic-ray's operators that are left out, since nobody makes such mistakes.
+# Parts of the names of cosmic-ray's operators that are left out as unlikely mistakes.
 UNLIKELY = re.compile("Bit|Shift|Is|Invert|UAdd|USub_Not|Variable|Decorator|Exception")
 CHECKS = ("strict", "frozen", "kw_only")  # keywords that change no result
 

@@ -1,4 +1,4 @@
-"""Say how good a submission is, and how sure that is: ``gpt1 analysis SUBMISSION``."""
+"""Report how good a submission is, and how certain this is: ``gpt1 analysis SUBMISSION``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say which ending a fine-tuned model gives your own stories: ``gpt1 score STORIES.csv``."""
+"""Choose the endings of a user's stories with a fine-tuned model: ``gpt1 score STORIES.csv``."""
 
 from __future__ import annotations
 
