@@ -1,11 +1,11 @@
-"""Compare the time of generation with transformers, which computes all tokens anew for each one.
+"""Compare the time of generation with transformers, whose GPT-1 has no cache of keys.
 
     python -m benchmarks.generation                                   # one to two minutes
     python -m benchmarks.generation --new_tokens 400 --rounds 1       # some minutes
 
-Both have the same random weights of the paper's size, write greedily, and take turns in one process
-with as many threads as torch takes. Several prompts at a time are compared with one, too. Needs the
-extra ``bench``.
+Both models have the same random weights of the paper's size, generate greedily, and take turns in
+one process with torch's default number of threads. The time per token for several prompts at once
+is compared with that for one prompt, too. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import InputError, report_errors
 
 Tokens = list[list[int]]
-STD = 0.1  # of the embedding rows; with the usual 0.02 most tokens are all but equally likely
+STD = 0.1  # of the embedding rows; with the usual 0.02 most tokens would be almost equally likely
 
 
 def random_model(config: ModelConfig, device: torch.device) -> DoubleHeadsModel:
@@ -50,7 +50,7 @@ def random_model(config: ModelConfig, device: torch.device) -> DoubleHeadsModel:
 
 
 def peer_of(model: DoubleHeadsModel, precision: str) -> Any:
-    """Make transformers' model with the same weights, in the same type."""
+    """Make transformers' model with the same weights, in the same floating-point type."""
     config = model.config
     theirs = peer_config(config, n_tokens=config.n_vocab, n_positions=config.n_ctx)
     peer = require_transformers().OpenAIGPTLMHeadModel(theirs)
@@ -60,12 +60,12 @@ def peer_of(model: DoubleHeadsModel, precision: str) -> Any:
 
 
 def generate_ours(decoder: Decoder, prompts: Tokens, n_new: int) -> Tokens:
-    """Generate the new tokens of each prompt with our decoder."""
+    """Generate ``n_new`` tokens for each prompt with gpt1's decoder."""
     return torch.stack(list(one_by_one(decoder, prompts, n_new)), 1).tolist()
 
 
 def generate_theirs(peer: Any, prompts: Tokens, n_new: int) -> Tokens:
-    """Generate the new tokens with transformers; all prompts must be equally long."""
+    """Generate ``n_new`` tokens per prompt with transformers; prompts must be equally long."""
     ids = torch.tensor(prompts, device=peer.device)
     whole = peer.generate(
         ids,
@@ -80,7 +80,7 @@ def generate_theirs(peer: Any, prompts: Tokens, n_new: int) -> Tokens:
 
 
 def n_equal(ours: list[int], theirs: list[int]) -> int:
-    """Count the tokens before the first difference."""
+    """Count the tokens before the first difference of two texts."""
     pairs = zip(ours, theirs, strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(ours))
 
@@ -111,7 +111,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
 def compare(
     decoder: Decoder, peer: Any, prompts: Tokens, n_new: int, rounds: int
 ) -> dict[str, Any]:
-    """Time our decoder for one prompt and for all prompts, and transformers for one."""
+    """Time gpt1's decoder for one prompt and for all prompts, and transformers for one prompt."""
     one = prompts[:1]
     bodies: dict[str, Callable[[], Tokens]] = {
         "one": partial(generate_ours, decoder, one, n_new),
@@ -119,7 +119,7 @@ def compare(
     }
     if peer is not None:
         bodies["peer"] = partial(generate_theirs, peer, one, n_new)
-    tokens = {name: body() for name, body in bodies.items()}  # warms up, too
+    tokens = {name: body() for name, body in bodies.items()}  # This call also warms up.
     # The tokens are on the CPU when they are returned: nothing is still running.
     ways = {name: partial(timed, body) for name, body in bodies.items()}
     seconds = in_turns(ways, rounds, warm_up=0)
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the figures, and write them as JSON."""
     if args.prompt + max(args.new_tokens) > args.n_ctx:
         raise InputError(f"--prompt and --new_tokens are together more than --n_ctx {args.n_ctx}")
-    keep_freed_memory()  # as gpt1 generate does; good for the peer, too
+    keep_freed_memory()  # as gpt1 generate does; it helps transformers, too
     found = machine(args.device)
     print(*(f"{name}: {value}" for name, value in found.items()), sep="\n")
     write_json(args.json, {**found, "measurements": benchmark(args)})

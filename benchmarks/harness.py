@@ -1,7 +1,8 @@
-"""What all benchmarks share: timing in turns, separate processes, memory, the name of the machine.
+"""Functions that all benchmarks share: timing in turns, separate processes, memory, flags.
 
-Other work on a machine makes its speed drift. So the ways that are compared take turns, the order
-is reversed in every other round, and only medians and ratios within one run are reported.
+Other work on a machine changes its speed over time. Therefore the measured functions take turns,
+their order is reversed in every other round, and only medians and ratios within one run are
+reported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write
 
 WARM_UP = 2
-"""Rounds that do not count: a process then has all the memory that it will use."""
+"""Number of first rounds that do not count; after them a process has allocated all its memory."""
 
 Answer = Callable[..., Any]
 
@@ -39,7 +40,7 @@ def timed(body: Callable[[], Any], device: torch.device | None = None) -> float:
 
 
 def synchronize(device: torch.device | None) -> None:
-    """Wait for a device; a CPU has nothing to wait for."""
+    """Wait until a device has finished its work; return at once for a CPU."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device is not None and device.type == "mps":
@@ -49,12 +50,12 @@ def synchronize(device: torch.device | None) -> None:
 def in_turns(
     ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, float]:
-    """Measure the median seconds of each way.
+    """Measure the median seconds of several functions, which take turns.
 
     Args:
-        ways: functions that do the work and return the seconds that count.
-        rounds: how many rounds count.
-        warm_up: how many rounds come before those and do not count.
+        ways: for each name, a function that does the work and returns the seconds it took.
+        rounds: number of rounds that count.
+        warm_up: number of rounds before them, which do not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm_up, rounds):
@@ -82,7 +83,7 @@ class Worker:
         theirs.close()
 
     def ask(self, *request: Any) -> Any:
-        """Return the answer, or None if the process was killed, as for want of memory."""
+        """Return the answer, or None if the process was killed, for example without memory."""
         try:
             self._pipe.send(request)
             return self._pipe.recv()
@@ -90,7 +91,7 @@ class Worker:
             return None
 
     def seconds(self, *request: Any) -> float:
-        """Return an answer that is a number; NaN if the process was killed."""
+        """Return the answer to a request for a number; NaN if the process was killed."""
         answer = self.ask(*request)
         return float("nan") if answer is None else float(answer)
 
@@ -114,7 +115,7 @@ def peak_gib(device: torch.device | None = None) -> float:
     """Return the peak memory in GiB: that of the device on a GPU, else that of this process."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    # Not getrusage: that counts the process that started this one, too.
+    # getrusage is not used: its peak includes the process that started this one.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
@@ -156,7 +157,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """Convert an argument that counts something."""
+    """Convert an argument to a whole number that is at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
@@ -171,10 +172,10 @@ def write_json(path: Path | None, figures: Any) -> None:
 
 
 def require_transformers() -> Any:
-    """Import transformers, which ours is compared with.
+    """Import and return transformers, with which gpt1 is compared.
 
     Raises:
-        InputError: it is not installed; says how to install it.
+        InputError: transformers is not installed; the message says how to install it.
     """
     try:
         import transformers

@@ -3,7 +3,7 @@
     python -m benchmarks.optimizer [--device cuda] [--n_embd 96 --n_layer 2]
 
 There are two comparisons: with clipping, where torch's side is ``clip_grad_norm_`` and then AdamW,
-and without. Both sides work on the same parameters and gradients.
+and without clipping. Both sides update the same parameters with the same gradients.
 """
 
 from __future__ import annotations

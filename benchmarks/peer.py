@@ -1,4 +1,4 @@
-"""transformers' GPT-1 with our weights, so that both sides compute on the same numbers."""
+"""Make transformers' GPT-1 with the weights of a gpt1 model, for comparisons of the two."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def peer_config(config: ModelConfig, *, n_tokens: int, n_positions: int) -> Any:
     """Make transformers' configuration of the same model, with the original's dropout rates.
 
     Args:
-        config: the configuration of our model.
-        n_tokens: how many token rows, with or without those of the special tokens.
-        n_positions: how many position rows.
+        config: the configuration of gpt1's model.
+        n_tokens: number of token rows, with or without those of the special tokens.
+        n_positions: number of position rows.
     """
     sizes = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head")}
     return require_transformers().OpenAIGPTConfig(
@@ -27,11 +27,11 @@ def peer_config(config: ModelConfig, *, n_tokens: int, n_positions: int) -> Any:
 
 
 def copy_weights(theirs: Any, ours: DoubleHeadsModel) -> None:
-    """Copy rows and layers into ``OpenAIGPTModel``; rows that only it has stay as they are.
+    """Copy the rows of ``we`` and the layers; rows that only ``theirs`` has stay as they are.
 
     Args:
-        theirs: transformers' model without a head.
-        ours: a model of the same width and depth.
+        theirs: transformers' ``OpenAIGPTModel``, which has no head.
+        ours: gpt1's model, of the same width and number of layers.
     """
     config = ours.config
     params = dict(zip(parameter_shapes(config), to_list(ours), strict=True))

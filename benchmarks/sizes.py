@@ -3,7 +3,7 @@
     python -m benchmarks.sizes --json sizes.json
 
 Every case runs in a separate process: one update that does not count, then two that do. Stories are
-random tokens of full length without shared prefixes, so that no case computes less than its size.
+random tokens of full length without shared prefixes, so that no computation is saved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BASE = {"batch": 4, "length": 64, "layers": 12}
 
 
 def cases() -> Iterator[dict[str, int]]:
-    """Yield the base case, and cases that differ from it on one axis."""
+    """Yield the base case, and cases that differ from it in one size."""
     for axis, values in (("batch", BATCHES), ("length", LENGTHS), ("layers", LAYERS)):
         for value in values:
             if value != BASE[axis] or axis == "batch":
@@ -38,7 +38,7 @@ def cases() -> Iterator[dict[str, int]]:
 
 
 def full_stories(n: int, length: int) -> ChoiceArrays:
-    """Make n stories, both choices of ``length`` random tokens that end with ``_classify_``."""
+    """Make n stories whose two choices have ``length`` random tokens with ``_classify_`` last."""
     rng = np.random.default_rng(0)
     X = np.empty((n, 2, length, 2), np.int32)
     X[..., 0] = rng.integers(1, N_VOCAB, (n, 2, length))
@@ -51,7 +51,7 @@ def full_stories(n: int, length: int) -> ChoiceArrays:
 def measure(
     case: dict[str, int], device: torch.device, precision: str
 ) -> Callable[[], tuple[float, float]]:
-    """Prepare a case in its process; the result measures seconds per story and GiB."""
+    """Prepare a case in its process; return a function that measures seconds per story and GiB."""
     if device.type == "cpu":
         keep_freed_memory()
     config = ModelConfig(n_ctx=case["length"], n_layer=case["layers"])
@@ -66,7 +66,7 @@ def measure(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every case; print the table, write the JSON."""
+    """Measure every case, print a table and write the JSON file."""
     rows = []
     print("| batch | tokens per choice | layers | s per story | peak GiB |\n|---|---|---|---|---|")
     for case in cases():

@@ -41,7 +41,10 @@ def write_checkpoint(directory: Path) -> int:
 
 
 def loading(directory: Path) -> Callable[[], tuple[float, float]]:
-    """Prepare a process; the result measures seconds, and GiB beyond what the imports took."""
+    """Prepare a process; return a function that measures the seconds and GiB of loading.
+
+    The memory that the imports take is not counted.
+    """
     before = peak_gib()
     special = np.zeros((ModelConfig().n_special, 768), np.float32)
 

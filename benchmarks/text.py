@@ -1,4 +1,4 @@
-"""Measure how fast TextEncoder is on ROCStories, beside the plain way to the same ids.
+"""Measure how fast TextEncoder encodes ROCStories, and a plain implementation for comparison.
 
     python -m benchmarks.text --data_dir data/ --model_dir model/
 
@@ -6,9 +6,9 @@ There are three figures, each the median of several rounds, in processor seconds
 
     plain   ftfy, regular expressions, spaCy and remembered words, text by text
     cold    encode() of an encoder that has seen nothing
-    warm    encode() again, every piece seen before
+    warm    encode() again, after the encoder has seen every word
 
-Every round uses new encoders; making them is not counted.
+Every round uses new encoders; the time to make them is not counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ def read_texts(data_dir: Path) -> list[str]:
 
 
 def processor_seconds(body: Callable[[], Ids], expected: Ids) -> float:
-    """Return the processor seconds of ``body``, without collecting earlier garbage in it."""
+    """Return the processor seconds of ``body``; earlier garbage is collected before it.
+
+    Args:
+        body: returns token ids.
+        expected: the ids that ``body`` must return.
+    """
     gc.collect()
     start = time.process_time()
     ids = body()
@@ -50,7 +55,7 @@ def processor_seconds(body: Callable[[], Ids], expected: Ids) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print the figures; every way must give the same ids."""
+    """Measure and print the figures, and check that all three ways give the same ids."""
     texts = read_texts(args.data_dir)
 
     def new_encoder() -> TextEncoder:

@@ -3,10 +3,10 @@
     python -m benchmarks.training                      # stories with ROCStories' lengths
     python -m benchmarks.training --data_dir data --model_dir model --json training.json
 
-transformers (the peer) and our model take turns on the same weights and the same stories, each in a
-separate process that is set up as its users would set it up. Medians are compared, and only ratios
-are reported in the documents. The speed of the machine's matrix products is measured in the same
-run, as the limit. Needs the extra ``bench``.
+transformers (the peer) and gpt1 take turns on the same weights and the same stories, each in a
+separate process that is set up as its users would set it up. Medians are compared, and the
+documentation reports ratios only. The speed of the machine's matrix products, which limits both, is
+measured in the same run. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
 
     labels = rng.integers(0, 2, n).tolist()
     stories, *endings = (texts(each) for each in (STORY_DECILES, ENDING_DECILES, ENDING_DECILES))
-    for ending in endings:  # no choice is longer than ROCStories' longest
+    for ending in endings:  # No choice is longer than the longest one of ROCStories.
         ending[:] = [
             ids[: N_CTX - 3 - len(story)] for ids, story in zip(ending, stories, strict=True)
         ]
@@ -81,7 +81,7 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
 
 
 def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:
-    """The first n training stories of the real data."""
+    """Return the first n training stories of the real data."""
     from gpt1.settings.training import Settings
     from gpt1.training.prepare import load_data
     from gpt1.training.sources import find_sources
@@ -92,7 +92,7 @@ def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:
 
 
 class Ours:
-    """Our model and optimizer, used as in a training run."""
+    """gpt1's model and optimizer, used as in a training run."""
 
     def __init__(self, config: ModelConfig, device: torch.device, *, share_prefix: bool) -> None:
         self.ranks = Ranks(0, 1, device)
@@ -129,7 +129,7 @@ class Ours:
 
 
 class Peer:
-    """transformers' double-heads GPT-1 as its users train it: padded, AdamW, clipping."""
+    """transformers' double-heads GPT-1, trained as usual: with padding, AdamW and clipping."""
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.device = device
@@ -137,7 +137,7 @@ class Peer:
         peer = peer_config(config, n_tokens=n_tokens, n_positions=512)
         self.model = require_transformers().OpenAIGPTDoubleHeadsModel(peer)
         ours = Ours(config, torch.device("cpu"), share_prefix=False)
-        copy_weights(self.model.transformer, ours.model)  # both compute on the same numbers
+        copy_weights(self.model.transformer, ours.model)  # Both models have the same weights.
         self.model.to(device).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=6.25e-5, weight_decay=0.01, fused=True
@@ -157,7 +157,7 @@ class Peer:
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
-        """Make one update in ``n_gpu`` parts as in ours, so that both keep as many activations."""
+        """Make one update in ``n_gpu`` parts as gpt1 does, so that both keep equal activations."""
         size = len(stories.X) // n_gpu
         for part in range(n_gpu):
             inputs = self.inputs(stories.take(slice(part * size, (part + 1) * size)))
@@ -170,7 +170,7 @@ class Peer:
         self.optimizer.zero_grad()
 
     def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
-        """Compute the logits of all stories; transformers computes the other head, too."""
+        """Compute the logits of all stories; transformers always computes the LM head, too."""
         self.model.eval()
         found = []
         with torch.no_grad(), self.arithmetic(precision):
@@ -217,7 +217,7 @@ def flop_per_story(stories: ChoiceArrays, config: ModelConfig, *, shared: bool) 
 
 
 def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Callable[..., float]:
-    """Set up a variant in its process, as its users would; the result answers requests.
+    """Set up a variant in its process, as its users would; return the function for requests.
 
     The requests are ("train" or "predict", precision, towers) for seconds, and ("peak",) for GiB.
     """
@@ -241,10 +241,10 @@ def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Ca
 
 
 def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
-    """Measure seconds per story, ratios, and shares of the machine's limit."""
+    """Measure seconds per story, their ratios, and the used shares of the machine's speed."""
     workers = {variant: Worker(prepare, args, stories, variant) for variant in VARIANTS}
     for worker in workers.values():
-        worker.ask("peak")  # the machine's limit is not measured while they are being made
+        worker.ask("peak")  # The machine's limit must not be measured while the workers start.
     found: dict[str, Any] = {}
     for precision in args.precision:
         rate = matmul_rate(args.device, precision)
@@ -282,7 +282,7 @@ def entry(
     seconds: float,
     of_the_peer: float,
 ) -> dict[str, float]:
-    """Return the figures of one measurement."""
+    """Return the figures of one measurement, for the table and the JSON file."""
     figures = {"seconds_per_story": seconds / stories.n_stories}
     if name != "peer":
         flop = flop_per_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
@@ -326,7 +326,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON."""
+    """Measure, print a table and write the JSON file."""
     transformers = require_transformers()
     if args.data_dir is None:
         stories = draw_stories(max(args.stories, args.predict_stories), seed=0)
@@ -349,7 +349,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tokens_per_story(stories: ChoiceArrays) -> list[float]:
-    """Count the mean tokens of both choices of a story: padded, real, with the prefix once."""
+    """Return mean tokens per story: with padding, without, and with the shared prefix once."""
     shared = pack(stories, N_VOCAB + 2, share_prefix=True)
     padded = 2 * stories.X.shape[2]
     return [padded, round(float(stories.M.sum()) / len(stories.X), 1),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say how good a ROCStories submission is: the same program as ``gpt1 analysis``."""
+"""Report how good a ROCStories submission is: the same program as ``gpt1 analysis``."""
 
 import sys
 

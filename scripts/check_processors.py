@@ -1,12 +1,11 @@
-"""Compare our numbers with the original's as several kinds of processor would compute them.
+"""Run the comparisons with the original's numbers as on several kinds of processor.
 
-Libraries choose their kernels by the processor, and each kernel rounds in its own way. Environment
-variables make a library choose as on another processor; each variant changes one of them. Every
-variant runs the tests marked ``golden``: those that compare floating-point numbers with
-numbers that the original produced. Ids, hashes and labels are whole numbers, the same everywhere.
-There is one thread, except in the variant of two.
+Libraries choose their kernels by the processor, and kernels differ in rounding. Environment
+variables make a library choose the kernels of another processor; each variant sets one of them.
+Every variant runs the tests marked ``golden``, which compare floating-point numbers with numbers
+that the original produced. All variants use one thread, except the one with two threads.
 
-``DNNL_MAX_CPU_ISA`` is not among the variables: oneDNN computes nothing here in float32.
+``DNNL_MAX_CPU_ISA`` is not among the variables, because oneDNN computes nothing here in float32.
 
     python scripts/check_processors.py
 """
@@ -20,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # threads that wait, sleep
+BASE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # Waiting threads sleep.
 VARIANTS = {
     "this machine's own": {},
     "no vector kernels of torch": {"ATEN_CPU_CAPABILITY": "default"},
@@ -36,7 +35,7 @@ def run(changes: dict[str, str]) -> tuple[bool, str]:
     """Run the golden tests with these variables set.
 
     Returns:
-        Whether all passed, and what pytest printed.
+        Whether all tests passed, and the output of pytest.
     """
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "golden", "-p", "no:cacheprovider"]

@@ -1,13 +1,13 @@
-"""How far rounding moves a run: the same training twice, with one thing different.
+"""Measure how much rounding changes a run: train twice, with one difference.
 
-What differs is the precision, or the number of threads, which changes the order of sums.
+The difference is the precision, or the number of threads, which changes the order of sums.
 
     python scripts/compare_precision.py                          # the bundled demo, fp32 and bf16
     python scripts/compare_precision.py --data_dir data --model_dir model --precisions fp32 tf32
     python scripts/compare_precision.py --threads 1 2            # one thread and two, in fp32
 
-All other flags are those of `gpt1 train`. Prints how far costs and accuracies lie apart, and
-how many predictions differ.
+All other flags are those of `gpt1 train`. The program prints the differences of costs and
+accuracies, and the number of predictions that differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Figures = Mapping[str, Any]
 
 
 class Variant(NamedTuple):
-    """One of the two runs: how it is called, its own flags, and its threads [torch's default]."""
+    """One of the two runs: its title, its flags, and its number of threads [torch's default]."""
 
     name: str
     flags: dict[str, Any]
@@ -36,7 +36,7 @@ class Variant(NamedTuple):
 
 @contextlib.contextmanager
 def on_threads(number: int | None) -> Iterator[None]:
-    """Let torch compute on so many threads within the block; None changes nothing."""
+    """Let torch compute with this number of threads within the block; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()
@@ -48,20 +48,20 @@ def on_threads(number: int | None) -> Iterator[None]:
 
 
 def outcome(variant: Variant, flags: Mapping[str, Any]) -> Result:
-    """Train one variant, and leave no file behind."""
+    """Train one variant in a temporary directory, and return its results."""
     with tempfile.TemporaryDirectory() as place, on_threads(variant.threads):
         places = {f"{kind}_dir": f"{place}/{kind}" for kind in ("log", "save", "submission")}
         return fine_tune(verbose=False, **{**flags, **places, **variant.flags})
 
 
 def distance(name: str, ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
-    """The mean and the largest difference of a figure over two logs."""
+    """Return a line with the mean and the largest difference of a figure between two logs."""
     gaps = [abs(a[name] - b[name]) for a, b in zip(ours, theirs, strict=True)]
     return f"{name:10} mean {sum(gaps) / len(gaps):.2e}, at most {max(gaps):.2e}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,9 +1,9 @@
-"""Pretrain the demo's small GPT-1 on unlabelled demo stories: model/demo, from a fixed seed.
+"""Pretrain the demo's small GPT-1 in ``model/demo`` on unlabelled stories, from a fixed seed.
 
-This does on a small scale what the paper does: learn byte pairs from a corpus, train a language
-model on it with the project's own model and optimizer, and save it in the layout of the released
-weights. The stories come from the same grammar as the demo's cloze stories. No cloze story is among
-them, and they do not show which endings are wrong.
+This follows the paper on a small scale: it learns byte pairs from a corpus, trains a language model
+on the corpus with gpt1's model and optimizer, and saves it in the released layout. The stories come
+from the same grammar as the demo's cloze stories. No cloze story is among them, and they do not
+show which endings are wrong.
 
     python scripts/make_demo_checkpoint.py --out model/demo
 """
@@ -46,8 +46,8 @@ MIN_COUNT = 3  # pairs seen less often are not merged
 def learn_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Learn byte-pair merges of the texts' words, most frequent pair first (paper, section 4.1).
 
-    Ties go to the pair that comes first in the alphabet, so that the result depends on the
-    texts alone.
+    Of equally frequent pairs the first in the alphabet is merged first, so that the result depends
+    on the texts alone.
     """
     split = EnglishWords("2.0").split
     counts = collections.Counter(
@@ -69,7 +69,7 @@ def learn_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def merge(parts: list[str], pair: tuple[str, str]) -> None:
-    """Join every occurrence of a pair, from the left, in place."""
+    """Join every occurrence of a pair in a word, from the left, in place."""
     i = 0
     while i < len(parts) - 1:
         if (parts[i], parts[i + 1]) == pair:
@@ -81,10 +81,10 @@ def write_vocabulary(out: Path, texts: Sequence[str]) -> TextEncoder:
     """Learn byte pairs and write both vocabulary files in the released format."""
     merges = learn_merges(texts)
     characters = sorted({c for text in texts for c in text.lower() if not c.isspace()})
-    # As in the released vocabulary: an unknown piece, characters, characters that end a word,
-    # then what the merges make.
-    pieces = ["<unk>", *characters, *(c + "</w>" for c in characters), *map("".join, merges)]
-    encoder = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    # The order is that of the released vocabulary: the unknown token, characters, characters that
+    # end a word, and the results of the merges.
+    tokens = ["<unk>", *characters, *(c + "</w>" for c in characters), *map("".join, merges)]
+    encoder = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     encoder_path, bpe_path = out / "encoder_bpe_40000.json", out / "vocab_40000.bpe"
     with atomic_write(encoder_path, "w") as file:
         json.dump(encoder, file, ensure_ascii=True, indent=0)
@@ -94,7 +94,7 @@ def write_vocabulary(out: Path, texts: Sequence[str]) -> TextEncoder:
 
 
 def arrays_of(stories: Sequence[Sequence[int]], config: ModelConfig) -> ChoiceArrays:
-    """Stories as batches of one choice each: their choice loss is 0, only the LM loss is left."""
+    """Return stories with one choice each, so that the choice loss is 0 and the LM loss remains."""
     T = max(map(len, stories))
     X = np.zeros((len(stories), 1, T, 2), dtype=np.int32)
     M = np.zeros((len(stories), 1, T), dtype=np.float32)
@@ -115,7 +115,7 @@ def batches_of(
 
 
 def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> DoubleHeadsModel:
-    """Train a language model on each story once; print the loss on the way."""
+    """Train a language model on each story once, and print the loss during training."""
     model = DoubleHeadsModel(config)
     model.init_parameters(torch.Generator().manual_seed(seed))
     n_updates = len(stories) // N_BATCH
@@ -147,7 +147,7 @@ def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> Do
 
 
 def make(out: Path, n_stories: int, seed: int) -> int:
-    """Draw the stories, learn the vocabulary, pretrain, and write the files."""
+    """Make the stories, learn the vocabulary, pretrain the model, and write the files."""
     texts = list(unlabelled_stories(n_stories, seed))
     encoder = write_vocabulary(out, texts)
     stories = [ids[:N_CTX] for ids in encoder.encode(texts)]
@@ -162,7 +162,7 @@ def make(out: Path, n_stories: int, seed: int) -> int:
         resid_pdrop=0,
     )
     tokens = sum(map(len, stories))
-    print(f"{n_stories} stories, {tokens} tokens, {config.n_vocab} pieces in the vocabulary")
+    print(f"{n_stories} stories of {tokens} tokens, a vocabulary of {config.n_vocab} tokens")
     model = pretrain(stories, config, seed)
     params = dict(zip(parameter_shapes(config), to_list(model), strict=True))
     save_released(out, params, n_vocab=config.n_vocab, n_head=config.n_head)

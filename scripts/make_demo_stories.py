@@ -1,9 +1,9 @@
-"""Write the demo's two cloze CSVs, and tell unlabelled stories to pretrain on.
+"""Write the demo's two cloze CSVs, and make unlabelled stories for pretraining.
 
 The stories come from ``demo_grammar.txt``, beside this file: topics that can end well or badly.
-Cloze stories are made in pairs, of two topics and with the same people, that offer the same two
-endings, each the right one of one story: so each ending is right exactly as often as it is wrong,
-in each split, and only someone who relates it to the story can choose.
+Cloze stories are made in pairs. The two stories of a pair have different topics, the same people
+and the same two endings, each of which is right for one of the stories. So each ending is right
+exactly as often as it is wrong in each split, and only the story tells which ending is right.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ GRAMMAR = Path(__file__).resolve().parent / "demo_grammar.txt"
 SEED = 2018
 N_VALIDATION = 960
 N_TEST = 400
-SHARED_ENDINGS = 0.35  # how often an unlabelled story's ending is one that fits every topic
-AFTERTHOUGHTS = 0.5  # how often an unlabelled story goes on after its ending
+SHARED_ENDINGS = 0.35  # share of unlabelled stories whose ending is one that fits every topic
+AFTERTHOUGHTS = 0.5  # share of unlabelled stories that have a second ending
 OUTCOMES = ("happy", "sad")
 MIDDLE_OF = {"well": "happy", "badly": "sad"}
 
@@ -46,7 +46,7 @@ class Topic:
 
 
 class ClozeRow(NamedTuple):
-    """A story of four sentences and two endings; ``templates`` are the endings' in the grammar."""
+    """A story of four sentences with two endings; ``templates`` are the endings in the grammar."""
 
     sentences: list[str]
     endings: tuple[str, str]
@@ -55,7 +55,7 @@ class ClozeRow(NamedTuple):
 
 
 def read_grammar() -> tuple[Topic, list[Topic]]:
-    """The shared section (names, endings that always fit) and the topics."""
+    """Return the shared section of the grammar (names, endings that always fit) and the topics."""
     sections: list[Topic] = []
     for line in GRAMMAR.read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
@@ -77,14 +77,14 @@ def read_grammar() -> tuple[Topic, list[Topic]]:
 
 
 class StoryTeller:
-    """Tells random stories of the grammar; the same seed tells the same stories."""
+    """Makes random stories of the grammar; the same seed gives the same stories."""
 
     def __init__(self, seed: int) -> None:
         self.shared, self.topics = read_grammar()
         self._random = random.Random(seed)
 
     def pick(self, items: Sequence[Item]) -> Item:
-        # Only random() itself is promised to stay the same from one Python to the next.
+        # Python promises the same numbers in later versions for random() only.
         return items[int(self._random.random() * len(items))]
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
@@ -92,7 +92,7 @@ class StoryTeller:
         return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
 
     def cast(self, topic: Topic) -> dict[str, str]:
-        """Values for all slots of a topic: its objects, two names, the pronouns of the first."""
+        """Draw values for all slots of a topic: objects, two names, pronouns of the first name."""
         girl = self.pick([True, False])
         name = self.pick(self.shared.slots["girls" if girl else "boys"])
         everyone = self.shared.slots["girls"] + self.shared.slots["boys"]
@@ -106,7 +106,7 @@ class StoryTeller:
         return values
 
     def fill(self, template: str, values: dict[str, str]) -> str:
-        """A template's text: its choices made, its slots filled, its first letter a capital."""
+        """Return a template's text: choices drawn, slots filled, the first letter a capital."""
 
         def slot(match: re.Match[str]) -> str:
             value = values[match[2]]
@@ -119,17 +119,17 @@ class StoryTeller:
         return text[0].upper() + text[1:]
 
     def four_sentences(self, topic: Topic, outcome: str, values: dict[str, str]) -> list[str]:
-        """An opening and a middle of the outcome, two sentences each."""
+        """Return four sentences: an opening and a middle that fits the outcome, two of each."""
         parts = (self.pick(topic.openings), self.pick(topic.middles[outcome]))
         return [self.fill(half, values) for part in parts for half in part.split(" / ")]
 
     def ending(self, topic: Topic, outcome: str) -> str:
-        """The template of an ending that fits the outcome."""
+        """Return the template of an ending that fits the outcome."""
         shared = self._random.random() < SHARED_ENDINGS
         return self.pick((self.shared if shared else topic).endings[outcome])
 
     def closing(self, topic: Topic, outcome: str) -> list[str]:
-        """The templates that an unlabelled story ends with: one ending, or two that differ."""
+        """Return the templates of an unlabelled story's end: one ending, or two different ones."""
         ending = self.ending(topic, outcome)
         if self._random.random() >= AFTERTHOUGHTS:
             return [ending]
@@ -137,7 +137,7 @@ class StoryTeller:
         return [ending, self.pick(others)]
 
     def cloze_pair(self, topics: Sequence[Topic]) -> list[ClozeRow]:
-        """A story of each of two topics; both are offered the endings of both."""
+        """Return one story of each of two topics; both stories have the same two endings."""
         people = self.cast(self.shared)
         stories, endings, templates = [], [], []
         for topic in topics:
@@ -163,55 +163,59 @@ class StoryTeller:
 def cloze_files(
     n_validation: int = N_VALIDATION, n_test: int = N_TEST, seed: int = SEED
 ) -> tuple[list[ClozeRow], list[ClozeRow]]:
-    """The rows of the validation and the test file; no two stories of all are the same.
+    """Return the rows of the validation file and the test file; all stories are different.
 
-    Both stories of a pair come to the same split, training or validation.
+    The training and validation splits are made of the validation file. Both stories of a pair are
+    in the same split.
 
     Args:
-        n_validation: rows of the validation file; like the splits made of it, even.
-        n_test: rows of the test file, even.
-        seed: what all of it is drawn from.
+        n_validation: number of rows of the validation file, even like the sizes of its splits.
+        n_test: number of rows of the test file, even.
+        seed: seed of all random choices.
     """
     teller = StoryTeller(seed)
-    told: set[str] = set()
+    used: set[str] = set()
     validation: dict[int, ClozeRow] = {}
     for places in split_rows(n_validation):
-        validation |= zip(places, _cloze_rows(teller, len(places), told), strict=True)
-    test = _cloze_rows(teller, n_test, told)
+        validation |= zip(places, _cloze_rows(teller, len(places), used), strict=True)
+    test = _cloze_rows(teller, n_test, used)
     return [validation[place] for place in range(n_validation)], test
 
 
-def _cloze_rows(teller: StoryTeller, count: int, told: set[str]) -> list[ClozeRow]:
-    """``count`` rows in pairs, shuffled; their stories are new and become told."""
+def _cloze_rows(teller: StoryTeller, count: int, used: set[str]) -> list[ClozeRow]:
+    """Return ``count`` rows, made in pairs and shuffled, and add their stories to ``used``.
+
+    A story that is in ``used`` already is not returned.
+    """
     rows: list[ClozeRow] = []
     while len(rows) < count:
         topic = teller.topics[len(rows) // 2 % len(teller.topics)]
         other = teller.pick([each for each in teller.topics if each is not topic])
         pair = teller.cloze_pair([topic, other])
         texts = {" ".join(row.sentences) for row in pair}
-        if not texts & told and pair[0].endings[0] != pair[0].endings[1]:
-            told |= texts
+        if not texts & used and pair[0].endings[0] != pair[0].endings[1]:
+            used |= texts
             rows += pair
     return teller.shuffled(rows)
 
 
 def unlabelled_stories(n: int, seed: int) -> Iterator[str]:
-    """Yield ``n`` whole stories to pretrain on: four sentences and a right ending, one space apart.
+    """Yield ``n`` whole stories for pretraining: four sentences and a right ending, as one text.
 
-    Half of them add a shared ending of the same outcome. Without it nothing would ever follow an
-    ending, and a language model would have no cause to learn what an ending means.
+    Half of the stories have a second, shared ending of the same outcome. Without it no text would
+    follow an ending, and a language model would not have to learn what an ending means.
 
-    None begins with the four sentences of a story in the demo's CSVs (those of :data:`SEED`).
+    No story begins with the four sentences of a story in the demo's CSVs (those of :data:`SEED`).
     """
     forbidden = {" ".join(row.sentences) for rows in cloze_files() for row in rows}
     teller = StoryTeller(seed)
-    told = 0
-    while told < n:
+    made = 0
+    while made < n:
         topic, outcome = teller.pick(teller.topics), teller.pick(OUTCOMES)
         values = teller.cast(topic)
         story = " ".join(teller.four_sentences(topic, outcome, values))
         if story not in forbidden:
-            told += 1
+            made += 1
             endings = teller.closing(topic, outcome)
             yield " ".join([story, *(teller.fill(ending, values) for ending in endings)])
 
@@ -227,7 +231,7 @@ def write_csv(path: Path, prefix: str, rows: Sequence[ClozeRow]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write both files; returns the exit status."""
+    """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(description="Write the demo's two cloze CSVs.")
     parser.add_argument("--out", default="data/demo", type=Path, help="directory to write into")
     parser.add_argument("--seed", default=SEED, type=int, help="what the stories are drawn from")

@@ -1,7 +1,7 @@
-"""Put small random deviations into gpt1, one at a time, and see whether a test notices each.
+"""Change gpt1 in small random ways, one at a time, and check that a test notices each change.
 
-The library cosmic-ray makes the deviations: another number, operator or comparison, or a loop that
-does not run. Each deviation is tried in a copy of the repository, with the tests of its module.
+The library cosmic-ray makes the changes: another number, operator or comparison, or a loop that
+does not run. Each change is tried in a copy of the repository, with the tests of that module.
 
     pip install --target /tmp/mutants-library cosmic-ray
     PYTHONPATH=/tmp/mutants-library python scripts/mutants.py --seed 2018 --each 7
@@ -31,8 +31,11 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_SECONDS, SECONDS = 300, 1200  # a deviation that makes the tests take longer is noticed, too
-TESTS = {  # of each module, the quickest first
+CPU_SECONDS, SECONDS = (
+    300,
+    1200,
+)  # A change that makes the tests slower counts as noticed.
+TESTS = {  # the tests of each module, the quickest first
     "model/transformer": ("model", "traps", "dropout", "fast"),
     "model/dropout": ("dropout", "model"),
     "opt/adam": ("opt", "model", "traps"),
@@ -52,13 +55,17 @@ TESTS = {  # of each module, the quickest first
     "training/runs": ("train", "submissions", "distributed"),
     "runtime/ranks": ("distributed", "predict", "train"),
 }
-# Operators of cosmic-ray that make no likely mistake, by parts of their names.
+# Parts of the names of cosmic-ray's operators that are left out as unlikely mistakes.
 UNLIKELY = re.compile("Bit|Shift|Is|Invert|UAdd|USub_Not|Variable|Decorator|Exception")
 CHECKS = ("strict", "frozen", "kw_only")  # keywords that change no result
 
 
 def meaning(code: str) -> str | None:
-    """Dump a module's tree without annotations, messages and checks; None if it is no Python."""
+    """Dump a module's syntax tree without annotations, messages and checks.
+
+    Returns:
+        None if the code is not valid Python.
+    """
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -76,7 +83,7 @@ def meaning(code: str) -> str | None:
 
 
 def draw(module: str, n: int, seed: int, operators: dict[str, Any]) -> list[str]:
-    """Draw n texts of a module with one deviation each, on different lines."""
+    """Draw n texts of a module with one change each, on different lines."""
     source = (ROOT / "gpt1" / f"{module}.py").read_text("utf-8")
     lines = defaultdict(list)
     nodes = list(ast_nodes(get_ast(source)))
@@ -110,7 +117,7 @@ def try_one(module: str, text: str) -> tuple[str, str, str]:
         process.start()
         process.join(SECONDS)
         assert process.pid is not None
-        with suppress(ProcessLookupError):  # nothing that the tests started is left
+        with suppress(ProcessLookupError):  # No process that the tests started is left.
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
         output = (Path(directory) / "output").read_text("utf-8", "replace")
@@ -135,7 +142,7 @@ def _test(copy: Path, names: list[str]) -> None:
 
 
 def main() -> int:
-    """Print each deviation and whether a test noticed it; return 1 if one survived."""
+    """Print each change and whether a test noticed it; return 1 if one was not noticed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", default=list(TESTS), help="modules [all]")
     parser.add_argument("--seed", type=int, default=2018)

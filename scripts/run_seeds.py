@@ -1,11 +1,11 @@
-"""Fine-tune with several seeds and say how the test accuracy varies.
+"""Fine-tune with several seeds and report how the test accuracy varies.
 
     python scripts/run_seeds.py --seeds 10 --data_dir data --model_dir model
     python scripts/run_seeds.py --seeds 5 --desc scratch --n_transfer -1
 
-All other flags are those of `gpt1 train`. Each run has a name of its own (`DESC-seed3`). A run that
-is done is not done again, and one that was interrupted goes on: start the same command once more.
-On a machine with several GPUs as many runs go on at once, one on each.
+All other flags are those of `gpt1 train`. The runs have different names (`DESC-seed3`). If the same
+command is started again, finished runs are not repeated and interrupted runs are resumed. On a
+machine with several GPUs, that many runs train at once, one on each GPU.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class SeedRun:
     """The run of one seed.
 
     Attributes:
-        seed: its seed.
-        flags: all that is given to :func:`gpt1.training.runs.fine_tune`, by name.
+        seed: the seed of the run.
+        flags: the arguments of :func:`gpt1.training.runs.fine_tune`, by name.
     """
 
     seed: int
@@ -46,16 +46,16 @@ class SeedRun:
 
     @property
     def settings(self) -> Settings:
-        """The settings that its flags stand for."""
+        """The settings that the flags stand for."""
         return from_keywords(self.flags)
 
     def is_done(self) -> bool:
-        """Return whether its submission is there, from a run with these flags.
+        """Return whether a run with these flags has written its submission.
 
-        A submission that is certainly of an earlier run of this name does not count.
+        A submission of an earlier run of the same name does not count.
 
         Raises:
-            InputError: a run of this name was made with other flags.
+            InputError: the log of this name is of a run with other flags.
         """
         outputs = Outputs(self.settings)
         if not (outputs.submission.is_file() and outputs.log.is_file()):
@@ -71,18 +71,18 @@ class SeedRun:
             )
         try:
             identify_run(outputs.submission, read_submission(outputs.submission), log)
-        except InputError:  # it was started again since, and has not come to its end
+        except InputError:  # The run was started again later, and has not finished.
             return False
         return True
 
     def n_right(self, labels: Sequence[int]) -> int:
-        """Return how many test stories its submission gets right."""
+        """Return for how many test stories the submission has the right ending."""
         submission = read_submission(Outputs(self.settings).submission)
         return sum(own == label for own, label in zip(submission, labels, strict=True))
 
 
 def seed_runs(args: argparse.Namespace, rest: Sequence[str]) -> list[SeedRun]:
-    """Return the runs that the command line asks for, its training flags checked."""
+    """Return one run per seed of the command line, with checked training flags."""
     given = parse(rest)
     refused = sorted({"seed", "submit", "resume", "desc"} & given.given)
     if refused:
@@ -96,7 +96,7 @@ def seed_runs(args: argparse.Namespace, rest: Sequence[str]) -> list[SeedRun]:
 
 
 def report(runs: Sequence[SeedRun], n_right: Sequence[int], n: int) -> str:
-    """Return each accuracy, the median, the range and what of it is chance, in percent."""
+    """Return a text with each accuracy in percent, the median, the range and two 95 % intervals."""
     found = [100 * k / n for k in n_right]
     lines = [f"seed {run.seed}: {value:.2f}" for run, value in zip(runs, found, strict=True)]
     median = statistics.median(found)
@@ -115,7 +115,7 @@ def report(runs: Sequence[SeedRun], n_right: Sequence[int], n: int) -> str:
 
 
 def train(run: SeedRun) -> None:
-    """Train one run unless it is done, and say so."""
+    """Train one run unless it is done, and print which of the two."""
     if run.is_done():
         print(f"seed {run.seed}: done already", file=sys.stderr)
         return
@@ -127,7 +127,9 @@ def train(run: SeedRun) -> None:
 
 
 def train_all(runs: Sequence[SeedRun], jobs: int, n_gpus: int) -> None:
-    """Train what is not done yet, ``jobs`` at a time, each on a GPU of its own if there are some.
+    """Train all runs that are not done, ``jobs`` at a time.
+
+    If there are GPUs, each of these runs has one to itself.
 
     Raises:
         Gpt1Error: a run failed; no further run is begun.
@@ -136,7 +138,7 @@ def train_all(runs: Sequence[SeedRun], jobs: int, n_gpus: int) -> None:
         for run in runs:
             train(run)
         return
-    # A new process for each run: it takes the GPU that its device names, and leaves nothing there.
+    # Each run has a new process, which frees the memory of its GPU when it ends.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         placed = [
@@ -162,7 +164,7 @@ def count_gpus() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit status."""
+    """Run the command line; return its exit status."""
     return report_errors("run_seeds", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 

@@ -1,11 +1,11 @@
-"""Kill a run at random moments, again and again, and see that it ends with the same bits.
+"""Kill runs at random moments, resume them, and check that their results are the same bits.
 
-A run on the demo is killed by SIGKILL at random moments and resumed until it ends; then another
-one is, until there were as many kills as asked for. What each leaves is compared bit for bit with
-what a run leaves that nobody disturbs. Then single faults, a line each.
+A run on the demo is killed by SIGKILL at random moments and resumed until it ends. This is repeated
+with new runs until there were as many kills as requested. The results of each run are compared bit
+for bit with those of an undisturbed run. Then single faults are tried, and each prints one line.
 
     python scripts/stress.py --kills 50
-    python scripts/stress.py --kills 50 --processes 2    # under torchrun, whose parts are killed
+    python scripts/stress.py --kills 50 --processes 2    # under torchrun, or one of its workers
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gpt1.runtime.files import atomic_write
 
 END_WITHIN = 60.0  # seconds in which all processes of a run must be gone after one was killed
 HANGS_AFTER = 600.0
-MARK = "GPT1_STRESS_ATTEMPT"  # a variable by which a process of an attempt is known
+MARK = "GPT1_STRESS_ATTEMPT"  # an environment variable that marks the processes of an attempt
 # Runs the program with a gradient that is not a number in one update.
 POISONED = """
 import sys
@@ -56,17 +56,17 @@ sys.exit(train.main(sys.argv[2:]))
 
 
 class LostError(Exception):
-    """Something that was promised did not hold."""
+    """A run lost results, or did something else than ``docs/reliability.md`` says."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is run.
+    """The training run that is disturbed.
 
     Attributes:
-        flags: of ``gpt1.train``, the directories of results aside.
-        processes: how many share the work; more than one are started by torchrun.
-        directory: where all files go.
+        flags: flags of ``gpt1.train``, without the directories of results.
+        processes: number of processes of the run; torchrun starts more than one.
+        directory: the directory of all files.
     """
 
     flags: list[str]
@@ -74,7 +74,12 @@ class Task:
     directory: Path
 
     def command(self, words: Sequence[str], *, restarts: int = 0) -> list[str]:
-        """The command line of a run; ``words`` are a module or a file and its arguments."""
+        """Return the command line of a run.
+
+        Args:
+            words: the module or the file to run, and its arguments.
+            restarts: how often torchrun restarts the processes.
+        """
         if self.processes == 1:
             return [sys.executable, *words]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--monitor-interval=0.1"]
@@ -84,12 +89,13 @@ class Task:
 
 @dataclass
 class Run:
-    """A run in directories of its own, in one attempt or several.
+    """A run with directories of results that no other run uses, in one attempt or several.
 
     Attributes:
-        repeated: updates that an attempt did again, for each attempt that went on.
-        seconds: of all attempts.
-        longest_end: the longest that other processes took to end after one was killed.
+        repeated: for each resumed attempt, the number of updates that it made again.
+        seconds: total time of all attempts.
+        longest_end: the longest time, in seconds, from the end of an attempt's first process to the
+            end of its last one.
     """
 
     task: Task
@@ -118,36 +124,37 @@ class Run:
         restarts: int = 0,
         prepare: Callable[[], None] | None = None,
     ) -> Attempt:
-        """Start an attempt that goes on if there is something to go on from."""
+        """Start an attempt, which resumes the run if there is a checkpoint."""
         self.directory.mkdir(exist_ok=True)
         command = self.task.command([*script, *self.flags("--resume", *words)], restarts=restarts)
         return Attempt(self, command, prepare)
 
     def finish(self) -> None:
-        """Go on to the end.
+        """Resume the run and wait for its end.
 
         Raises:
-            LostError: it does not come to it.
+            LostError: the run fails.
         """
         self.start().succeed()
 
     def checkpoints(self) -> list[Path]:
-        """Its checkpoints, oldest first."""
+        """Return the checkpoints of the run, oldest first."""
         return sorted(self.saved.glob("checkpoint-*.safetensors"))
 
     def n_updates(self) -> int:
-        """Updates in the log: those that were done."""
+        """Return the number of updates in the log."""
         try:
             return len((self.directory / "log/rocstories.updates.jsonl").read_text().splitlines())
         except FileNotFoundError:
             return 0
 
     def results(self) -> dict[str, Any]:
-        """All that the run has made, times aside.
+        """Return the content of all files that the run has written, by name, without times.
 
-        Of the checkpoints the last: which is kept beside it depends on where the run was stopped.
+        Only the last checkpoint is included: which earlier one is kept depends on when the run was
+        killed.
         """
-        from gpt1.training.checkpoint import checkpoints, load  # and torch with it
+        from gpt1.training.checkpoint import checkpoints, load  # imports torch
 
         found: dict[str, Any] = {}
         last = {checkpoints(directory)[-1] for directory in self.directory.glob("save/*")}
@@ -164,14 +171,14 @@ class Run:
                 state = load(path)[0]
                 tensors = {key: value.numpy().tobytes() for key, value in state.tensors.items()}
                 found[name] = tensors, state.best_score, state.evaluated
-            elif path.name.endswith(".run.json"):  # it has a run_id, which no other run has
-                found[name] = self._maker(path.with_name("ROCStories.tsv"))
+            elif path.name.endswith(".run.json"):  # It has a run_id, which differs between runs.
+                found[name] = self._run_of(path.with_name("ROCStories.tsv"))
             else:
                 found[name] = path.read_bytes()
         return found
 
-    def _maker(self, submission: Path) -> str:
-        """Which run made a submission, according to its record and the log."""
+    def _run_of(self, submission: Path) -> str:
+        """Return a line that names the run of a submission, according to its record and the log."""
         from gpt1.reports.analysis import identify_run
         from gpt1.results.log_lines import read_run_log
         from gpt1.results.submissions import read_submission
@@ -183,10 +190,10 @@ class Run:
             return str(error)
 
     def compare(self, expected: dict[str, Any]) -> None:
-        """See that everything is as expected.
+        """Check that the results of the run are the expected ones.
 
         Raises:
-            LostError: something differs.
+            LostError: a file differs; the message names it.
         """
         own = self.results()
         odd = [name for name in {**own, **expected} if own.get(name) != expected.get(name)]
@@ -200,16 +207,16 @@ def _without_time(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Done:
-    """How an attempt ended, and what it printed."""
+    """The exit status of an attempt, and what it printed."""
 
     status: int
     printed: str
 
     def message(self) -> str:
-        """What the program says, torchrun's report aside.
+        """Return the message of the program, without torchrun's report.
 
         Raises:
-            LostError: it is not one line, or there is a traceback of the program's.
+            LostError: the program printed several lines, or none, or a traceback.
         """
         lines = [line for line in self.printed.splitlines() if line.startswith("gpt1 train: ")]
         if len(lines) != 1 or "gpt1/commands/train.py" in self.printed:
@@ -218,7 +225,7 @@ class Done:
 
 
 class Attempt:
-    """Processes of a run under way."""
+    """The processes of a running attempt."""
 
     def __init__(
         self, run: Run, command: Sequence[str], prepare: Callable[[], None] | None
@@ -232,7 +239,7 @@ class Attempt:
             )
 
     def lives_after(self, seconds: float) -> bool:
-        """Wait so long, or until it ends by itself."""
+        """Wait so many seconds or until the attempt ends; return whether it still runs."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -240,10 +247,10 @@ class Attempt:
         return False
 
     def wait(self) -> Done:
-        """Wait for the end of all its processes.
+        """Wait for the end of all processes of the attempt.
 
         Raises:
-            LostError: one is left.
+            LostError: a process is left.
         """
         try:
             status = self.process.wait(HANGS_AFTER)
@@ -265,30 +272,30 @@ class Attempt:
         return Done(status, printed)
 
     def succeed(self) -> None:
-        """Wait for the end.
+        """Wait for the end of the attempt.
 
         Raises:
-            LostError: it is not a good one.
+            LostError: the exit status is not 0, or a process is left.
         """
         done = self.wait()
         if done.status:
             raise LostError(f"{self.run.name}: status {done.status}: {done.printed[-500:]}")
 
     def pids(self) -> list[int]:
-        """Its living processes."""
+        """Return the ids of the attempt's processes that are alive."""
         mark, found = f"{MARK}={self._path}\0".encode(), []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 is_own = mark in (path / "environ").read_bytes()
                 state = (path / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:  # it has just ended, or is another user's
+            except OSError:  # The process has just ended, or belongs to another user.
                 continue
             if is_own and state != "Z":
                 found.append(int(path.name))
         return found
 
     def kill_one(self, rng: random.Random) -> str | None:
-        """Kill one of its processes at random; which one it was."""
+        """Kill a process of the attempt at random; describe it, or return None if all ended."""
         pids = sorted(self.pids())
         if not pids:
             return None
@@ -313,7 +320,13 @@ def _send(pid: int, request: signal.Signals) -> None:
 
 @dataclass
 class Kills:
-    """What was tried, and what came of it."""
+    """The kills so far, and their consequences; see :class:`Run` for the figures.
+
+    Attributes:
+        n_runs: number of runs.
+        victims: number of kills per kind of process.
+        lost: messages of the runs that lost something.
+    """
 
     n_runs: int = 0
     victims: Counter[str] = field(default_factory=Counter)
@@ -324,21 +337,21 @@ class Kills:
 
     @property
     def n(self) -> int:
-        """Kills in all."""
+        """The number of kills."""
         return self.victims.total()
 
 
 def kill_at_random(
     task: Task, n_kills: int, expected: dict[str, Any], duration: float, rng: random.Random
 ) -> Kills:
-    """Kill and resume runs until there were so many kills; each run is then finished.
+    """Kill and resume runs until there were ``n_kills`` kills; then finish the last run.
 
     Args:
-        task: what to run.
-        n_kills: kills in all, at least.
+        task: the training run.
+        n_kills: number of kills.
         expected: results of an undisturbed run.
-        duration: its seconds; each kill comes at a random moment of so long.
-        rng: the moments and the victims.
+        duration: seconds of an undisturbed run, within which each attempt is killed.
+        rng: draws the moments and the processes to kill.
     """
     kills = Kills()
     with tqdm(total=n_kills, desc="kills", disable=not sys.stderr.isatty()) as bar:
@@ -359,7 +372,7 @@ def kill_at_random(
 
 
 def _victims(run: Run, n_kills: int, duration: float, rng: random.Random) -> Iterator[str]:
-    """Start, kill and yield what was killed, until the run comes to its end."""
+    """Start and kill attempts of a run until it ends; yield what kind of process was killed."""
     while n_kills:
         attempt = run.start()
         if not attempt.lives_after(rng.uniform(0, duration)):
@@ -394,7 +407,7 @@ class Faults:
         done = run.start().wait()
         if done.status or f"{newest}: " not in done.printed:
             raise LostError(f"truncated: status {done.status}: {done.printed[-500:]}")
-        # It is kept under this name, which nothing reads.
+        # A damaged checkpoint is kept under this name, and not read.
         newest.with_name(newest.name + ".damaged").unlink(missing_ok=True)
         run.compare(self.expected)
         return "reported, the one before was used, the same bits"
@@ -478,7 +491,7 @@ class Faults:
         return f"{outcome}, no update done twice"
 
     def _half_done(self, name: str) -> Run:
-        """A run that was killed when it had two checkpoints, at least."""
+        """Return a run that was killed when it had at least two checkpoints."""
         run = Run(self.task, name)
         attempt = run.start()
         while len(run.checkpoints()) < 2:
@@ -531,7 +544,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 1 if anything was lost."""
+    """Run the command line; return its exit status, 1 if a result was lost."""
     return report_errors("scripts/stress.py", lambda: _main(argv))
 
 
@@ -542,7 +555,8 @@ def _main(argv: Sequence[str] | None) -> int:
         if getattr(args, name) < least:
             parser.error(f"--{name}: must be at least {least}")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        # A shell gave us this with "&"; the runs, which would inherit it, are to get SIGINTs.
+        # A shell makes a command with "&" ignore SIGINT. The runs would inherit that, but one of
+        # the faults sends them SIGINT.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     names = {"all": FAULTS, "none": ()}.get(args.faults) or tuple(args.faults.split(","))
     if args.faults == "none":
@@ -564,7 +578,7 @@ def _main(argv: Sequence[str] | None) -> int:
 def _try_everything(
     task: Task, n_kills: int, names: Sequence[str], rng: random.Random
 ) -> dict[str, Any]:
-    """Run everything, print a line for each thing tried, and return the figures."""
+    """Make all kills and faults, print their outcomes, and return the figures."""
     whole = Run(task, "undisturbed")
     try:
         whole.finish()

@@ -1,4 +1,4 @@
-"""What holds for all tests: their environment, their selection, and where the real data are."""
+"""Settings of all tests: their environment, their selection, and the paths of the real data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from leftovers import Leftovers
 
 ROOT = Path(__file__).parent.parent
-# One of the processes of pytest-xdist: it computes with one thread, unless told otherwise. This
-# has to stand before torch is imported, which looks only then.
+# A process of pytest-xdist computes with one thread, unless the user says otherwise. This
+# must come before the import of torch, which reads the variable only then.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IS_WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,18 +29,18 @@ settings.register_profile(
     max_examples=max(int(N_EXAMPLES or 300), 1),
     derandomize=N_EXAMPLES is None,
     database=None,
-    deadline=None,  # slow is not wrong: the machine may be busy
+    deadline=None,  # A busy machine may be slow.
     suppress_health_check=list(HealthCheck),
 )
 settings.register_profile("quick", settings.get_profile("thorough"), max_examples=50)
 settings.load_profile("thorough")
 
 DATA_FIXTURES = {"rocstories_dir", "released_dir", "references_dir"}
-LONGEST = {"test_reference_run.py"}  # begun last, it would keep one process busy at the end
+LONGEST = {"test_reference_run.py"}  # If it began last, it would keep one process busy at the end.
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Look for what tests leave behind, in the process from which all others are started."""
+    """Look for processes and files that tests leave, in pytest's main process only."""
     if not IS_WORKER:
         config.pluginmanager.register(Leftovers(ROOT))
 
@@ -56,7 +56,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need the real data, and put those first that take longest."""
+    """Mark the tests that need the real data, and put the longest tests first."""
     for item in items:
         if DATA_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("data")

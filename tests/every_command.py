@@ -9,7 +9,7 @@ from gpt1.settings.command import Command
 
 
 def every_command() -> list[Command]:
-    """All of them, those of ``gpt1 plot`` one by one."""
+    """Return all commands, including each command of ``gpt1 plot``."""
     modules = [importlib.import_module(f"gpt1.commands.{name}") for name in cli.COMMANDS]
     found = {
         value.name: value

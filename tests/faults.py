@@ -1,6 +1,6 @@
 """A machine in trouble, for real: the limits that Linux sets to a process, and a file that fails.
 
-Each context lets the trouble begin and end; what was opened or allocated before goes on working.
+The trouble lasts for the block of each context; what was opened or allocated before still works.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def _limited(kind: int, value: int) -> Iterator[None]:
 
 @contextmanager
 def short_files(n_bytes: int) -> Iterator[None]:
-    """No file can be written beyond so many bytes, as on a full disk."""
+    """Let no file grow beyond ``n_bytes`` within the block, as on a full disk."""
     with _limited(resource.RLIMIT_FSIZE, n_bytes):
         yield
 
 
 @contextmanager
 def no_more_open_files() -> Iterator[None]:
-    """No file can be opened: there are as many open files as the process may have."""
+    """Let no file be opened within the block, as if the process had too many open files."""
     with _limited(resource.RLIMIT_NOFILE, next_descriptor()):
         yield
 
 
 def next_descriptor() -> int:
-    """The lowest number that no open file has, which the next one gets."""
+    """Return the lowest number that no open file has, which the next open file will get."""
     descriptor = os.open(os.devnull, os.O_RDONLY)
     os.close(descriptor)
     return descriptor
@@ -50,7 +50,7 @@ def next_descriptor() -> int:
 
 @contextmanager
 def little_memory(n_bytes: int) -> Iterator[None]:
-    """The process can have so many bytes of memory more, and no others."""
+    """Let the process allocate at most ``n_bytes`` more memory within the block."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     with _limited(resource.RLIMIT_AS, pages * resource.getpagesize() + n_bytes):
         yield
@@ -58,7 +58,7 @@ def little_memory(n_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def closed(path: Path) -> Iterator[None]:
-    """Nobody may read a file; the superuser, who may read all, becomes another user meanwhile."""
+    """Let nobody read a file within the block; a superuser becomes another user meanwhile."""
     mode, user = path.stat().st_mode, os.geteuid()
     path.chmod(0)
     if user == 0:

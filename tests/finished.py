@@ -1,4 +1,4 @@
-"""A finished run on the tiny task: what it left, and its model."""
+"""A finished run on the tiny task: its files and its model."""
 
 from __future__ import annotations
 

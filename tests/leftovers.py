@@ -1,4 +1,4 @@
-"""See to it that the tests leave no process running and no file in the repository.
+"""Check that the tests leave no process running and no file in the repository.
 
 Linux gives a process whose parent has ended to its nearest living ancestor that asked for such
 orphans (a "child subreaper"), or else to process 1. pytest's main process asks for them, and so
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 60.0  # seconds that processes on their way to the end get before they count as left
+PATIENCE = 60.0  # seconds that ending processes get before they count as left
 # What Python, make and the tools for development write; git ignores all of it.
 CACHES = {"__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache", ".venv"}
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
@@ -46,7 +46,7 @@ class Leftovers:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Look when all tests and all workers of pytest-xdist are done."""
+        """Look for leftovers when all tests and all workers of pytest-xdist are done."""
         left = self._processes_left()
         self.found = [f"process {describe(pid)}" for pid in left]
         kill(left)
@@ -55,9 +55,9 @@ class Leftovers:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Name what was found; the processes have been killed by then, files are left alone.
+        """Name the processes and files found; processes have been killed by then, files stay.
 
-        A file may be another program's that ran in the repository meanwhile, such as a training.
+        A file may come from another program that ran in the repository, such as a training run.
         """
         if self.found:
             terminalreporter.section("left behind by the tests", red=True, bold=True)
@@ -71,9 +71,9 @@ class Leftovers:
 
 
 def running_descendants(ancestor: int) -> list[int]:
-    """The processes below one that have not ended, without the helpers of multiprocessing.
+    """Return the running descendants of a process, without the helpers of multiprocessing.
 
-    Those, the fork server and the resource tracker, end with the process that started them.
+    The helpers, a fork server and a resource tracker, end with the process that started them.
     """
     children: dict[int, list[int]] = {}
     ended = set()
@@ -95,7 +95,7 @@ def running_descendants(ancestor: int) -> list[int]:
 
 
 def describe(pid: int) -> str:
-    """Its number, its command line, and the test during which it was started."""
+    """Describe a process: its id, its command line, and the test during which it was started."""
     command, test = "(has ended)", ""
     with suppress(OSError):
         place = Path("/proc", str(pid))
@@ -113,7 +113,7 @@ def kill(pids: Iterable[int]) -> None:
 
 
 def untracked_files(root: Path) -> set[str]:
-    """Files and directories that git does not track, those it ignores included, without caches."""
+    """Return files that git does not track, including ignored ones but not caches."""
     if shutil.which("git") is None:
         return set()
     command = ["git", "status", "--porcelain", "-z", "--untracked-files", "--ignored=matching"]

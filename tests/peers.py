@@ -1,4 +1,4 @@
-"""A small model, and the model of transformers that has its weights."""
+"""A small model, and the model of transformers with the same weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = ModelConfig(n_vocab=7, n_ctx=24, n_embd=12, n_head=3, n_layer=2, **NO_DR
 
 
 def their_model(kind: Callable[..., nn.Module], ours: DoubleHeadsModel) -> nn.Module:
-    """A model of transformers with our weights."""
+    """Return a model of transformers with the weights of gpt1's model."""
     from transformers import OpenAIGPTConfig
 
     config = ours.config

@@ -2,7 +2,7 @@
 
 To start Python and import torch takes seconds. A fork server does it once, and each run is a fork
 of it: a real process with a real exit status, ready in milliseconds. What a run is to suffer is
-put into it by changes: functions that are called in its process before the program.
+put into it by changes: functions that are called in the run's process before the program.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from gpt1.training import checkpoint
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 FLAGS = ["--device", "cpu", "--n_gpu", "2", "--n_batch", "4", "--submit", "--lr", "1e-2", "--quiet"]
-FLAGS += ["--save_every", "3"]  # 4 updates an epoch, 12 in all: checkpoints 3 4 6 8 9 12
+FLAGS += ["--save_every", "3"]  # 4 updates per epoch, 12 in all: checkpoints 3 4 6 8 9 12
 PROGRAM = "gpt1 train"
 
 Change = Callable[[], object]
@@ -54,7 +54,7 @@ _PRELOADED += ["joblib", "safetensors.torch"]
 
 @contextmanager
 def fork_server() -> Iterator[None]:
-    """Start the fork server, unless it runs, with one thread: bits depend on their number."""
+    """Start the fork server unless it runs, with one thread, since bits depend on the threads."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -72,7 +72,7 @@ class Done:
     """How a process ended, and what it printed.
 
     Attributes:
-        status: its exit status, negative if a signal ended it.
+        status: the exit status, negative if a signal ended the process.
     """
 
     status: int
@@ -86,15 +86,15 @@ class Done:
         return [line for line in self.stderr.splitlines() if line.startswith(start)]
 
     def message(self) -> str:
-        """The one and only, without the program's name."""
+        """Return the single message of the program, without the program's name."""
         (message,) = self.messages()
         return message.removeprefix(f"{PROGRAM}: ")
 
 
 class Running:
-    """A process under way.
+    """A running process.
 
-    What it prints goes through pipes: no limit on files and no full disk keeps it from that.
+    Its output goes through pipes, so that a limit on files or a full disk does not prevent it.
     """
 
     def __init__(self, body: Callable[[], int], changes: Sequence[Change], place: Path) -> None:
@@ -119,7 +119,7 @@ class Running:
         os.kill(self.pid, number)
 
     def wait(self) -> Done:
-        """Wait for its end; one that does not come to it is killed, and fails the test."""
+        """Wait for the end of the process; if it hangs, kill it and fail the test."""
         end = time.monotonic() + DEADLINE
         while self._process.exitcode is None and time.monotonic() < end:
             self._process.join(0.05)
@@ -131,20 +131,21 @@ class Running:
         return Done(self._process.exitcode, self._text(0), self.stderr())
 
     def stderr(self) -> str:
-        """What it has printed so far."""
+        """Return what the process has printed to stderr so far."""
         return self._text(1)
 
     def _text(self, index: int) -> str:
         try:
             while data := os.read(self._pipes[index], 1 << 16):
                 self._texts[index] += data.decode()
-        except BlockingIOError:  # nothing now, but it may come
+        except BlockingIOError:  # nothing yet
             pass
         return self._texts[index]
 
 
 def _main(body: Callable[[], int], changes: list[Change], pipes: list[str]) -> None:
-    signal.signal(SIGINT, signal.default_int_handler)  # a shell's `&` may have had it ignored
+    # The shell that started the tests may have made them ignore SIGINT.
+    signal.signal(SIGINT, signal.default_int_handler)
     for number, pipe in enumerate(pipes, start=1):
         os.dup2(os.open(pipe, os.O_WRONLY), number)
     for change in changes:
@@ -154,7 +155,7 @@ def _main(body: Callable[[], int], changes: list[Change], pipes: list[str]) -> N
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the tiny task in directories of its own."""
+    """A run of the tiny task whose directories no other run uses."""
 
     task: tiny.Tiny
     directory: Path
@@ -200,7 +201,7 @@ class Run:
     def start_pair(
         self, *words: str, changes: Sequence[Change] = (), second: Sequence[Change] = ()
     ) -> list[Running]:
-        """Start it in two processes that share the work; ``second`` changes the second alone."""
+        """Start two processes of one run; only the second one has the changes ``second``."""
         variables = {
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
@@ -215,16 +216,16 @@ class Run:
     def do_pair(
         self, *words: str, changes: Sequence[Change] = (), second: Sequence[Change] = ()
     ) -> list[Done]:
-        """The same, and wait for both."""
+        """Start two processes as :meth:`start_pair` does, and wait for both."""
         started = self.start_pair(*words, changes=changes, second=second)
         return [running.wait() for running in started]
 
     def checkpoints(self) -> list[int]:
-        """After which updates there is one."""
+        """Return the numbers of the updates after which there is a checkpoint."""
         return [int(path.stem.split("-")[1]) for path in checkpoint.checkpoints(self.saved)]
 
     def results(self) -> dict[str, Any]:
-        """What the run has made, times aside; to compare bit for bit."""
+        """Return the content of the run's files, without times, to compare it bit for bit."""
         newest = checkpoint.checkpoints(self.saved)[-1]
         tensors = checkpoint.load(newest)[0].tensors
         return {
@@ -236,7 +237,7 @@ class Run:
         }
 
     def leftovers(self) -> list[str]:
-        """Temporary files; locks and what was printed aside."""
+        """Return temporary files, without locks and printed output."""
         found = (path.name for path in self.directory.rglob(".*"))
         return sorted(name for name in found if not name.endswith(".lock"))
 
@@ -255,7 +256,7 @@ def free_port() -> str:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, without their times."""
+    """Return the lines of a log without their times."""
     rows = [json.loads(line, parse_constant=_no_number) for line in path.read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
@@ -265,13 +266,13 @@ def _no_number(text: str) -> float:
 
 
 def assert_same(run: Run, expected: Mapping[str, Any]) -> None:
-    """The results of a run are those expected, bit for bit."""
+    """Check that the results of a run are the expected ones, bit for bit."""
     for name, value in run.results().items():
         assert value == expected[name], name
 
 
 def continuation(done: Done) -> list[str]:
-    """The arguments of the command by which a stopped run says that it goes on."""
+    """Return the arguments of the command that a stopped run prints for continuing it."""
     _, _, command = done.message().partition("to go on: ")
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "gpt1.train"]
@@ -279,12 +280,12 @@ def continuation(done: Done) -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process; one that has ended but that nobody asked for is not."""
+    """Return whether a process is running; a zombie, which has ended, is not."""
     return state(pid) not in ("Z", "")
 
 
 def state(pid: int | str) -> str:
-    """The letter by which Linux shows what a process is doing; "" if there is none."""
+    """Return Linux's letter for the state of a process; "" if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -295,13 +296,13 @@ def state(pid: int | str) -> str:
 
 
 def before(target: str, action: Change, *, call: int = 1, matching: str = "") -> Change:
-    """Do something before a call of a function.
+    """Return a change that calls ``action`` before a call of a function.
 
     Args:
         target: ``module:function`` or ``module:Class.method``.
         action: what to do; can be pickled.
         call: at which call, counted from 1.
-        matching: count only calls whose arguments, as text, hold this.
+        matching: count only calls whose arguments, as text, contain this.
     """
     return partial(_before, target, action, call, matching)
 
@@ -324,12 +325,12 @@ def _before(target: str, action: Change, call: int, matching: str) -> None:
 
 
 def update(number: int, action: Change) -> Change:
-    """Do something at the beginning of an update, counted from 1 in each process."""
+    """Return a change that acts at the beginning of an update, counted from 1 per process."""
     return before("gpt1.training.fine_tuning:tower_gradients", action, call=number)
 
 
 def sends_itself(*numbers: int, pause: float = 0.0) -> Change:
-    """Signals from a process to itself, with a pause after each."""
+    """Return an action: a process sends signals to itself, with a pause after each."""
     return partial(_send, numbers, pause)
 
 
@@ -340,10 +341,10 @@ def _send(numbers: Sequence[int], pause: float) -> None:
 
 
 def sends_parent(number: int) -> Change:
-    """A signal from the first process of several to the one that started them all.
+    """Return an action: the first of several processes sends a signal to their parent.
 
-    The first process goes no further until a SIGTERM has come back: it would otherwise depend on
-    the machine how far it is by then.
+    The first process then waits until a SIGTERM has come back: otherwise it would depend on
+    the machine's speed how far the process is at that time.
     """
     return partial(_send_parent, number)
 
@@ -356,7 +357,7 @@ def _send_parent(number: int) -> None:
 
 @contextmanager
 def sigterm_comes() -> Iterator[None]:
-    """At the end of the block wait for a SIGTERM, which is then handled as it always is."""
+    """At the end of the block wait for a SIGTERM, which is then handled as usual."""
     came: list[int] = []
     before = signal.getsignal(SIGTERM)
     assert callable(before)
@@ -372,7 +373,7 @@ def sigterm_comes() -> Iterator[None]:
 
 
 def only_rank(rank: str, action: Change) -> Change:
-    """Do something in one of several processes."""
+    """Return an action that one of several processes does, and the others do not."""
     return partial(_only_rank, rank, action)
 
 
@@ -382,7 +383,7 @@ def _only_rank(rank: str, action: Change) -> None:
 
 
 def waits_for(path: Path) -> Change:
-    """Say by ``path`` with ``.waits`` added that this is reached, and wait until ``path`` is."""
+    """Return an action: make the file ``path`` + ``.waits``, then wait until ``path`` exists."""
     return partial(_wait_for, path)
 
 
@@ -392,7 +393,7 @@ def _wait_for(path: Path) -> None:
 
 
 def limits_files(n_bytes: int) -> Change:
-    """From now on no file can grow beyond so many bytes."""
+    """Return an action: from now on no file can grow beyond ``n_bytes``."""
     return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 
@@ -412,26 +413,26 @@ def _fill_disk(directory: Path) -> None:
 
 
 def spawning_becomes_forking() -> None:
-    """A change by which ``start_processes`` takes no seconds."""
+    """Return a change that makes ``start_processes`` fork, which is faster than spawning."""
     launcher.START_METHOD = "fork"
 
 
 def slow_but(cases: Iterable[str], *kept: str) -> list[Any]:
-    """All cases of a test, to be given to ``parametrize``: those not ``kept`` are marked slow."""
+    """Return the cases of a test for ``parametrize``; those that are not ``kept`` are slow."""
     return [case if case in kept else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def copied(run: Run, directory: Path) -> Run:
-    """A run's files once more, elsewhere."""
+    """Copy the files of a run to another directory."""
     shutil.copytree(run.directory, directory, ignore=shutil.ignore_patterns("printed"))
     return Run(run.task, directory, run.desc)
 
 
 def set_variables(variables: Mapping[str, str]) -> None:
-    """A change of the environment."""
+    """Return a change that sets environment variables."""
     os.environ.update(variables)
 
 
 def set_constant(module: str, name: str, value: object) -> None:
-    """A change of a module's constant."""
+    """Return a change that sets a constant of a module."""
     setattr(importlib.import_module(module), name, value)

@@ -1,8 +1,8 @@
-"""The model once more, written plainly from its description, and the original's own numbers.
+"""A plain second implementation of the model, and the numbers of the running original.
 
-The first part is slow and obvious on purpose: padded arrays X [B, C, T, 2] and M [B, C, T], every
+The first part is slow and simple on purpose: padded arrays X [B, C, T, 2] and M [B, C, T], every
 mask and softmax spelled out, any float type. Nothing of ``gpt1`` computes here. Each rule is a
-function or a constant of its own, so that a test can put a known deviation in the place of one and
+separate function or constant, so that a test can replace it by a known deviation and
 see what it does; deviations of the optimizer have names. The second part reads
 ``golden/steps.npz``, which the running original (OpenAI's finetune-transformer-lm at a69b5c4, on a
 CPU, dropout 0) produced.
@@ -63,7 +63,7 @@ def linear(x: Tensor, params: Params, name: str) -> Tensor:
 
 
 def embed(we: Tensor, X: Tensor) -> Tensor:
-    """[B * C, T, 2] to [B * C, T, D]."""
+    """Map rows of ``we`` [B * C, T, 2] to the input of the first layer, [B * C, T, D]."""
     return we[X[..., 0]] + we[X[..., 1]]
 
 
@@ -72,7 +72,7 @@ def attention_scale(head_size: int, width: int) -> float:
 
 
 def mask_scores(scores: Tensor) -> Tensor:
-    """[..., T, T]; padding stands last, so that looking back never meets it."""
+    """Mask later positions of scores [..., T, T]; padding comes last, so no token sees it."""
     T = scores.shape[-1]
     sees = torch.tril(torch.ones(T, T, dtype=scores.dtype))
     return scores * sees + MASKED * (1 - sees)
@@ -104,12 +104,12 @@ def block(x: Tensor, params: Params, name: str, n_head: int, afn: str, drop: Dro
 
 
 def output_rows(we: Tensor) -> Tensor:
-    """The rows that the language model's softmax runs over: all."""
+    """Return the rows over which the language model's softmax runs: all rows of ``we``."""
     return we
 
 
 def lm_mean(ce: Tensor, M: Tensor) -> Tensor:
-    """Loss of each sequence, from the cross entropies of positions 1.. and the mask: [n]."""
+    """Return the loss of each sequence, [n], from the cross entropies of positions 1.. and M."""
     mask = M[:, 1:]
     return (mask * ce).sum(-1) / mask.sum(-1)
 
@@ -121,7 +121,7 @@ def lm_losses(h: Tensor, we: Tensor, tokens: Tensor, M: Tensor) -> Tensor:
 
 
 def classify_position(tokens: Tensor, clf_token: int) -> Tensor:
-    """Where each sequence's first ``_classify_`` stands: [n]."""
+    """Return the position of the first ``_classify_`` in each sequence, [n]."""
     return torch.tensor([row.index(clf_token) for row in tokens.tolist()])
 
 
@@ -146,12 +146,12 @@ class Output:
 
 
 def keep_all(place: str, x: Tensor) -> Tensor:
-    """No dropout."""
+    """Apply no dropout."""
     return x
 
 
 def run(params: Params, arrays: ChoiceArrays, config: ModelConfig, drop: Drop = keep_all) -> Output:
-    """Forward pass over padded arrays.
+    """Compute the forward pass over padded arrays.
 
     Args:
         params: by the original's names (``h0/attn/c_attn/w``), kernels [1, n_in, n_out].
@@ -178,13 +178,13 @@ def run(params: Params, arrays: ChoiceArrays, config: ModelConfig, drop: Drop = 
 
 
 def our_name(name: str) -> str:
-    """``model/h0/attn/c_attn/w:0`` or ``h0/attn/c_attn/w`` as ``h.0.attn.c_attn.w``."""
+    """Return ``h.0.attn.c_attn.w`` for ``model/h0/attn/c_attn/w:0`` or ``h0/attn/c_attn/w``."""
     name = name.removeprefix("model/").removesuffix(":0").replace("/", ".")
     return f"h.{name[1:]}" if name.startswith("h") else name
 
 
 def params_of(model: DoubleHeadsModel) -> Params:
-    """The model's parameters by the original's names, copied, kernels [1, n_in, n_out]."""
+    """Copy the model's parameters by the original's names, with kernels [1, n_in, n_out]."""
     params = {}
     for name, p in model.named_parameters():
         their = name.replace("h.", "h", 1) if name.startswith("h.") else name
@@ -195,7 +195,7 @@ def params_of(model: DoubleHeadsModel) -> Params:
 
 
 def random_model(config: ModelConfig, *, seed: int = 0, std: float = 0.3) -> DoubleHeadsModel:
-    """A float64 model in evaluation mode whose every parameter matters (gains near 1)."""
+    """Make a float64 model in evaluation mode in which every parameter changes the output."""
     model = DoubleHeadsModel(config).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -213,7 +213,7 @@ Gradients = list[list[Array | None]]  # [update][parameter]
 
 
 def factor(schedule: str, x: float, warmup: float, ramp_scaled: bool = True) -> float:
-    """The three schedules, written anew."""
+    """Return the factor of a schedule; a second implementation of the three schedules."""
     rising = x <= warmup
     if schedule == "warmup_linear":
         if rising and not ramp_scaled:
@@ -231,7 +231,7 @@ def norm(grads: list[Array]) -> float:
 def transcribe(
     start: list[Array], gradients: Gradients, settings: dict[str, Any], deviation: str = ""
 ) -> list[Array]:
-    """Parameters after the updates, in float64; `deviation` puts one known mistake in."""
+    """Return the parameters after the updates, in float64; `deviation` names a known mistake."""
     s = settings
     params = [p.astype(np.float64) for p in start]
     ms = [np.zeros_like(p) for p in params]
@@ -273,7 +273,7 @@ SHARES: dict[str, float] = {}
 
 
 def assert_within(found: Any, expected: Any, tolerance: Any, name: str = "") -> None:
-    """Every element is within the tolerance, one for all or one each; ``name`` is what they are."""
+    """Check that every element is within the tolerance, which may differ per element."""
     found, expected = (torch.as_tensor(each).detach().double() for each in (found, expected))
     assert found.shape == expected.shape, name
     shares = (found - expected).abs() / tolerance
@@ -284,7 +284,7 @@ def assert_within(found: Any, expected: Any, tolerance: Any, name: str = "") -> 
 
 
 def _without_one(kernel: Tensor) -> Tensor:
-    """[1, n_in, n_out] as [n_in, n_out]; what has fewer dimensions stays."""
+    """Return a kernel [1, n_in, n_out] as [n_in, n_out], and other arrays unchanged."""
     return kernel.squeeze(0) if kernel.ndim == 3 else kernel
 
 
@@ -311,11 +311,11 @@ class Case:
         self.config = ModelConfig(**{key: self.cfg[key] for key in sizes}, **rates)
 
     def __getitem__(self, key: str) -> Any:
-        """An array by its name in the file: ``clf_losses``, ``grad0/model/we:0``, ..."""
+        """Return an array by its name in the file: ``clf_losses``, ``grad0/model/we:0``, ..."""
         return self._arrays[key]
 
     def values(self, kind: str) -> dict[str, Tensor]:
-        """Parameters or gradients (``init``, ``grad0``, ``after1``, ``after6``) by our names."""
+        """Return parameters (``init``, ``after1``, ``after6``) or gradients (``grad0``) by name."""
         names = json.loads(str(self._arrays["names"]))
         return {
             our_name(name): _without_one(torch.from_numpy(self._arrays[f"{kind}/{name}"]))
@@ -323,11 +323,11 @@ class Case:
         }
 
     def arrays(self, update: int) -> ChoiceArrays:
-        """The stories of one update, 0 to 5, all towers together."""
+        """Return the stories of one update, 0 to 5, of all towers together."""
         return ChoiceArrays(*(self._arrays[key][update] for key in "XMY"))
 
     def towers(self, update: int) -> list[ChoiceArrays]:
-        """The stories of one update, tower by tower."""
+        """Return the stories of one update, per tower."""
         n = self.cfg["n_batch"]
         whole = self.arrays(update)
         return [whole.take(slice(i * n, (i + 1) * n)) for i in range(self.cfg["n_gpu"])]
@@ -358,7 +358,7 @@ class Case:
     def gradient_tolerance(self) -> dict[str, float]:
         """How far float32 may take each gradient of the first update from the recorded one.
 
-        A gradient is a sum of two terms a sequence: that of its logit and that of its
+        A gradient is a sum of two terms per sequence: that of its logit and that of its
         language-model loss. Where the terms cancel, the sum is small but its rounding error is
         not, so the error is measured by the sum of the absolute terms, the largest of a parameter.
         Forward and back, a term passes through some fifty operations, and each rounds by half of
@@ -377,7 +377,7 @@ class Case:
         return {our_name(name): 8 * EPS32 * each.max().item() for name, each in sums.items()}
 
     def _terms(self, params: Params) -> Iterator[Tensor]:
-        """Scalars whose gradients add up to that of the first update: two of each sequence."""
+        """Return scalars whose gradients add up to that of the first update: two per sequence."""
         for tower in self.towers(0):
             out = run(params, tower, self.config)
             clf = clf_losses(out.logits, torch.from_numpy(tower.Y).long()).mean()

@@ -1,6 +1,6 @@
 """Write checkpoints in the released layout with random weights, at any size.
 
-Independent of ``gpt1.weights``, whose reader is tested with it. As a program it writes the real
+It does not use ``gpt1.weights``, whose reader is tested with it. As a program it writes the real
 size, the paper's 116 million parameters, in one vector of 466 MB and little more memory:
 
     python tests/released.py DIRECTORY
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def released_layout(n_embd: int, n_layer: int, n_ctx: int, n_vocab: int) -> list[list[int]]:
-    """The table of ``params_shapes.json``: positions, tokens, then twelve arrays a layer."""
+    """Return the table of ``params_shapes.json``: positions, tokens, twelve arrays per layer."""
     attention = [[1, n_embd, 3 * n_embd], [3 * n_embd], [1, n_embd, n_embd], [n_embd]]
     mlp = [[1, n_embd, 4 * n_embd], [4 * n_embd], [1, 4 * n_embd, n_embd], [n_embd]]
     norm = [[n_embd], [n_embd]]

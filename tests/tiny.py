@@ -1,6 +1,6 @@
-"""A data set, a vocabulary and a checkpoint so small that a whole run takes a second.
+"""Make a data set, a vocabulary and a checkpoint so small that a whole run takes a second.
 
-The stories are made here, from a few words; which ending is right follows from the story. The
+The stories are made of a few words; which ending is right follows from the story. The
 checkpoint has random weights in the released layout, 16 wide, with two layers of four heads.
 """
 
@@ -28,7 +28,7 @@ _TURNS = (("lost", "cried"), ("won", "smiled"))  # what happened, and how it end
 
 @dataclass(frozen=True)
 class Tiny:
-    """Where a tiny task lies, and the flags that name it."""
+    """The directory of a tiny task, and the flags that name its files."""
 
     directory: Path
 
@@ -45,7 +45,7 @@ class Tiny:
         return ["--data_dir", str(self.data_dir), "--model_dir", str(self.model_dir)]
 
     def sources(self) -> Sources:
-        """What the flags lead to."""
+        """The sources that the flags name."""
         return Sources(
             data_dir=self.data_dir,
             model_dir=self.model_dir,
@@ -55,7 +55,7 @@ class Tiny:
         )
 
     def settings(self, **changes: object) -> Settings:
-        """Settings of a run on it; ``changes`` are fields of :class:`Settings`."""
+        """Return settings of a run on the task; ``changes`` are fields of :class:`Settings`."""
         places = {"data_dir": str(self.data_dir), "model_dir": str(self.model_dir)}
         return Settings(**{**places, **changes})  # type: ignore[arg-type]
 
@@ -105,7 +105,7 @@ def _story(number: int, rng: random.Random) -> list[str]:
 
 
 def write_vocabulary(directory: Path) -> int:
-    """Write a vocabulary and its merges, which make one piece of each word; its size."""
+    """Write a vocabulary and merges that make one token of each word; return its size."""
     words = [*_NAMES, *_THINGS, *(word for turn in _TURNS for word in turn)]
     words += ["had", "it", "was", "so", "big", "ran"]
     letters = "abcdefghijklmnopqrstuvwxyz."

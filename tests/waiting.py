@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-DEADLINE = 600.0  # seconds after which something hangs; no busy machine needs so many
+DEADLINE = 600.0  # seconds after which a wait counts as hung; a busy machine needs fewer
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

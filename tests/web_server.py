@@ -1,4 +1,4 @@
-"""A real HTTP server that misbehaves by a script, and what it serves."""
+"""A real HTTP server that misbehaves according to a script, and the files that it serves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HALF = SIZES[LARGE] // 2
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers a request by the next entry of the script for that file, the last one for ever."""
+    """Answers a request by the next entry of the file's script; the last entry is repeated."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -58,7 +58,7 @@ Answer = Callable[[Handler, bytes], None]
 
 
 class Server(ThreadingHTTPServer):
-    """A server on this machine, its scripts, and the (name, Range) of all that was asked of it."""
+    """A server on this machine, its scripts, and the (name, Range) of all requests."""
 
     daemon_threads = True
 
@@ -118,7 +118,7 @@ def reset_after(count: int) -> Answer:
 
 
 def unsent(connection: socket.socket) -> int:
-    """How many bytes the other side has not received yet; a reset would discard them."""
+    """Return how many bytes the client has not received yet; a reset would discard them."""
     import fcntl
     import termios
 
@@ -143,7 +143,7 @@ def silence(handler: Handler, content: bytes) -> None:
 
 
 def without_range(handler: Handler, content: bytes) -> None:
-    """Know no ranges: everything, whatever was asked for."""
+    """Ignore the requested range, and send the whole file."""
     handler.head(200, len(content))
     handler.wfile.write(content)
 
@@ -154,7 +154,7 @@ def without_range_cut(handler: Handler, content: bytes) -> None:
 
 
 def without_length(handler: Handler, content: bytes) -> None:
-    """Say nothing of the length: the end of the connection is the end of the file."""
+    """Send no length: the end of the connection is the end of the file."""
     handler.head(200)
     handler.wfile.write(content)
 
@@ -172,7 +172,7 @@ def chunked_cut(handler: Handler, content: bytes) -> None:
 
 
 def content_range(text: str) -> Answer:
-    """Answer 206 with this Content-Range, whatever was asked for."""
+    """Answer 206 with this Content-Range, whatever range was requested."""
 
     def answer(handler: Handler, content: bytes) -> None:
         handler.head(206, HALF, Content_Range=text)
@@ -198,7 +198,7 @@ def garbage(handler: Handler, content: bytes) -> None:
 def running_server() -> Iterator[Server]:
     """A server that answers until the end of the block."""
     server = Server()
-    # The loop looks twice a second whether to end, unless told otherwise.
+    # By default the loop checks twice per second whether to end.
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
@@ -215,7 +215,7 @@ def part_of(model_dir: Path, name: str = LARGE) -> Path:
 
 
 def assert_there(model_dir: Path, names: Sequence[str]) -> None:
-    """These files and no others are there, whole; nothing is left over but the lock's file."""
+    """Check that a directory holds these files, complete, and nothing else but the lock file."""
     found = {path.name for path in model_dir.iterdir()} - {".download.lock"}
     assert found == set(names)
     for name in names:

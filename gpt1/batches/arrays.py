@@ -29,7 +29,7 @@ class ChoiceArrays(NamedTuple):
     X: int32 [B, S, T, 2], two rows of ``we`` per position: that of the token (0 on padding, which
         comes last) and that of the position.
     M: float32 [B, S, T], 1 on tokens and 0 on padding.
-    Y: int32 [B], the index of the right choice; None where it is not known.
+    Y: int32 [B], the index of the right choice; None if the right choices are not known.
     """
 
     X: npt.NDArray[np.int32]

@@ -189,7 +189,16 @@ def _add_sequences(
     weights: npt.NDArray[np.float64],
     clf_token: int,
 ) -> None:
-    """Append one block per sequence."""
+    """Append the sequences of one story to ``packing``, one block per sequence.
+
+    Args:
+        packing: the batch so far.
+        story: the number of the story in the batch.
+        sequences: S arrays [length, 2], rows of ``we`` for tokens and positions.
+        weights: [S, S]; row s has the weights, in the loss of each sequence, of the targets that
+            only sequence s has.
+        clf_token: id of ``_classify_``.
+    """
     clf_rows = []
     for s, sequence in enumerate(sequences):
         first = packing.add_block([sequence], [0])
@@ -206,7 +215,10 @@ def _add_with_shared_prefix(
     weights: npt.NDArray[np.float64],
     clf_token: int,
 ) -> None:
-    """Append one block: the common prefix, then the rest of each sequence."""
+    """Append the sequences of one story as one block: the common prefix, then each rest.
+
+    The arguments are those of :func:`_add_sequences`.
+    """
     shared = _common_prefix(sequences, clf_token)
     prefix, rests = sequences[0][:shared], [sequence[shared:] for sequence in sequences]
     first = packing.add_block([prefix, *rests], list(range(len(sequences) + 1)))

@@ -1,4 +1,4 @@
-"""The examples of a task as arrays of token ids, laid out as the original's ``transform_roc``."""
+"""Make arrays of token ids from the examples of a task (the original's ``transform_roc``)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class TaskData:
     """A data set ready for the model.
 
     Attributes:
-        task: what it is.
-        train, valid, test: the splits, the training split in the order in which it was read. The
-            test split has no labels, so that a run cannot look at them.
-        examples: the training examples, in the same order.
-        test_labels: the labels of the test split for those who judge a finished run; None where
-            they are not known.
-        n_vocab: entries of the vocabulary.
-        n_ctx: T, the longest sequence of all splits in tokens.
+        task: the task, with the layout and the metrics of the data set.
+        train, valid, test: the arrays of the splits; ``train`` has the order of the file. ``test``
+            has no labels, so that training cannot use them.
+        examples: the training examples, in the order of ``train``.
+        test_labels: the labels of the test split, for scores of a finished run; None if they are
+            not known.
+        n_vocab: number of tokens in the vocabulary.
+        n_ctx: T, the number of tokens of the longest sequence in all splits.
     """
 
     task: Task
@@ -40,7 +40,7 @@ class TaskData:
     n_ctx: int
 
     def sha256(self) -> str:
-        """Return a digest of all arrays, by which a resumed run knows its data again."""
+        """Return a digest of all arrays, by which a resumed run checks that its data are equal."""
         digest = hashlib.sha256()
         for split in (self.train, self.valid, self.test):
             for array in (split.X, split.M, split.Y):
@@ -54,14 +54,14 @@ def load_task_data(
     """Read the examples of a task and encode them.
 
     Args:
-        task: what to read.
-        data_dir: where its files are.
+        task: the task, which reads the files.
+        data_dir: the directory of the files.
         encoder: turns texts into token ids.
-        n_ctx: the most tokens that a sequence may have.
+        n_ctx: the largest number of tokens in a sequence; longer texts are cut.
         verbose: whether a progress bar may be shown.
 
     Raises:
-        InputError: a file is not what it should be.
+        InputError: a file is missing or malformed.
     """
     splits = task.read(Path(data_dir))
     special = SpecialTokens.after(len(encoder.encoder))

@@ -1,4 +1,4 @@
-"""Say how good a submission is, and how sure that is: ``gpt1 analysis SUBMISSION``."""
+"""Report how good a submission is, and how certain this is: ``gpt1 analysis SUBMISSION``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt1.settings.fields import at_least, setting
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
-    """Submission, and what belongs to it."""
+    """Submission and related files."""
 
     submission: str = setting(
         MISSING, "predictions that training wrote with --submit", metavar="FILE", argument=True
@@ -43,7 +43,7 @@ class AnalysisSettings:
     )
 
     def contradictions(self) -> Iterator[str]:
-        """Find flags that say something about probabilities, where there are none."""
+        """Find flags that need probabilities, if ``--probs`` is not given."""
         if self.probs is None:
             for name in ("plot", "mistakes"):
                 if getattr(self, name) is not None:
@@ -71,7 +71,7 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status, 2 if a file is not what it should be."""
+    """Run the command line; return its exit status, 2 if a flag or a file is wrong."""
     return run_command(COMMAND, _analyse, argv)
 
 

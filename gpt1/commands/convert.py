@@ -13,7 +13,7 @@ from gpt1.settings.groups import ACTIVATION_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionSettings:
-    """What to convert, and into what."""
+    """Source, target and layout."""
 
     source: str = setting(
         MISSING, "a model directory, or a full list .jl or .safetensors", argument=True
@@ -54,7 +54,7 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command line; return its exit status."""
     return run_command(COMMAND, _convert, argv)
 
 

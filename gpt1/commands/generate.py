@@ -1,4 +1,4 @@
-"""Let a model continue text: ``gpt1 generate --prompt "..."``."""
+"""Continue texts with a model: ``gpt1 generate --prompt "..."``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PromptSettings:
     )
 
     def contradictions(self) -> Iterator[str]:
-        """Ask for prompts from one place."""
+        """Find out whether prompts are missing, or given both by flags and in a file."""
         if bool(self.prompt) == (self.prompt_file is not None):
             yield (
                 '--prompt: give the text to continue, such as --prompt "once upon a time", or a '
@@ -64,7 +64,7 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status, 2 if something handed over is wrong."""
+    """Run the command line; return its exit status, 2 if a flag, a file or a prompt is wrong."""
     return run_command(COMMAND, _generate, argv)
 
 
@@ -83,8 +83,8 @@ def _generate(values: Values) -> None:
     )
     keep_freed_memory()
     decoder = Decoder(model.module, given.precision)
-    if hasattr(sys.stdout, "reconfigure"):  # the output of a notebook has no such method
-        sys.stdout.reconfigure(errors="replace")  # not every terminal has all of a vocabulary
+    if hasattr(sys.stdout, "reconfigure"):  # The stdout of a notebook has no such method.
+        sys.stdout.reconfigure(errors="replace")  # Not every terminal can show all characters.
     if is_streamed:
         _print_stream(model, prompts[0], sampling, decoder)
         return
@@ -100,7 +100,7 @@ def _generate(values: Values) -> None:
 
 
 def _read_prompts(given: PromptSettings) -> tuple[list[str], list[str]]:
-    """Return where each prompt comes from, and the prompts."""
+    """Return the origin of each prompt, for messages, and the prompts."""
     if given.prompt_file is None:
         texts = list(given.prompt)
         places = [f"--prompt {text[:40]!r}" for text in texts]
@@ -124,7 +124,7 @@ def _read_stdin() -> str:
 
 
 def _is_streamed(given: PromptSettings, sampling: SamplingSettings, n_prompts: int) -> bool:
-    """Whether text appears token by token: on a terminal, where that is possible."""
+    """Return whether to show text token by token: if asked to, or by default on a terminal."""
     reasons = {
         "several prompts": n_prompts > 1,
         "--num_beams": sampling.num_beams > 1,
@@ -143,8 +143,8 @@ def _print_stream(
     from gpt1.inference import generation
 
     print(generation.readable(model, prompt), end="", flush=True)
-    for piece in generation.stream_ids(model, prompt, sampling, decoder):
-        print(piece, end="", flush=True)
+    for new_text in generation.stream_ids(model, prompt, sampling, decoder):
+        print(new_text, end="", flush=True)
     print()
 
 
@@ -156,7 +156,7 @@ def _print_json(prompt: str, each: list[Continuation]) -> None:
 def _print_texts(
     model: OpenedModel, prompt: list[int], each: list[Continuation], *, after_others: bool
 ) -> None:
-    """Print prompt and continuation together, with an empty line between texts."""
+    """Print the prompt with each continuation, and an empty line between texts."""
     from gpt1.inference.generation import readable
 
     for one in each:

@@ -1,6 +1,6 @@
 """See what a run did and where a model looks: ``gpt1 plot --help``.
 
-Learning curves, the table of best epochs and TensorBoard's files are made from logs alone; the
+Learning curves, the table of best epochs and TensorBoard's files are made from logs alone. The
 pictures of attention, in :mod:`gpt1.commands.plot_attention`, need a model.
 """
 

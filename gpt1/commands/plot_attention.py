@@ -34,7 +34,7 @@ class MapsSettings:
     out: str = setting(MISSING, _PICTURE, metavar="FILE")
 
     def contradictions(self) -> Iterator[str]:
-        """Find a head of no layer."""
+        """Find out whether a head is given without a layer."""
         if self.head is not None and self.layer is None:
             yield "--head: needs a layer; give --layer N too"
 
@@ -101,7 +101,7 @@ def draw_maps(values: Values) -> None:
 
 
 def draw_average(values: Values) -> None:
-    """Print and draw how attention splits over the parts of many stories."""
+    """Print and draw the shares of attention that the parts get, averaged over many stories."""
     from gpt1.datasets.story_cloze import TEST_CSV
     from gpt1.inference import attention
     from gpt1.reports import figures
@@ -129,7 +129,7 @@ def draw_average(values: Values) -> None:
 
 
 def _open(values: Values) -> OpenedModel:
-    """Open the model, and say so if it was never fine-tuned: it has no special tokens then."""
+    """Open the model; warn if it was never fine-tuned, since its special tokens are untrained."""
     model = open_model(values[OpenSettings], PROGRAM)
     if not model.module.config.n_layer:
         raise InputError(f"{model.source}: a model without layers has no attention")
@@ -148,7 +148,7 @@ def _check_number(flag: str, value: int | None, what: str, n: int) -> None:
 
 
 def _choice(story: str, ending: str, model: OpenedModel) -> list[int]:
-    """Return the tokens of a story with one ending, if the model can take as many."""
+    """Return the token ids of a story with one ending; refuse more tokens than the model takes."""
     from gpt1.inference.attention import choice_ids
 
     story_ids, ending_ids = model.text_encoder.encode([story, ending], verbose=False)
@@ -168,12 +168,12 @@ def _choice(story: str, ending: str, model: OpenedModel) -> list[int]:
 def _usable(
     stories: Sequence[EncodedSentences | None], model: OpenedModel, path: Path
 ) -> list[EncodedSentences]:
-    """Return the stories that can be averaged over, and say how many others there are."""
+    """Return the stories that can be averaged over; print how many were left out, and why."""
     n_ctx = model.module.config.n_ctx
     apart = [story for story in stories if story is not None]
     short = [story for story in apart if len(story.parts()) <= n_ctx]
     reasons = {
-        "whose sentences have other tokens apart than together": len(stories) - len(apart),
+        "whose tokens cannot be assigned to sentences": len(stories) - len(apart),
         f"longer than the model's {n_ctx} positions": len(apart) - len(short),
     }
     why = " and ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
@@ -194,7 +194,7 @@ def _with_bar(stories: list[EncodedSentences]) -> Sequence[EncodedSentences]:
 
 
 def _split_table(split: AttentionShares) -> str:
-    """Write both averages in percent: a row per layer, averaged over heads, a column per part."""
+    """Return both averages in percent as tables: one row per layer, one column per part."""
     from gpt1.inference.attention import PARTS
     from gpt1.reports.runs import align
 

@@ -1,4 +1,4 @@
-"""What the commands share: parse the settings, run the body, find data and models, report."""
+"""Functions that the commands share: run a command, open a model, find the data, print notes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Body = Callable[[Values], None]
 
 
 def run_command(command: Command, body: Body, argv: Sequence[str] | None) -> int:
-    """Run a command and return its exit status: 0, or that of the error that ended it.
+    """Run a command; return the exit status: 0, or the status of the error that ended it.
 
     Args:
-        command: whose settings are read.
-        body: does the work.
-        argv: the words after the command's name, or None for those of this process.
+        command: the command, whose settings are read.
+        body: the function that does the work.
+        argv: the words after the command's name; None for the command line of this process.
     """
     return report_errors(command.program, lambda: _run(command, body, argv))
 
@@ -34,13 +34,13 @@ def run_command(command: Command, body: Body, argv: Sequence[str] | None) -> int
 def run_one_of(
     program: str, summary: str, bodies: Mapping[Command, Body], argv: Sequence[str] | None
 ) -> int:
-    """Run the one of several commands that the first word names, and return its exit status.
+    """Run the command that the first word names, one of several, and return its exit status.
 
     Args:
-        program: the words before that one, such as ``gpt1 plot``.
-        summary: what all of them are for.
-        bodies: does the work of each command.
-        argv: the words, or None for those of this process.
+        program: the words before the command's name, such as ``gpt1 plot``.
+        summary: one sentence on what the commands do.
+        bodies: for each command, the function that does the work.
+        argv: the words from the command's name on; None for the command line of this process.
     """
     words = sys.argv[1:] if argv is None else argv
     return report_errors(program, lambda: _run_one_of(program, summary, bodies, words))
@@ -67,7 +67,7 @@ def _run_one_of(
 
 
 def _help_of_all(program: str, summary: str, commands: Mapping[str, Command]) -> str:
-    """Return what ``--help`` shows before one of several commands is named."""
+    """Return the text of ``--help`` for several commands together."""
     summaries = {name: command.summary for name, command in commands.items()}
     examples = "\n\n".join(command.examples for command in commands.values())
     return "\n".join(
@@ -100,7 +100,7 @@ def known_command(word: str, commands: Mapping[str, object], program: str) -> st
     """Return the word if it is the name of a command.
 
     Raises:
-        InputError: it is none; names the most similar one.
+        InputError: the word is not the name of a command; the message names the most similar one.
     """
     if word in commands:
         return word
@@ -121,11 +121,11 @@ def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     """Open the model that the settings name, else the one in ``model/`` or the demo's.
 
     Args:
-        settings: which model, and where it computes.
-        program: the name before the remark that the demo's model is used.
+        settings: the paths, the device and other settings of the model.
+        program: the program's name, for the note that the demo's model is used.
 
     Raises:
-        InputError: see :func:`gpt1.inference.language_model.open_model`; speaks of flags.
+        InputError: see :func:`gpt1.inference.language_model.open_model`; the message names flags.
     """
     from gpt1.inference import language_model
     from gpt1.runtime.device import choose_device
@@ -153,12 +153,12 @@ def as_model_flag(name: str, value: object) -> str:
 
 
 def find_data_dir(data_dir: str | None, program: str) -> Path:
-    """Return the directory of the cloze CSVs, as training does if none is named.
+    """Return the directory of the cloze CSVs.
 
     Args:
-        data_dir: the directory that the user named; if None, ``data/``, or the bundled demo while
-            ``data/`` holds no cloze CSV.
-        program: the name before the remark that the demo is used.
+        data_dir: the directory that the user named; if None, it is ``data/``, or the bundled demo
+            while ``data/`` holds no cloze CSV, as in training.
+        program: the program's name, for the note that the demo is used.
     """
     from gpt1.datasets.story_cloze import missing_csvs
 

@@ -1,4 +1,4 @@
-"""Say which ending a fine-tuned model gives your own stories: ``gpt1 score STORIES.csv``."""
+"""Choose the endings of a user's stories with a fine-tuned model: ``gpt1 score STORIES.csv``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status, 2 if something of the user's is wrong."""
+    """Run the command line; return its exit status, 2 if a flag or a file is wrong."""
     return run_command(COMMAND, _score, argv)
 
 
@@ -105,10 +105,10 @@ def _write(table: str, out: str | None) -> None:
 
 
 def _check_out(out: Path, read: Sequence[str | None]) -> None:
-    """See before any work whether the result can be written, and over nothing that is read."""
+    """Check before any work that the result can be written and overwrites no file that is read."""
     for name in read:
         if name is not None and out.resolve() == Path(name).resolve():
-            raise InputError(f"--out {out}: would overwrite what is read; name another file")
+            raise InputError(f"--out {out}: would overwrite a file that is read; name another file")
     if out.is_dir():
         raise InputError(f"--out {out}: this is a directory; name a file in it")
     check_writable(out.parent)

@@ -1,7 +1,7 @@
 """Fine-tune GPT-1: ``python -m gpt1.train --dataset rocstories --submit``.
 
-The loop of the original, from settings to submission. Heavy modules are imported when a run
-needs them, so that ``--help`` and mistakes answer at once.
+Heavy modules are imported only when a run needs them, so that ``--help`` and messages about wrong
+flags appear at once.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ PROGRAM = "python -m gpt1.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status.
+    """Run the command line; return its exit status.
 
-    That is 0, 2 for bad input, 1 for other failures, 143 or 130 if SIGTERM or SIGINT ended it.
+    The status is 0 for success, 2 for bad input, 1 for other failures, 143 if SIGTERM ended the run
+    and 130 if SIGINT ended it.
     """
     return report_errors("gpt1 train", lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> int:
-    """Train, and say how to go on if asked to end."""
+    """Train; if a signal ends the run, add the command that continues it to the message."""
     if "WORLD_SIZE" in os.environ:
         end_with_parent()
     with StopRequests() as stop:
         try:
             return _train(argv, stop)
         except Stopped as error:
-            stopped = Stopped(error.request, f"{error}; to go on: {_to_go_on(argv)}")
+            stopped = Stopped(error.request, f"{error}; to go on: {_command_to_resume(argv)}")
             stopped.reported_elsewhere = os.environ.get("RANK", "0") != "0"
             raise stopped from None
 
 
 def _train(argv: Sequence[str], stop: StopRequests) -> int:
     """Check the command line, then train here or in as many processes as there are GPUs."""
-    with stop.held():  # imports of NumPy and torch are not made to be interrupted
+    with stop.held():  # An interrupted import of NumPy or torch fails.
         settings = parse(argv)
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-            settings = replace(settings, resume=True)  # torchrun --max-restarts started it again
+            settings = replace(settings, resume=True)  # torchrun --max-restarts restarted it.
         from gpt1.datasets import TASKS
         from gpt1.runtime import launcher
         from gpt1.runtime.ranks import joined
@@ -77,8 +78,8 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
     return 0
 
 
-def _to_go_on(argv: Sequence[str]) -> str:
-    """The command that continues this one."""
+def _command_to_resume(argv: Sequence[str]) -> str:
+    """Return the command that continues this run."""
     words = [*argv, *(["--resume"] if "--resume" not in argv else [])]
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     program = PROGRAM.replace("python", "torchrun ...") if by_torchrun else PROGRAM
@@ -86,7 +87,7 @@ def _to_go_on(argv: Sequence[str]) -> str:
 
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:
-    """Say that this is not the real thing, and where that is described."""
+    """Print that the demo runs, and where to read about the real data and weights."""
     lines = textwrap.wrap(
         f"This is the bundled demo: self-made stories ({sources.data_dir}/) and a small model "
         f"({sources.model_dir}/), trained with --lr {settings.lr:g} --n_iter {settings.n_iter}. It "

@@ -11,7 +11,7 @@ from gpt1.runtime.files import read_text
 
 
 class _Form(NamedTuple):
-    """Columns of a CSV, by their names in its header; label and id may be left out."""
+    """The names of a CSV's columns; the columns of the label and the id may be missing."""
 
     sentences: tuple[str, ...]
     endings: tuple[str, str]
@@ -20,7 +20,7 @@ class _Form(NamedTuple):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Columns that must be there, each with text in every row."""
+        """The required columns, which must have text in every row."""
         return (*self.sentences, *self.endings)
 
 
@@ -50,12 +50,14 @@ class Stories(NamedTuple):
 def read_stories(path: str | Path) -> Stories:
     """Read a CSV of stories as strictly as :func:`gpt1.datasets.story_cloze.read_cloze`.
 
-    The header says which of two forms it has, in any order of columns: the cloze form, in which
-    ``InputStoryid`` and ``AnswerRightEnding`` may be left out, or ``story,ending1,ending2`` and
-    perhaps ``label``. Labels are 1 or 2, the right ending's number, in all rows or in none.
+    The file has one of two forms, which its header shows; the columns may have any order. The cloze
+    form has the columns of the cloze CSVs, of which ``InputStoryid`` and ``AnswerRightEnding`` may
+    be missing. The simple form has ``story,ending1,ending2`` and perhaps ``label``. A label is the
+    number of the right ending, 1 or 2; all rows have one, or none has.
 
     Raises:
-        InputError: the file cannot be read or breaks a rule; names the line, counted from 1.
+        InputError: the file cannot be read or breaks a rule; the message names the line, counted
+            from 1.
     """
     rows = csv_rows(path, read_text(path, "the CSV of stories"))
     line, header = next(rows, (1, []))
@@ -78,7 +80,11 @@ def read_stories(path: str | Path) -> Stories:
 
 
 def _form(where: str, header: list[str]) -> _Form:
-    """The form that a header has, or an :class:`InputError` on what is wrong with it."""
+    """Return the form of a header.
+
+    Raises:
+        InputError: the header has neither form; the message names the wrong column.
+    """
     remedy = (
         f"make the first line {','.join(SIMPLE.required)}, with {SIMPLE.label} after them if the "
         f"answers are known, or {','.join(COLUMNS)}"
@@ -100,7 +106,7 @@ def _form(where: str, header: list[str]) -> _Form:
 
 
 def _named(where: str, header: list[str], cells: list[str]) -> dict[str, str]:
-    """The cells of a row by their column."""
+    """Return the cells of a row by the names of their columns."""
     if not cells:
         raise InputError(f"{where}: the line is blank, but a story was expected; delete the line.")
     if len(cells) != len(header):
@@ -120,7 +126,7 @@ def _check_filled(where: str, form: _Form, row: dict[str, str]) -> None:
 
 
 def _labels(path: str | Path, column: str, answers: list[tuple[int, str]]) -> list[int] | None:
-    """Labels 0 or 1 from answers 1 or 2, or None if no line has one."""
+    """Return labels 0 or 1 for answers 1 or 2; None if no line has an answer."""
     first_line, first = answers[0]
     for line, answer in answers:
         if answer not in ("", "1", "2"):

@@ -88,7 +88,7 @@ def rocstories(
 
 
 def missing_csvs(data_dir: str | Path) -> list[Path]:
-    """Return the paths of those of the two cloze CSVs that ``data_dir`` lacks."""
+    """Return the paths of the cloze CSVs that ``data_dir`` lacks: none, one or both."""
     paths = [Path(data_dir) / name for name in (VALIDATION_CSV, TEST_CSV)]
     return [path for path in paths if not os.path.exists(path)]
 
@@ -294,7 +294,7 @@ def _take(cloze: Cloze, rows: list[int]) -> Cloze:
 
 
 def read_splits(data_dir: Path) -> Splits:
-    """Read :func:`rocstories` as examples, each with its number in its file, counted from 1."""
+    """Read the splits of :func:`rocstories` as examples; their sources count stories from 1."""
     train, valid, test = rocstories(data_dir)
     train_rows, valid_rows = split_rows(len(train.labels) + len(valid.labels))
     return Splits(

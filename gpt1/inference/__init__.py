@@ -1,1 +1,1 @@
-"""A loaded model at work: prediction, generation, attention maps."""
+"""What a loaded model computes: predictions, generated text, attention maps."""

@@ -1,7 +1,7 @@
 """Attention weights of a model on one choice, and their average over many stories.
 
-Axes: L layers, H heads, T positions (first that of the query, then that of the key), K head size,
-P parts of a choice.
+Axes: L layers, H heads, T positions (the first axis T is the query's, the second the key's), K head
+size, P parts of a choice.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def choice_ids(story: Ids, ending: Ids, special: SpecialTokens) -> list[int]:
 
 
 def token_labels(ids: Ids, encoder: TextEncoder, special: SpecialTokens) -> list[str]:
-    """Return readable names of tokens; that of a token inside a word ends in a hyphen."""
+    """Return readable names of tokens; the name of a token inside a word ends in a hyphen."""
     names = {special.start: START, special.delimiter: DELIMITER, special.classify: CLASSIFY}
     names[0] = encoder.decoder[0]  # This id stands for everything outside the vocabulary.
     return [names.get(i) or _token_label(encoder.decoder[i]) for i in ids]
@@ -96,14 +96,14 @@ def attention_maps(model: DoubleHeadsModel, ids: Ids) -> Tensor:
 
 
 class StorySentences(NamedTuple):
-    """The sentences of a story, and its right ending."""
+    """The four sentences of a story, and the right ending."""
 
     sentences: tuple[str, ...]
     ending: str
 
 
 class EncodedSentences(NamedTuple):
-    """The token ids of each sentence of a story, and those of its right ending."""
+    """The token ids of each sentence of a story, and of the right ending."""
 
     sentences: list[list[int]]
     ending: list[int]
@@ -125,8 +125,10 @@ class AttentionShares:
     The shares of the P parts sum to 1.
 
     Attributes:
-        classify: [L, H, P], the attention of the ``_classify_`` token, whose state decides.
-        ending: [L, H, P], the attention of the ending's tokens, averaged over them in each story.
+        classify: [L, H, P], the attention of the ``_classify_`` token, from whose state the
+            classifier computes its logit.
+        ending: [L, H, P], the attention of the ending's tokens, averaged over these tokens in each
+            story.
         even_classify, even_ending: [P], the shares if all visible tokens had equal weights.
         n_stories: number of stories in the average.
     """
@@ -163,8 +165,8 @@ def encode_sentences(
     sentences one after another, a token cannot be assigned to a sentence.
 
     Returns:
-        One entry per story: its ids, or None if the tokens cannot be assigned to sentences or a
-        part has no token (for example because it has only invisible characters).
+        One entry per story: the ids, or None if the tokens cannot be assigned to sentences or a
+        part has no token (for example because the part has only invisible characters).
     """
     joined = encoder.encode([" ".join(story.sentences) for story in stories], verbose=False)
     endings = encoder.encode([story.ending for story in stories], verbose=False)

@@ -20,16 +20,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Cache:
-    """The keys and values of all layers. All prompts end in the same slot: padding is on the left.
+    """The keys and values of all layers for the tokens so far.
+
+    All prompts end in the same slot: shorter prompts have padding on the left.
 
     Args:
-        shape: (L, R, H, T, K).
-        start: [R], the first slot of each row that is not padding.
+        shape: the sizes (L, R, H, T, K).
+        start: int64 [R], the first slot of each row that is not padding.
 
     Attributes:
         keys, values: [L, R, H, T, K].
-        layers: views of the keys and the values of each layer.
-        start: [R], the first slot of each row that is not padding.
+        layers: for each layer, views of its keys and values.
+        start: int64 [R], the first slot of each row that is not padding.
         n_prompt: number of slots of the longest prompt.
         length: number of slots in use.
     """
@@ -42,7 +44,11 @@ class Cache:
         self._is_padded = bool(start.any())
 
     def visible(self) -> Tensor | None:
-        """Return the slots that the next token sees, bool [R, 1, 1, length + 1]; None for all."""
+        """Return which slots the next token of each row attends to.
+
+        Returns:
+            bool [R, 1, 1, length + 1]; None if each row attends to all slots.
+        """
         if not self._is_padded:
             return None
         slots = torch.arange(self.length + 1, device=self.start.device)
@@ -50,10 +56,10 @@ class Cache:
 
     @torch.inference_mode()
     def reorder(self, rows: Tensor) -> None:
-        """Copy row ``rows[i]`` to row i, for all rows i; both are copies of the same prompt.
+        """Replace each row i by row ``rows[i]``, which continues the same prompt.
 
         Args:
-            rows: int64 [R].
+            rows: int64 [R], numbers of rows.
         """
         own = slice(
             self.n_prompt, self.length
@@ -137,7 +143,17 @@ class Decoder:
         return self._forward(tokens[:, None], cache.start, cache, cache.visible())
 
     def _forward(self, ids: Tensor, start: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
-        """Put tokens [B, Q] into the next slots; return the logits after the last, [B, n_vocab]."""
+        """Compute tokens [B, Q] in the next slots; return the logits after the last one.
+
+        Args:
+            ids: int64 [B, Q], the token ids.
+            start: int64 [B], the first slot of each row that is not padding.
+            cache: the cache, to which keys and values are written.
+            visible: which slots each token attends to; see :class:`Cached`.
+
+        Returns:
+            float32 [B, n_vocab].
+        """
         B, Q = ids.shape
         slots = torch.arange(cache.length, cache.length + Q, device=ids.device)
         positions = self.config.first_position + (slots - start[:, None]).clamp(min=0)
@@ -149,9 +165,10 @@ class Decoder:
 
 
 def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
-    """Return the slots that each slot of the prompts sees, bool [B, 1, Q, Q].
+    """Return which slots each slot of the prompts attends to, bool [B, 1, Q, Q].
 
-    Padding sees only itself, because the softmax needs at least one slot. No token sees padding.
+    No token attends to padding. A slot of padding attends to itself alone, because the softmax
+    needs at least one slot.
     """
     slots = torch.arange(Q, device=start.device)
     causal = slots <= slots[:, None]
@@ -161,14 +178,17 @@ def _visible_in_prompts(start: Tensor, Q: int) -> Tensor:
 
 @dataclass(eq=False)
 class Cached(Attend):
-    """One layer of generation: the new tokens see the tokens in the cache and one another.
+    """The attention of one layer in generation.
+
+    New tokens attend to the tokens in the cache and, as ``visible`` allows, to one another.
 
     Attributes:
         keys, values: [R, H, T, K], the layer's part of the cache, to which new keys and values
             are written.
         length: number of slots in use before the call.
-        grid: (B, Q); B is R except for the prompts, of which the cache may hold copies.
-        visible: bool [B, 1, Q, slots], the slots that each new token sees; None for all.
+        grid: the sizes (B, Q). B is R, except that each prompt is computed once and then copied to
+            R / B rows of the cache.
+        visible: bool [B, 1, Q, slots], which slots each new token attends to; None for all.
     """
 
     keys: Tensor
@@ -178,7 +198,10 @@ class Cached(Attend):
     visible: Tensor | None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """Do what :meth:`gpt1.model.contexts.Attend.__call__` says; N = M = B * Q, no dropout."""
+        """Return the attention of the new tokens, without dropout.
+
+        See :meth:`gpt1.model.contexts.Attend.__call__`, here with N = M = B * Q.
+        """
         q, k, v = (heads_first(part, self.grid) for part in (q, k, v))
         end = self.length + self.grid[1]
         copies = len(self.keys) // self.grid[0]
@@ -193,9 +216,9 @@ class Cached(Attend):
 class PreparedLinear:
     """``x @ w + b`` for rows x in float32; the product is computed in ``dtype``.
 
-    With few rows, most of the time goes into reading w, and torch's usual product on a CPU reads it
-    slowly in either layout. oneDNN, with a copy of w in a layout of its own, is as fast as the
-    memory.
+    With few rows, most of the time is spent reading w from memory, and torch's usual product on a
+    CPU reads it slowly. oneDNN, given a copy of w in oneDNN's own layout, reads it at the speed of
+    the memory.
 
     Args:
         w: [n_in, n_out].
@@ -222,11 +245,11 @@ class PreparedLinear:
 
 
 def _pack(w: Tensor) -> Tensor | None:
-    """Return w [n_in, n_out] in oneDNN's layout; None if torch or the machine does not have it."""
+    """Return w [n_in, n_out] in oneDNN's layout; None if torch or the processor lacks oneDNN."""
     if w.device.type != "cpu":
         return None
     try:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(w.T)
-    except (AttributeError, RuntimeError):  # this torch or machine lacks it, or lacks the type
+    except (AttributeError, RuntimeError):  # torch or the processor lacks oneDNN, or the type in it
         return None
     return packed

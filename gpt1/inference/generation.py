@@ -1,7 +1,7 @@
-"""Let a model continue text: samples, beams, or the likeliest token each time.
+"""Continue texts with a model: by sampling, by beam search, or greedily.
 
-GPT-1 has no token that ends a text: a continuation has as many tokens as it was asked for, and
-prompt and continuation together have at most ``n_ctx``.
+GPT-1 has no token that ends a text: every continuation has ``max_new_tokens`` tokens. Prompt and
+continuation together have at most ``n_ctx`` tokens.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gpt1.settings.groups import GENERATION_BATCH_SIZE, SamplingSettings
 
 
 class Continuation(NamedTuple):
-    """What a model wrote after a prompt.
+    """A text that a model generated after a prompt.
 
     Attributes:
-        ids: the tokens of the continuation.
+        ids: the token ids of the continuation.
         text: the text of these tokens, without the prompt.
-        score: for a beam, its log-probability in nats / tokens ** length_penalty; else None.
+        score: for a beam, log-probability in nats / tokens ** length_penalty; otherwise None.
     """
 
     ids: list[int]
@@ -50,8 +50,8 @@ def generate(
         model: the model; see :func:`gpt1.inference.pretrained.load_pretrained`.
         prompts: the texts.
         options: how to choose tokens [greedy, 40 tokens].
-        decoder: of the same model, made once for many calls, or for bfloat16 [made here].
-        batch_size: continuations or beams that are computed at a time; bounds the memory.
+        decoder: a decoder of the same model, to use it for many calls or in bfloat16 [a new one].
+        batch_size: number of continuations or beams computed at a time; it bounds the memory.
         start_token: put ``_start_`` before each prompt, as fine-tuning does.
 
     Returns:
@@ -77,10 +77,11 @@ def stream(
     decoder: Decoder | None = None,
     start_token: bool = False,
 ) -> Iterator[str]:
-    """Continue one text and yield what each new token adds to it.
+    """Continue one text and yield the text that each new token adds to it.
 
-    The pieces are those of the first continuation that :func:`generate` returns. The prompt
-    followed by all pieces is the whole text: a piece that begins a word begins with a space.
+    The yielded texts, joined, are the first continuation that :func:`generate` returns, except that
+    the text of a token that begins a word begins with a space. So prompt and yielded texts, joined,
+    are the whole text.
 
     Args:
         model, options, decoder, start_token: see :func:`generate`.
@@ -88,7 +89,7 @@ def stream(
 
     Raises:
         InputError: see :func:`generate`.
-        ValueError: the options ask for beam search, which has no text before its end.
+        ValueError: the options ask for beam search, which knows no text before its end.
     """
     options = options or SamplingSettings()
     check_group(options)
@@ -119,13 +120,13 @@ def encode_prompts(
     *,
     start_token: bool = False,
 ) -> list[list[int]]:
-    """Encode prompts and see that the model has room for them and their continuations.
+    """Encode prompts and check that the model has room for them and their continuations.
 
     Args:
         model: the model.
         texts: the prompts.
-        places: where each prompt comes from, for messages.
-        options: how many new tokens follow each prompt.
+        places: the origin of each prompt, for messages.
+        options: the options, of which ``max_new_tokens`` is used.
         start_token: put ``_start_`` before each prompt.
 
     Returns:
@@ -158,9 +159,9 @@ def continuations(
     decoder: Decoder | None = None,
     batch_size: int = GENERATION_BATCH_SIZE,
 ) -> Iterator[list[Continuation]]:
-    """Continue prompts of token ids, and yield the continuations of each as its batch is done.
+    """Continue prompts of token ids; yield the continuations of a prompt when its batch is done.
 
-    Args and result of a prompt are those of :func:`generate`; ``options`` are not checked again.
+    The arguments are those of :func:`generate`, but ``options`` are not checked.
     """
     decoder = decoder or Decoder(model.module)
     decode = model.text_encoder.decode
@@ -197,7 +198,7 @@ def _lines(
     first_prompt: int,
     batch_size: int,
 ) -> list[list[list[int]]]:
-    """Return the tokens of all samples of each prompt, in several batches if one is too small."""
+    """Return the tokens of all samples of each prompt, computed in batches."""
     found: list[list[list[int]]] = [[] for _ in prompts]
     step = min(options.num_samples, batch_size)
     for first in range(0, options.num_samples, step):

@@ -40,8 +40,8 @@ def open_model(
     Args:
         path: a directory in the released layout or the hub's; a full parameter list (``.jl`` or
             ``.safetensors``); or the directory of a run, ``save/<desc>/``.
-        vocabulary: the directory of the vocabulary, which a list needs if none lies beside it; or
-            the files of vocabulary and merges.
+        vocabulary: the directory of the vocabulary, which a list needs unless one lies beside it;
+            or the files of the vocabulary and the merges.
         n_head: attention heads [what the files record, else 12].
         afn: activation, ``gelu``, ``relu`` or ``swish`` [what the files record, else gelu].
         device: where the model goes [CUDA if there is one, else the CPU].
@@ -62,7 +62,7 @@ def open_model(
     _, n_ctx = stored.rows(n_vocab, files[0])
     sizes, n_transfer = resolve(stored, {"n_head": n_head, "afn": afn}, spell=spell)
     config = ModelConfig(n_vocab=n_vocab, n_ctx=n_ctx, **sizes)
-    # What no file holds is drawn: the same numbers every time.
+    # Parameters that no file holds are drawn at random, with the same numbers every time.
     special = special_rows(np.random.RandomState(0), config.n_embd)
     params = stored.read(n_vocab, special, n_ctx=n_ctx, n_transfer=n_transfer, classifier=True)
     module = make_model(config, params, stored.path, seed=0)
@@ -75,7 +75,7 @@ def open_model(
 
 
 def _directory_of(path: str | Path) -> Path:
-    """The directory of a model, in which its vocabulary lies unless another one is named."""
+    """Return the directory of a model, which has the vocabulary unless another one is named."""
     file = locate.list_file(path)
     return Path(path) if file is None else file.parent
 
@@ -83,7 +83,7 @@ def _directory_of(path: str | Path) -> Path:
 def make_model(
     config: ModelConfig, params: dict[str, Array], source: str | Path, *, seed: int
 ) -> DoubleHeadsModel:
-    """Make a model of given parameters; those that are missing are fresh.
+    """Make a model of given parameters; missing parameters are drawn at random.
 
     Args:
         config: the sizes of the model.

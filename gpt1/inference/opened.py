@@ -1,4 +1,4 @@
-"""A model with its text encoder: what generation, scoring and attention maps work on."""
+"""A model with its text encoder, which generation, scoring and attention maps use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class OpenedModel:
 
     Attributes:
         module: the model, in evaluation mode, on its device.
-        text_encoder: its vocabulary and the way from text to ids.
-        has_choice_head: whether its classifier was trained; otherwise its values are random.
-        source: the files it came from, for messages.
+        text_encoder: turns texts into token ids, and holds the vocabulary.
+        has_choice_head: whether the classifier was trained; otherwise its parameters are random.
+        source: the path that the model was read from, for messages.
     """
 
     module: DoubleHeadsModel
@@ -29,7 +29,7 @@ class OpenedModel:
 
     @property
     def special(self) -> SpecialTokens:
-        """Ids of the three special tokens."""
+        """The ids of the three special tokens."""
         return SpecialTokens.after(self.module.config.n_vocab)
 
     @overload
@@ -39,12 +39,12 @@ class OpenedModel:
     def encode(self, text: Sequence[str]) -> list[list[int]]: ...
 
     def encode(self, text: str | Sequence[str]) -> list[int] | list[list[int]]:
-        """Turn a text into its token ids, or each of several texts into a list of them."""
+        """Return the token ids of a text, or a list with the token ids of each of several texts."""
         if isinstance(text, str):
             return self.text_encoder.encode([text], verbose=False)[0]
         return self.text_encoder.encode(text, verbose=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn token ids into readable text; special tokens are left out."""
+        """Return the readable text of token ids, without special tokens."""
         n_vocab = self.module.config.n_vocab
         return self.text_encoder.decode(i for i in ids if i < n_vocab)

@@ -1,4 +1,4 @@
-"""The logits of a model over a whole split, and what they cost."""
+"""Compute the logits of a model over a whole split, and their cross entropy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def predict_logits(
     part = arrays.take(ranks.own_part(arrays.n_stories))
     logits = np.zeros(part.X.shape[:2], dtype=np.float32)
     found = [torch.zeros(0, part.X.shape[1], device=ranks.device)]
-    # Stories of similar length share a batch, so that the grid of attention has less padding.
+    # A batch has stories of similar length, so that attention computes less padding.
     by_length = np.argsort(part.M.sum((1, 2)), kind="stable")
     with evaluating(model), arithmetic(precision, ranks.device):
         for begin in range(0, part.n_stories, n_batch):
@@ -66,7 +66,7 @@ def mean_cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.i
     """Return the mean cross entropy in nats (the cost of the original's ``log``).
 
     Args:
-        logits: [n, C], as the model gives them: the cost is that of unscaled logits.
+        logits: [n, C], the logits of the model, without scaling.
         labels: [n], the index of the right choice or class.
     """
     z = logits.astype(np.float64)

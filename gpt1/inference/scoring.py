@@ -1,7 +1,7 @@
 """Choose between two endings of any stories with a fine-tuned model.
 
-The stories are laid out as in training and go through the same prediction, so that the test CSV
-of a run gets exactly the choices of its submission.
+The stories are laid out and predicted as in training, so that the stories of the test CSV get
+exactly the choices in the run's submission.
 
 Axes: n stories, C choices (2), T positions.
 """
@@ -24,7 +24,7 @@ from gpt1.settings.groups import LoopSettings, ModelSettings
 from gpt1.text_utils.special import N_SPECIAL
 
 N_BATCH = LoopSettings().batch_size
-"""Stories at a time, as many as training evaluates by default."""
+"""Number of stories per batch, by default as in the evaluations of training."""
 N_CTX = ModelSettings().n_ctx
 """The default of ``--n_ctx`` in training."""
 
@@ -39,14 +39,14 @@ def score_stories(
     n_ctx: int = N_CTX,
     precision: str = "fp32",
 ) -> npt.NDArray[np.float64]:
-    """Compute the probability of either ending for each story.
+    """Compute the probabilities of both endings for each story.
 
     Args:
         model: a model with a choice head.
         stories, endings1, endings2: n texts each.
-        n_batch: stories at a time.
+        n_batch: number of stories per batch.
         n_ctx: the ``--n_ctx`` of training; see :func:`encode_stories`.
-        precision: as ``--precision`` of training.
+        precision: a value of ``--precision``.
 
     Returns:
         The probabilities, [n, 2]: the softmax of the two logits in float64.
@@ -73,11 +73,12 @@ def encode_stories(
     n_ctx: int = N_CTX,
     verbose: bool = False,
 ) -> tuple[ChoiceArrays, int]:
-    """Lay out stories as in training, cut to what the model has position rows for.
+    """Lay out stories as in training, cut to the length that the model has position rows for.
 
-    A story and its endings are each cut to what training leaves of them under ``n_ctx``. If a
-    choice is still longer than the rows of the model (the longest choice of its training data),
-    the three parts are cut once more, by the same rule under the model's own length.
+    A story and its endings are each cut as in training with ``n_ctx``. The model may have fewer
+    position rows than ``n_ctx``, since it has as many as the longest choice in its training data.
+    If a choice is longer than that, the three parts are cut again, by the same rule with the number
+    of position rows in place of ``n_ctx``.
 
     Args:
         model: the model and its encoder.
@@ -116,7 +117,7 @@ def _length(parts: Sequence[Sequence[int]]) -> int:
 
 
 def _room(model: OpenedModel, index: int) -> int:
-    """Return how many tokens each part of story ``index`` keeps, which is too long as it is."""
+    """Return how many tokens each part of story ``index`` keeps, since the story is too long."""
     rows = model.module.config.n_ctx
     room = max_part_length(rows)
     if room < 1:
@@ -128,14 +129,14 @@ def _room(model: OpenedModel, index: int) -> int:
 
 
 def check_choice_head(model: OpenedModel) -> None:
-    """Refuse a model that was never trained to choose.
+    """Check that a model was trained to choose.
 
     Raises:
-        InputError: it has no choice head.
+        InputError: the model has no choice head.
     """
     if not model.has_choice_head:
         raise InputError(
-            f"{model.source} was never trained to choose: a fine-tuned model is needed: "
+            f"{model.source} was never trained to choose; name a fine-tuned model with "
             "--params FILE, such as save/rocstories/best_params.jl"
         )
 
@@ -152,8 +153,8 @@ def choice_logits(
     Args:
         model: a model with a choice head.
         arrays: the stories; see :func:`encode_stories`.
-        n_batch: stories at a time.
-        precision: as ``--precision`` of training.
+        n_batch: number of stories per batch.
+        precision: a value of ``--precision``.
 
     Raises:
         InputError: the device cannot compute in this precision.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt1.inference.decoding import Decoder
 
-_NO_BEAM = -1e9  # the log-probability of all beams but the first, while all are the same
+_NO_BEAM = -1e9  # initial log-probability of all beams but the first: they are copies of it
 
 
 class Beams(NamedTuple):
@@ -70,7 +70,7 @@ def keep_top_p(scores: Tensor, p: float) -> Tensor:
 def probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Return the probabilities that tokens are drawn with, float64 [R, n_vocab] on the CPU.
+    """Return the probabilities with which tokens are sampled, float64 [R, n_vocab] on the CPU.
 
     ``temperature`` is applied first, then ``top_k``, then ``top_p`` to the remaining tokens.
 
@@ -108,8 +108,13 @@ def draws(
 ) -> npt.NDArray[np.float64]:
     """Return uniform random numbers from [0, 1), one row per sample of each prompt.
 
-    A row depends on the seed, on the number of its prompt and on the number of its sample, and on
-    nothing else.
+    A row depends only on the seed, the number of the prompt and the number of the sample.
+
+    Args:
+        seed: the seed.
+        prompts: numbers of the prompts.
+        samples: numbers of the samples of each prompt.
+        n_new: random numbers per row.
 
     Returns:
         [R, n_new]; all samples of the first prompt come first.
@@ -135,9 +140,9 @@ def one_by_one(
         decoder: the model.
         prompts: B lists of token ids.
         n_new: number of tokens to generate per continuation.
-        u: [R, n_new], uniform random numbers from [0, 1), by which R / B continuations of each
-            prompt are sampled. Without them, each prompt has one continuation, made of the
-            likeliest token of each step.
+        u: [R, n_new], uniform random numbers from [0, 1), with which R / B continuations of each
+            prompt are sampled. If None, each prompt has one continuation, of the likeliest token
+            at each step.
         temperature, top_k, top_p: see :func:`probabilities`.
         repetition_penalty: see :func:`penalise`; the tokens of the prompt count as used.
 

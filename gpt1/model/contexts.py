@@ -137,7 +137,7 @@ class Packed(Attend):
         return heads_first(x, self.grid)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """Do what :meth:`Attend.__call__` says, with M = N."""
+        """Return the attention of every row; see :meth:`Attend.__call__`, here with M = N."""
         a = heads_last(self.attention(self.pad(q), self.pad(k), self.pad(v), self.visible, p))
         return a if self.slots is None else a.index_select(0, self.slots)
 
@@ -161,7 +161,10 @@ class ClassifyOnly(Attend):
         return x[self.classify]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-        """Do what :meth:`Attend.__call__` says, with M = G * Q and without dropout."""
+        """Return the attention of the ``_classify_`` rows, without dropout.
+
+        See :meth:`Attend.__call__`, here with M = G * Q.
+        """
         q = heads_first(q, (self.packed.grid[0], -1))
         k, v = self.packed.pad(k), self.packed.pad(v)
         return heads_last(F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible))

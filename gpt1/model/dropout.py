@@ -58,7 +58,10 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class _DroppedMatrix(torch.autograd.Function):
-    """Dropout of a matrix; the backward pass needs the mask, which takes one byte per element."""
+    """Dropout of a whole matrix.
+
+    The mask is kept for the backward pass; it takes one byte per element.
+    """
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, p: float) -> Tensor:

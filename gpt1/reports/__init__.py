@@ -1,1 +1,1 @@
-"""Reading logs and submissions: statistics, calibration, figures."""
+"""Reports on logs and submissions: statistics, calibration, figures."""

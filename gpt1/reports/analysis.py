@@ -1,4 +1,4 @@
-"""Report how good the predictions in a submission are, and how far that figure can be trusted.
+"""Report how good the predictions in a submission are, and how certain this is.
 
 The first two lines of a report are those of the original's ``analysis.py``. The lines after them
 give the interval of the test accuracy, the kinds of errors, and a test whether another submission
@@ -36,19 +36,19 @@ N_MISTAKES = 5
 def identify_run(
     submission_path: str | Path, submission: Sequence[int], log: RunLog | None = None
 ) -> str:
-    """Say which run made a submission, as far as the record beside it shows that.
+    """Say which run made a submission, according to the record beside the submission.
 
     Args:
         submission_path: the file that the submission was read from.
         submission: the predictions in that file.
-        log: the log that should be of the same run.
+        log: the log that the user gave as that of the same run.
 
     Returns:
         One line with the name of the run, or ``Run unknown`` and the reason.
 
     Raises:
-        InputError: the record proves that the log is of another run, or that it is not the whole
-            log of the run; or the record is malformed.
+        InputError: according to the record, the log is of another run or is not the whole log of
+            the run; or the record is malformed.
     """
     record, where = read_record(submission_path), record_path(submission_path)
     if record is None:
@@ -77,7 +77,7 @@ def identify_run(
 
 
 def best_valid_accuracy(log: Sequence[LogLine]) -> float:
-    """Return the highest validation accuracy in percent: that of the parameters a run keeps."""
+    """Return the highest validation accuracy in percent, which the kept parameters have."""
     return max(line.va_acc for line in log)
 
 
@@ -88,13 +88,13 @@ def report(
     other: Sequence[int] | None = None,
     run: str | None = None,
 ) -> str:
-    """Return the text of a report: the two lines of the original's, then the details.
+    """Return the text of a report: the two lines of the original's report, then the details.
 
     Args:
         submission: predictions, 0 or 1 for each story.
         labels: the right answers, at least one.
         log: evaluations of the run; without them the line on validation is left out.
-        other: predictions of a second submission to compare with.
+        other: predictions of a second submission to compare with, if given.
         run: a line about the run that made the submission; left out if None.
 
     Raises:
@@ -103,7 +103,7 @@ def report(
     parts = []
     if log is not None:
         parts.append(f"ROCStories Valid Accuracy: {best_valid_accuracy(log):.2f}")
-    # The original's order of operations: the last digit shown must be its own.
+    # The operations have the original's order, so that the last digit shown is the original's.
     accuracy = _n_right(submission, labels) / len(labels) * 100
     parts.append(f"ROCStories Test Accuracy:  {accuracy:.2f}")
     parts += ["", *([] if run is None else [run])]
@@ -115,7 +115,7 @@ def report(
 
 
 def accuracy_line(what: str, predictions: Sequence[int], labels: Sequence[int]) -> str:
-    """Return one line that begins with ``what``: how many are right, and the interval of that."""
+    """Return one line, which begins with ``what``, with the accuracy and its 95 % interval."""
     right, n = _n_right(predictions, labels), len(labels)
     low, high = wilson_interval(right, n)
     return (
@@ -138,17 +138,17 @@ def analyse_rocstories(
 
     Args:
         data_dir: where the ROCStories test CSV is.
-        submission_path: predictions for that file.
-        log_path: the log of the same run.
-        other_path: a second submission for the same file.
-        probs_path: probabilities of the first submission; adds what
-            :mod:`gpt1.reports.calibration` says.
-        plot_path: where to draw the reliability of the probabilities.
-        n_mistakes: how many of the most confident mistakes to show.
+        submission_path: predictions for the stories in that CSV.
+        log_path: the log of the run that made the submission.
+        other_path: a second submission for the same stories, to compare with.
+        probs_path: probabilities of the first submission, which add the report of
+            :mod:`gpt1.reports.calibration`.
+        plot_path: where to write a picture of the reliability of the probabilities.
+        n_mistakes: number of the most confident mistakes to show.
 
     Raises:
-        InputError: a file is missing or malformed, a submission has not one line per story, the
-            log is of another run, or the probabilities are those of another submission.
+        InputError: a file is missing or malformed, a submission does not have one line per story,
+            the log is of another run, or the probabilities are those of another submission.
         Gpt1Error: the picture cannot be written.
     """
     test_csv = Path(data_dir) / TEST_CSV
@@ -177,12 +177,12 @@ def analyse_rocstories(
 
 
 def _plain(text: str) -> str:
-    """Return a text from a file as a message shows it: on one line, not too long."""
+    """Return a text from a file as a message shows it: on one line, at most 200 characters."""
     return f"{text if text.isprintable() else repr(text):.200}"
 
 
 def _right_submission(log: RunLog, record: Record) -> str:
-    """Say how to get the submission of the run that a log belongs to."""
+    """Return the remedy for a log of another run: how to get the submission of that run."""
     desc, directory = (str(log.settings.get(name)) for name in ("desc", "submission_dir"))
     if desc == record.desc:
         return f"another run of the name {_plain(desc)} began this log: finish it, with --submit"
@@ -206,7 +206,11 @@ def _check_agreement(
     path: str | Path,
     submission: Sequence[int],
 ) -> None:
-    """Raise an :class:`InputError` unless both files hold the same predictions."""
+    """Check that the file of probabilities and the submission hold the same predictions.
+
+    Raises:
+        InputError: they differ; the message names the line.
+    """
     remedy = "name the file that the same run wrote beside its submission."
     if len(choices.predictions) != len(submission):
         raise InputError(

@@ -1,14 +1,14 @@
 """Measure how well the probabilities of a model's choices agree with how often they are right.
 
-A submission holds the choices; the file of probabilities beside it holds the probability of either
+A submission holds the choices; the file of probabilities beside it holds the probability of each
 ending. A model is calibrated if, of all choices that it makes with probability p, a share p is
-right. The original writes no probabilities, so that nothing here has a counterpart in it.
+right. The original writes no probabilities, and has nothing that corresponds to this module.
 
-The bins and the log-loss are our own code. scikit-learn's ``calibration_curve`` has bins over 0 to
-1, counts an edge to the lower bin, and returns neither empty bins nor the number of stories. Its
-``log_loss`` replaces a probability of 0 by a small one, where the loss is infinite here.
+The bins and the log-loss do not come from scikit-learn. Its ``calibration_curve`` has bins over 0
+to 1, counts an edge to the lower bin, and returns neither empty bins nor the number of stories. Its
+``log_loss`` replaces a probability of 0 by a small one, whereas the loss is infinite here.
 
-Axes: n stories, 2 choices. Confidence is the probability of the ending that was chosen, 0.5 to 1.
+Axes: n stories, 2 choices. Confidence is the probability of the chosen ending, from 0.5 to 1.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_BINS = 10
-N_DRAWS = 1000  # of a calibrated model, to see what chance does
+N_DRAWS = 1000  # simulations of a calibrated model, to estimate the effect of chance
 
 
 class Bin(NamedTuple):
-    """Stories whose confidence is at least ``low`` and less than ``high`` (the last: or 1).
+    """A bin of stories whose confidence is at least ``low`` and less than ``high``.
+
+    The last bin includes the confidence 1.
 
     Attributes:
-        low, high: where the bin begins and ends.
-        n: stories in it.
-        n_right: those of them that were chosen right.
-        confidence: their mean confidence; NaN without stories.
+        low, high: the edges of the bin.
+        n: number of stories in the bin.
+        n_right: number of these stories for which the right ending was chosen.
+        confidence: mean confidence of these stories; NaN if there are none.
     """
 
     low: float
@@ -51,7 +53,7 @@ class Bin(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of right choices; NaN without stories."""
+        """The share of right choices; NaN if the bin has no stories."""
         return self.n_right / self.n if self.n else math.nan
 
 
@@ -62,7 +64,7 @@ def reliability(choices: Choices, labels: Sequence[int], n_bins: int = N_BINS) -
     """Sort stories by confidence into ``n_bins`` bins of equal width over 0.5 to 1.
 
     Returns:
-        All bins, those without stories too.
+        All bins, including those without stories.
 
     Raises:
         ValueError: there are not as many choices as labels.
@@ -86,9 +88,9 @@ def reliability(choices: Choices, labels: Sequence[int], n_bins: int = N_BINS) -
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Average |accuracy - mean confidence| of a story's bin over all stories (Guo et al., 2017).
+    """Average |accuracy - mean confidence| over the bins, weighted by stories (Guo et al., 2017).
 
-    The error is 0 if the model is right exactly as often as it says, and at most 1.
+    The error is 0 if the accuracy in each bin equals the mean confidence, and at most 1.
 
     Raises:
         ValueError: there is no story in the bins.
@@ -102,11 +104,12 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, float]:
     """Estimate the expected calibration error of a model that is calibrated perfectly.
 
-    The error is not 0, because chance moves the accuracy in a bin of few stories. It is estimated
-    from random outcomes with the given confidences; the random numbers are always the same.
+    The error is not 0, because in a bin of few stories the accuracy differs from the mean
+    confidence by chance. It is estimated from random outcomes with the given confidences; the
+    random numbers are always the same.
 
     Returns:
-        The mean error, and the error that one draw in twenty exceeds.
+        The mean error, and the error that one simulation in twenty exceeds.
     """
     confidence = choices.confidence
     _, which = _binned(confidence, n_bins)
@@ -121,15 +124,16 @@ def error_by_chance(choices: Choices, n_bins: int = N_BINS) -> tuple[float, floa
 def brier_score(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
     """Average (1 - p)**2 over stories, where p is the probability of the right ending.
 
-    The score is 0 at best, 0.25 for a coin, and at most 1.
+    The score is 0 at best, 0.25 if both endings always have the probability 0.5, and at most 1.
     """
     return float(brier_score_loss(labels, probs[:, 1], pos_label=1))
 
 
 def log_loss(probs: npt.NDArray[np.float64], labels: Sequence[int]) -> float:
-    """Average -log p in nats, p the right ending's probability: training's cost of the choice.
+    """Average -log p in nats over stories, where p is the probability of the right ending.
 
-    The loss is 0 at best, log 2 for a coin, and infinite if a right ending has the probability 0.
+    This is the classification cost of training. The loss is 0 at best, log 2 if both endings always
+    have the probability 0.5, and infinite if a right ending has the probability 0.
     """
     with np.errstate(divide="ignore"):
         return float(-np.log(probs[np.arange(len(labels)), labels]).mean())
@@ -139,7 +143,7 @@ def most_confident_mistakes(choices: Choices, labels: Sequence[int], n: int) -> 
     """Find the ``n`` wrong choices of highest confidence, or all if there are fewer.
 
     Returns:
-        Their indices, the most confident first; equally confident ones in the order of the stories.
+        The indices of their stories, the most confident first; ties in the order of the stories.
     """
     _check_equally_many(choices, labels)
     confidence, predictions = choices.confidence.tolist(), choices.predictions.tolist()
@@ -164,10 +168,10 @@ def _binned(
 
 
 def report(choices: Choices, cloze: Cloze, n_mistakes: int) -> str:
-    """Return a text with calibration in numbers, a table of the bins, and confident mistakes.
+    """Return a text with measures of calibration, a table of the bins, and confident mistakes.
 
     Args:
-        choices: what a model chose for these stories.
+        choices: a model's choices for these stories.
         cloze: the stories with their labels.
         n_mistakes: how many mistakes to show; 0 leaves that part out.
     """
@@ -224,7 +228,7 @@ def reliability_figure(bins: Sequence[Bin]) -> Figure:
     """Draw accuracy over confidence, one bar per bin, and below it the stories in each bin.
 
     Args:
-        bins: from :func:`reliability`.
+        bins: the bins that :func:`reliability` returned.
     """
     figure = new_figure(5, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

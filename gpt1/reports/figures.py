@@ -1,4 +1,4 @@
-"""Draw learning curves, attention maps, and how attention splits (the extra ``plots``).
+"""Draw learning curves, attention maps and shares of attention (needs the extra ``plots``).
 
 Each drawing is a matplotlib figure of its own. It is made without pyplot, so that no window opens
 and nothing global changes.
@@ -32,18 +32,18 @@ Array = npt.NDArray[np.floating[Any]]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
-# Okabe and Ito's colours, which most colour-blind people tell apart; without their yellow, too
-# pale for a line.
+# The colours of Okabe and Ito, which most colour-blind people can tell apart, without the yellow,
+# which is too pale for a line.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 NEUTRAL = "#444444"
-UNSEEN = "#e4e4e4"  # the later tokens, which a map has no weight for
+UNSEEN = "#e4e4e4"  # of pairs with a later token, which have no weight in a map
 
 
 def check_picture(path: str | Path, flag: str = "--out") -> None:
     """Check before any work whether a picture of this name can be drawn.
 
     Raises:
-        InputError: the name ends in none of :data:`SUFFIXES`, or matplotlib is missing.
+        InputError: the name does not end in one of :data:`SUFFIXES`, or matplotlib is missing.
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(f"{flag} {path}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -61,12 +61,12 @@ def new_figure(width: float, height: float, dpi: int = DPI) -> Figure:
 
 
 def _matplotlib(module: str = "") -> Any:
-    """The library, which the extra ``plots`` brings, or a module of it."""
+    """Import and return matplotlib, which the extra ``plots`` installs, or one of its modules."""
     return import_extra(f"matplotlib.{module}".removesuffix("."), "plots")
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure in the format of the name's suffix, the same bytes for the same figure.
+    """Write a figure in the format of the path's suffix; the same figure gives the same bytes.
 
     Raises:
         Gpt1Error: the file cannot be written.
@@ -74,7 +74,7 @@ def save(figure: Figure, path: str | Path) -> None:
     form = Path(path).suffix.lower()[1:]
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with warnings.catch_warnings(), _matplotlib().rc_context({"svg.hashsalt": "gpt1"}):
-        # A character that the font lacks is drawn as a box; that needs no words.
+        # A character that the font lacks is drawn as a box. The warning about it is hidden.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         with atomic_write(path) as file:
             figure.savefig(file, format=form, metadata=no_date.get(form))
@@ -172,7 +172,10 @@ def _evaluations(title: str, unit: str, train: str, valid: str) -> _Panel:
 
 
 def _updates(title: str, unit: str, field: str, half: int | None) -> _Panel:
-    """Make a panel of updates, with their moving mean unless ``half`` is None or 0."""
+    """Make a panel of updates, with a moving mean of 2 * ``half`` + 1 values unless it is off.
+
+    The moving mean is off if ``half`` is None or 0.
+    """
     raw: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.4}
     mean: dict[str, Any] = {"linewidth": 1.8}
     is_smoothed = bool(half)
@@ -180,7 +183,7 @@ def _updates(title: str, unit: str, field: str, half: int | None) -> _Panel:
     def draw(axes: Axes, run: Run, colour: Any) -> None:
         lines = [line for line in run.updates if getattr(line, field) is not None]
         at, values = [line.n_updates for line in lines], [getattr(line, field) for line in lines]
-        marker = "." if len(at) == 1 else ""  # a line of one point is invisible
+        marker = "." if len(at) == 1 else ""  # A line of one point would be invisible.
         axes.plot(at, values, marker=marker, color=colour, **(raw if is_smoothed else mean))
         if half:
             axes.plot(at, moving_mean(values, half), color=colour, **mean)
@@ -193,7 +196,7 @@ def _updates(title: str, unit: str, field: str, half: int | None) -> _Panel:
 
 
 def _add_key(axes: Axes, styles: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Add a legend of the styles of lines, without a word on colours."""
+    """Add a legend of the line styles, in grey; the colours have their own legend."""
     line = _matplotlib("lines").Line2D
     handles = [line([], [], color=NEUTRAL, **style) for _, style in styles]
     axes.legend(handles, [label for label, _ in styles], fontsize="small")
@@ -210,7 +213,7 @@ def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
     """Add the legend of colours at the bottom, in as many columns as fit."""
     line = _matplotlib("lines").Line2D
     names = [shortened(run.name) for run in runs]
-    inches = 0.7 + 0.085 * max(map(len, names))  # of an entry
+    inches = 0.7 + 0.085 * max(map(len, names))  # width of an entry
     handles = [line([], [], color=colour, linewidth=3) for colour in _colours(len(runs))]
     legend = figure.legend(
         handles,
@@ -223,7 +226,7 @@ def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
 
 
 def shortened(name: str, most: int = 60) -> str:
-    """Shorten a name to fit a figure; the end of a long name is kept, as it tells more."""
+    """Shorten a name to ``most`` characters; the end of a long name is kept, as it says more."""
     return name if len(name) <= most else "..." + name[3 - most :]
 
 
@@ -234,8 +237,8 @@ def map_grid(maps: Array, title: str, delimiter: int) -> Figure:
     """Draw all maps of a model on one sequence, small: one row per layer, one column per head.
 
     Args:
-        maps: [L, H, T, T], the position that looks, then the one looked at.
-        title: of the figure.
+        maps: [L, H, T, T], weights from each position (first T) to each position (second T).
+        title: title of the figure.
         delimiter: the position of ``_delimiter_``, where thin lines are drawn.
     """
     n_layer, n_head = maps.shape[:2]
@@ -263,10 +266,10 @@ def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: 
     """Draw maps of one layer, large enough to read the tokens.
 
     Args:
-        maps: [len(heads), T, T], the position that looks, then the one looked at.
-        heads: their numbers.
-        tokens: the T tokens, as words.
-        title: of the figure.
+        maps: [len(heads), T, T], weights from each position (first T) to each position (second T).
+        heads: the numbers of the heads.
+        tokens: readable names of the T tokens.
+        title: title of the figure.
     """
     n_columns = math.ceil(math.sqrt(len(heads)))
     n_rows = math.ceil(len(heads) / n_columns)
@@ -280,20 +283,21 @@ def layer_maps(maps: Array, heads: Sequence[int], tokens: Sequence[str], title: 
     for axes in places.flat[len(heads) :]:
         axes.remove()
     _set_title(figure, title)
-    # As long at any number of heads: about a map's side.
+    # The colour bar is about as long as a map's side, for any number of heads.
     _add_weights_bar(figure, image, list(places.flat[: len(heads)]), shrink=1 / n_rows)
     return figure
 
 
 def attention_split(split: AttentionShares, parts: Sequence[str], title: str) -> Figure:
-    """The share of attention that each part gets, for every layer and head.
+    """Draw the share of attention that each part gets, for every layer and head.
 
-    Above from ``_classify_``, below from the tokens of the ending; one column per part.
+    The upper row shows the attention of ``_classify_``, the lower row that of the ending's tokens;
+    there is one column per part.
 
     Args:
         split: the averages.
         parts: the names of the P parts.
-        title: of the figure.
+        title: title of the figure.
     """
     rows = (
         ("from _classify_", split.classify.numpy() * 100, split.even_classify.tolist()),
@@ -306,7 +310,7 @@ def attention_split(split: AttentionShares, parts: Sequence[str], title: str) ->
     for row, (source, shares, even) in enumerate(rows):
         for column, part in enumerate(parts):
             axes = grid[row, column]
-            # What no token sees, because it comes later, is grey.
+            # A part that comes later than the tokens that attend is grey.
             seen = shares[:, :, column] if even[column] else np.full(shares.shape[:2], np.nan)
             image = axes.imshow(seen, cmap=colours, norm=norm, aspect="equal")
             below = f"even: {even[column] * 100:.1f} %" if even[column] else "(comes later)"
@@ -321,7 +325,7 @@ def attention_split(split: AttentionShares, parts: Sequence[str], title: str) ->
 
 
 def _draw_map(axes: Axes, weights: Array) -> Any:
-    """Draw [T, T] weights as an image; pairs with a later token, which have none, are grey."""
+    """Draw weights [T, T] as an image; pairs with a later token have no weight and are grey."""
     unseen = np.triu(np.ones(weights.shape, dtype=bool), 1)
     colours = _matplotlib().colormaps["Blues"].with_extremes(bad=UNSEEN)
     # Most weights are near 1 / T: a scale of square roots keeps them apart.
@@ -338,7 +342,7 @@ def _add_weights_bar(figure: Figure, image: Any, axes: Any, shrink: float) -> No
 
 
 def _label_tokens(axes: Axes, tokens: Sequence[str]) -> None:
-    """Write tokens at the ticks, all of them while there is room."""
+    """Write tokens at the ticks; all tokens if there is room, otherwise some of them."""
     places = range(0, len(tokens), math.ceil(len(tokens) / 100))
     labels = [tokens[place] for place in places]
     axes.set_xticks(places, labels, fontsize=7, rotation=90)

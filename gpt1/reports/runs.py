@@ -1,4 +1,4 @@
-"""The table of the best epochs of training runs."""
+"""Make the table of the best epochs of training runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 
 from gpt1.results.log_lines import Run
 
-# Heading, decimals, value of a run; None is a dash.
+# Of each column: heading, number of decimals, value of a run; None is shown as a dash.
 _COLUMNS: tuple[tuple[str, int, Callable[[Run], float | None]], ...] = (
     ("valid acc %", 2, lambda run: run.best.va_acc),
     ("epoch", 0, lambda run: run.best.n_epochs),
@@ -26,7 +26,7 @@ _SUMMARIES: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return a table of the best evaluation of each run; several runs add median and range."""
+    """Return a table of the best evaluation of each run; several runs have median and range too."""
     rows = [["run", *(heading for heading, _, _ in _COLUMNS)]]
     columns = [[value(run) for run in runs] for _, _, value in _COLUMNS]
     for i, run in enumerate(runs):
@@ -64,12 +64,16 @@ def _cells(values: Sequence[float | None]) -> list[str]:
 
 
 def _decimals(value: float, n: int) -> str:
-    """Return a number with n decimals; a count has none, unless a median lies between two."""
+    """Return a number with n decimals; with n = 0, the median of two counts may have one."""
     return f"{value:.{n}f}" if n else f"{value:.1f}".removesuffix(".0")
 
 
 def _summary(of: Callable[[list[float]], float], column: Sequence[float | None]) -> float | None:
-    """Summarise the known values; the result is NaN if one of them is, as in a diverged run."""
+    """Summarise the known values of a column.
+
+    Returns:
+        NaN if a value is NaN, as that of a diverged run; None if no value is known.
+    """
     known = [value for value in column if value is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""How far numbers from a few stories, or from a few seeds, can be trusted."""
+"""Statistics of accuracies: intervals for few stories or few seeds, and McNemar's test."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sklearn.metrics import confusion_matrix
 
 
 class McNemar(NamedTuple):
-    """How two submissions ``a`` and ``b`` disagree.
+    """The result of McNemar's test of two submissions ``a`` and ``b``.
 
     Attributes:
-        only_a, only_b: stories that this one alone gets right.
-        p: how likely a split at least as uneven is if both are equally good.
+        only_a, only_b: numbers of stories that only ``a``, or only ``b``, gets right.
+        p: the probability of a split at least as uneven if both submissions are equally good.
     """
 
     only_a: int
@@ -24,15 +24,15 @@ class McNemar(NamedTuple):
 
 
 def wilson_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval, without continuity correction, for a proportion of ``k`` in ``n``.
+    """Return Wilson's score interval, without continuity correction, for a proportion ``k / n``.
 
-    Unlike the textbook ``p +- z * sqrt(p (1 - p) / n)`` it stays within [0, 1] and keeps its
-    level for small ``n`` and for proportions near the ends.
+    Unlike the textbook interval ``p +- z * sqrt(p (1 - p) / n)``, it stays within [0, 1] and keeps
+    its level for small ``n`` and for proportions near 0 or 1.
 
     Args:
-        k: stories that are right, 0 <= k <= n.
-        n: stories, at least 1.
-        level: how often such an interval holds the true proportion.
+        k: number of right stories, from 0 to n.
+        n: number of stories, at least 1.
+        level: the probability with which such an interval holds the true proportion.
 
     Returns:
         Both ends, as proportions.
@@ -45,10 +45,10 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Interval for the median of a distribution, whatever its shape, from some of its values.
+    """Return an interval for the median of a distribution of any shape, from a sample of values.
 
     Returns:
-        Two of the values, or None if there are too few for the level (six are needed for 0.95).
+        Two of the values; None if there are too few values for the level (0.95 needs six).
 
     Raises:
         ValueError: there are no values.
@@ -68,11 +68,11 @@ def confusion(predictions: Sequence[int], labels: Sequence[int]) -> list[list[in
 
 
 def mcnemar_exact(a: Sequence[int], b: Sequence[int], labels: Sequence[int]) -> McNemar:
-    """Exact two-sided McNemar test of two submissions on the same stories.
+    """Compute the exact two-sided McNemar test of two submissions on the same stories.
 
-    Stories that both get right, or both wrong, say nothing about which is better. If the two
-    are equally good, each of the others falls to either side like a fair coin; ``p`` is the
-    two-sided binomial probability of the counts seen.
+    Only stories that one submission alone gets right count. If the submissions are equally good,
+    each of these stories is as likely to be one of ``a`` as one of ``b``; ``p`` is the two-sided
+    binomial probability of the observed counts.
 
     Args:
         a, b: predictions, 0 or 1 for each story.
@@ -87,5 +87,5 @@ def mcnemar_exact(a: Sequence[int], b: Sequence[int], labels: Sequence[int]) -> 
     )
     (_, only_b), (only_a, _) = confusion(right_b, right_a)
     n = only_a + only_b
-    # The smaller count, so that the order of the submissions does not change the rounding.
+    # The smaller count is used, so that the order of the submissions does not change the rounding.
     return McNemar(only_a, only_b, float(binomtest(min(only_a, only_b), n).pvalue) if n else 1.0)

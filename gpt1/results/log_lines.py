@@ -1,4 +1,4 @@
-"""The lines in the two logs of a run, and how the logs are read.
+"""Define the lines in the two logs of a run, and read the logs.
 
 ``log/<desc>.jsonl`` holds the settings of the run in its first line, then one line per evaluation.
 ``log/<desc>.updates.jsonl`` holds one line per update, and lines of events. The module
@@ -37,7 +37,7 @@ class LogLine:
     """One evaluation during training, under the names of ``log/<desc>.jsonl``.
 
     Attributes:
-        n_epochs, n_updates: how far training was.
+        n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
         tr_cost, va_cost: mean cost per story, in nats; not finite if the run diverged.
         tr_acc, va_acc: accuracies in percent.
         time: seconds since 1970.
@@ -57,7 +57,7 @@ class UpdateLine:
     """One update, under the names of ``log/<desc>.updates.jsonl``.
 
     Attributes:
-        n_updates: its number, from 1.
+        n_updates: number of the update, from 1.
         clf_cost: mean cost of the choice, in nats per story; not finite if the run diverged.
         lm_cost: mean cost of the language model, in nats per token; None without that loss.
         lr: learning rate.
@@ -83,12 +83,12 @@ class RunLog(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the two logs of a run say.
+    """The content of the two logs of a run.
 
     Attributes:
-        name: its ``--desc``; with the directory if several runs have that name.
-        evaluations: at least one, in the order of the log.
-        updates: empty if there is no log of them.
+        name: the ``--desc`` of the run, with the directory if several runs have that name.
+        evaluations: the evaluations, at least one, in the order of the log.
+        updates: the updates; empty if there is no log of updates.
     """
 
     name: str
@@ -97,12 +97,15 @@ class Run:
 
     @property
     def best(self) -> LogLine:
-        """The first evaluation of the highest validation accuracy: what ``--submit`` keeps."""
+        """The first evaluation with the highest validation accuracy.
+
+        ``--submit`` predicts with the parameters of this evaluation.
+        """
         return max(self.evaluations, key=lambda line: line.va_acc)
 
     @property
     def updates_per_second(self) -> float | None:
-        """From the median time between two updates, which evaluations and pauses do not move."""
+        """The speed of training, from the median time between updates; None if it is not known."""
         gaps = [later.time - line.time for line, later in pairwise(self.updates)]
         typical = median(gaps) if gaps else 0.0
         return 1 / typical if typical > 0 else None
@@ -117,8 +120,8 @@ def read_run_log(path: str | Path) -> RunLog:
     """Read a whole training log, in the order of the file.
 
     Raises:
-        InputError: the file is missing, has no evaluation yet, or a line is not what training
-            writes; names the line and the field.
+        InputError: the file is missing, has no evaluation yet, or has a line that training does
+            not write; the message names the line and the field.
     """
     lines = _objects(path, "the training log")
     if not lines:
@@ -142,13 +145,13 @@ def read_run_log(path: str | Path) -> RunLog:
 
 
 def read_updates(path: str | Path) -> list[UpdateLine]:
-    """Read the updates in a log of updates, in order; there are none if the file is empty.
+    """Read the updates in a log of updates, in order.
 
-    Lines of events, which say ``event``, are left out.
+    Lines of events, which have the key ``event``, are left out.
 
     Raises:
-        InputError: the file is missing, or a line is not what training writes; names the line
-            and the field.
+        InputError: the file is missing, or has a line that training does not write; the message
+            names the line and the field.
     """
     remedy = "name a log of updates that training wrote."
     lines: list[UpdateLine] = []
@@ -167,12 +170,15 @@ def read_updates(path: str | Path) -> list[UpdateLine]:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Read the runs whose evaluation logs are given, each with the log of updates beside it.
+    """Read the runs with these logs of evaluations, each with the log of updates beside it.
 
-    The latter may be among ``paths``, as ``log/*.jsonl`` makes it; a log named twice counts once.
+    Args:
+        paths: the logs of evaluations. Their logs of updates may be among them, as in
+            ``log/*.jsonl``; a log that is named twice is read once.
 
     Raises:
-        InputError: a file is missing or is not what training writes; names file and line.
+        InputError: a file is missing or was not written by training; the message names the file and
+            the line.
     """
     named = list(dict.fromkeys(map(Path, paths)))
     logs = [path for path in named if not path.name.endswith(UPDATES_SUFFIX)]
@@ -197,7 +203,7 @@ def _updates_beside(stem: Path) -> list[UpdateLine]:
 
 
 def _objects(path: str | Path, what: str) -> list[dict[str, Any]]:
-    """The JSON objects in the lines of a file."""
+    """Return the JSON objects in the lines of a file."""
     return [
         parse_object(text, f"{path}, line {number}", _CUT_OFF)
         for number, text in enumerate(read_lines(path, what), 1)

@@ -1,4 +1,4 @@
-"""Where a run's results go, and that nobody else writes there."""
+"""The files that a run writes, and the check that no other run writes them."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ from gpt1.settings.training import Settings
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of a run, named after it (``desc`` of :class:`gpt1.settings.training.Settings`)."""
+    """The files of a run, whose names contain :attr:`gpt1.settings.training.Settings.name`."""
 
     settings: Settings
 
     @property
     def directory(self) -> Path:
-        """Of parameters and checkpoints."""
+        """The directory of parameters and checkpoints."""
         return Path(self.settings.save_dir) / self.settings.name
 
     @property
     def best_params(self) -> Path:
-        """The parameters of the best epoch."""
+        """The file of the parameters of the best epoch."""
         return self.directory / "best_params.jl"
 
     @property
     def log(self) -> Path:
-        """Settings and evaluations, the original's log."""
+        """The log of settings and evaluations, which the original writes, too."""
         return Path(self.settings.log_dir) / f"{self.settings.name}.jsonl"
 
     @property
     def updates(self) -> Path:
-        """A line an update."""
+        """The log with one line per update."""
         return Path(self.settings.log_dir) / f"{self.settings.name}.updates.jsonl"
 
     @property
     def submission(self) -> Path:
-        """The run's own predictions for the test stories."""
+        """The submission: predictions for the test examples."""
         return Path(self.settings.submission_dir) / self.settings.name / SUBMISSION
 
     @property
     def probs(self) -> Path:
-        """The probabilities of the predictions."""
+        """The file with the probabilities of the predictions."""
         return self.submission.with_suffix(".probs.tsv")
 
     @property
     def last_submission(self) -> Path:
-        """The original's path: a copy of the submission of the run that wrote one last."""
+        """A copy of the latest submission of any run, at the path that the original writes."""
         return Path(self.settings.submission_dir) / SUBMISSION
 
     def check(self) -> None:
-        """See before any work whether the results can be written, and analysed.
+        """Check before any work that the results can be written and analysed.
 
         Raises:
-            InputError: ``--analysis`` will have nothing to report, ``--probs`` is given without
-                ``--submit``, the run has the name of a file in the place of its directory, or
-                TensorBoard is not installed.
+            InputError: ``--analysis`` would have nothing to report, ``--probs`` is given without
+                ``--submit``, a file has the name of the run's submission directory, or TensorBoard
+                is not installed.
             Gpt1Error: a directory cannot be written.
         """
         settings = self.settings
@@ -94,10 +94,10 @@ class Outputs:
             check_writable(self.last_submission.parent)
 
     def claim(self, lock: RunLock) -> None:
-        """Keep other runs of this name out, and remove what killed ones left half written.
+        """Lock out other runs of this name, and remove unfinished files of killed runs.
 
         Raises:
-            InputError: another run of this name is alive.
+            InputError: another run of this name is running.
         """
         own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
         lock.take(own, self.settings.name)

@@ -1,10 +1,10 @@
-"""What a run predicts, as files: a submission, the record of its run, and the probabilities.
+"""Write and read the predictions of a run: submission, record of the run, and probabilities.
 
-``ROCStories.tsv`` has the format of the original's ``predict`` and cannot name its run. The record,
-``ROCStories.run.json``, does: it holds the name of the run, the ``run_id`` from the first line of
-the run's log, and the SHA-256 of the submission. A record counts only for a submission with that
-SHA-256. ``ROCStories.probs.tsv`` adds to each prediction the probabilities of both endings; the
-original writes no such file.
+``ROCStories.tsv`` has the format of the original's ``predict``, which has no place for the name of
+the run. The record ``ROCStories.run.json`` holds the name of the run, the ``run_id`` from the first
+line of the run's log, and the SHA-256 of the submission. It is valid only for a submission with
+that SHA-256. ``ROCStories.probs.tsv`` adds to each prediction the probabilities of both endings;
+the original writes no such file.
 
 Axes: n stories, 2 choices.
 """
@@ -39,7 +39,7 @@ from gpt1.runtime.json_files import (
 SUBMISSION = "ROCStories.tsv"  # the original's name for it
 HEADER = "index\tprediction"
 PROBS_HEADER = f"{HEADER}\tprob_0\tprob_1"
-SUM_TOLERANCE = 1e-6  # files of other programs may have rounded
+SUM_TOLERANCE = 1e-6  # Other programs may have rounded the numbers.
 
 _PROBS_ROW = re.compile(r"(\d+)\t([01])" + r"\t(\d(?:\.\d+)?(?:e-\d+)?)" * 2, re.ASCII)
 
@@ -50,7 +50,7 @@ def _is_sha256(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Which run made a submission.
+    """The record of the run that made a submission.
 
     Attributes:
         desc: the run's name, from ``--desc``.
@@ -68,11 +68,11 @@ class Record:
 
 
 class Choices(NamedTuple):
-    """What a model chose, and how sure it was.
+    """The choices of a model, with probabilities.
 
     Attributes:
         predictions: int64 [n], 0 for the first ending, 1 for the second, as in a submission.
-        probs: float64 [n, 2], a probability for either ending.
+        probs: float64 [n, 2], the probability of each ending.
     """
 
     predictions: npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ class Choices(NamedTuple):
 
     @property
     def confidence(self) -> npt.NDArray[np.float64]:
-        """Probability of the ending that was chosen, [n]."""
+        """The probability of the chosen ending of each story, [n]."""
         return self.probs[np.arange(len(self.predictions)), self.predictions]
 
 
@@ -94,19 +94,20 @@ def table(predictions: Sequence[int]) -> str:
 
 
 def sha256(predictions: Sequence[int]) -> str:
-    """SHA-256 of the file that :func:`write` makes of these predictions, whatever its line ends."""
+    """Return the SHA-256 of a submission with these predictions and LF line ends."""
     return hashlib.sha256(table(predictions).encode()).hexdigest()
 
 
 def write(path: Path, predictions: Sequence[int], record: Record) -> None:
     """Write a record and then its submission.
 
-    A process that is killed between the two leaves the new record beside the old submission. Their
-    SHA-256 values differ, so that the run of that submission counts as unknown. In the other order
-    a new submission that happens to equal the old one would be taken for the old run's.
+    A process that is killed between the two leaves the new record beside the old submission. The
+    SHA-256 in the record is then not that of the submission, so that the run of the submission
+    counts as unknown. In the other order, a new submission that equals the old one would be
+    attributed to the old run.
 
     Raises:
-        Gpt1Error: one of them cannot be written.
+        Gpt1Error: a file cannot be written.
     """
     with atomic_write(record_path(path), "w") as file:
         file.write(json.dumps(asdict(record), indent=1) + "\n")
@@ -121,7 +122,7 @@ def read_submission(path: str | Path) -> list[int]:
     one line per story with its index from 0 and the prediction. Lines end in LF or CRLF.
 
     Raises:
-        InputError: the file is missing or differs from that format; names the line.
+        InputError: the file is missing or has another format; the message names the line.
     """
     rows = _rows(path, "the submission", HEADER, remedy="name a submission that training wrote.")
     for index, row in enumerate(rows):
@@ -134,7 +135,11 @@ def read_submission(path: str | Path) -> list[int]:
 
 
 def _rows(path: str | Path, what: str, header: str, remedy: str) -> list[str]:
-    """The lines of a table after its header, at least one."""
+    """Return the lines of a table after its header.
+
+    Raises:
+        InputError: the file is missing, has another header, or ends after it.
+    """
     found, *rows = read_lines(path, what) or [""]
     if found != header:
         raise InputError(
@@ -149,7 +154,7 @@ def _rows(path: str | Path, what: str, header: str, remedy: str) -> list[str]:
 
 
 def record_path(submission: str | Path) -> Path:
-    """Where the record of a submission is: ``a.run.json`` beside ``a.tsv``."""
+    """Return the path of a submission's record: ``a.run.json`` for ``a.tsv``."""
     return Path(submission).with_suffix(".run.json")
 
 
@@ -157,18 +162,18 @@ def read_record(submission: str | Path) -> Record | None:
     """Read the record beside a submission; None if there is no such file.
 
     Raises:
-        InputError: the file is not what :func:`write` wrote; names the field.
+        InputError: the file was not written by :func:`write`; the message names the field.
     """
     path = record_path(submission)
     if not os.path.lexists(path):
         return None
-    remedy = "delete this file, and the submission's run counts as unknown."
+    remedy = "delete this file; the run of the submission is then reported as unknown."
     values = parse_object(read_text(path, "the record of a submission"), str(path), remedy)
     return typed(Record, values, str(path), remedy)
 
 
 def is_of_run(submission: str | Path, run_id: str | None) -> bool:
-    """Whether a readable record beside a submission names the run of this ``run_id``."""
+    """Return whether the record beside a submission can be read and names this ``run_id``."""
     try:
         record = read_record(submission)
     except Gpt1Error:
@@ -182,7 +187,7 @@ def is_of_run(submission: str | Path, run_id: str | None) -> bool:
 def choices_of(logits: npt.NDArray[Any]) -> Choices:
     """Turn logits [n, 2] into choices: argmax, and softmax in float64.
 
-    Logits of a diverged model, which are not finite, give probabilities of NaN.
+    If a model has diverged, its logits are not finite, and the probabilities are NaN.
     """
     with np.errstate(invalid="ignore"):
         return Choices(logits.argmax(-1), softmax(logits.astype(np.float64), axis=-1))
@@ -191,7 +196,7 @@ def choices_of(logits: npt.NDArray[Any]) -> Choices:
 def probs_table(choices: Choices) -> str:
     """Return the text of a file of probabilities: a submission's columns, ``prob_0``, ``prob_1``.
 
-    Each probability has the digits that it takes to read the same float64 back.
+    Each probability has enough digits to give the same float64 when it is read.
     """
     rows = [PROBS_HEADER]
     for index, (prediction, probs) in enumerate(zip(*choices, strict=True)):
@@ -210,11 +215,11 @@ def write_probs(path: str | Path, logits: npt.NDArray[Any]) -> None:
 
 
 def read_probs(path: str | Path) -> Choices:
-    """Read what :func:`write_probs` wrote, bit for bit; lines end in LF or CRLF.
+    """Read a file that :func:`write_probs` wrote, bit for bit; lines end in LF or CRLF.
 
     Raises:
-        InputError: the file is missing or differs from that format, the two probabilities do
-            not sum to 1, or the prediction is the less probable ending; names the line.
+        InputError: the file is missing or has another format, two probabilities do not sum to 1,
+            or a prediction is the less probable ending; the message names the line.
     """
     remedy = "name a file that training wrote with --probs."
     rows = _rows(path, "the file of probabilities", PROBS_HEADER, remedy)
@@ -224,7 +229,7 @@ def read_probs(path: str | Path) -> Choices:
 
 
 def _probs_row(path: str | Path, index: int, row: str) -> tuple[int, tuple[float, float]]:
-    """Prediction and probabilities in the row of story ``index``."""
+    """Return the prediction and the two probabilities in the row of story ``index``."""
     where = f"{path}, line {index + 2}"
     match = _PROBS_ROW.fullmatch(row)
     if match is None or match[1] != str(index):

@@ -1,4 +1,4 @@
-"""The numbers of the logs as TensorBoard shows them (the extra ``tensorboard``)."""
+"""Write the figures in the logs for TensorBoard (needs the extra ``tensorboard``)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NOT_SCALARS = ("n_updates", "time")  # they say where and when the scalars stan
 class TensorBoard:
     """A directory of event files with the same scalars as the two logs of a run.
 
-    They are named after the fields of the logs: ``update/clf_cost``, ``evaluation/va_acc`` and so
-    on. Opening a directory again begins anew, as opening a log does: its files stay, but
-    TensorBoard no longer shows what they hold. So a run that is resumed writes again what it keeps
-    of its logs, and no update appears twice or is lost.
+    The scalars are named after the fields of the logs: ``update/clf_cost``, ``evaluation/va_acc``
+    and so on. Opening a directory again begins anew, as opening a log does: earlier event files
+    stay, but TensorBoard no longer shows their scalars. So a resumed run writes the lines that it
+    keeps of its logs again, and no update appears twice or is lost.
 
     Args:
-        directory: where the event files go; made if need be.
+        directory: the directory of the event files; made if it does not exist.
 
     Raises:
         InputError: TensorBoard is not installed.
@@ -42,28 +42,28 @@ class TensorBoard:
         """Write the figures of an update.
 
         Args:
-            n_updates: its number.
-            values: figures by name, or a whole line of the log: its ``time`` becomes that of the
-                scalars, its ``n_updates`` is not needed again, and what is None is left out.
+            n_updates: number of the update.
+            values: figures by name, or a whole line of the log. ``time`` becomes the time of the
+                scalars; ``n_updates`` and values that are None are left out.
         """
         self._write("update", n_updates, values)
 
     def evaluation(self, n_updates: int, values: Mapping[str, float | None]) -> None:
-        """Write the figures of an evaluation after ``n_updates``; as :meth:`update`."""
+        """Write the figures of an evaluation after ``n_updates``; see :meth:`update`."""
         self._write("evaluation", n_updates, values)
 
     def update_line(self, line: Mapping[str, Any]) -> None:
-        """Write a line of the log of updates; that of an event has no figures."""
+        """Write the figures in a line of the log of updates; a line of an event has none."""
         if "event" not in line:
             self.update(line["n_updates"], line)
 
     def evaluation_line(self, line: Mapping[str, Any]) -> None:
-        """Write a line of the log of evaluations; its first, the settings, has no figures."""
+        """Write the figures in a line of the log of evaluations; the line of settings has none."""
         if "va_acc" in line:
             self.evaluation(line["n_updates"], line)
 
     def close(self) -> None:
-        """Write what waits and close the file."""
+        """Write all remaining figures and close the file."""
         with self._trouble_reported():
             self._writer.close()
 
@@ -76,7 +76,10 @@ class TensorBoard:
 
     @contextmanager
     def _trouble_reported(self) -> Iterator[None]:
-        """TensorBoard writes in a thread, whose trouble shows at some later call."""
+        """Turn an error of TensorBoard into a :class:`Gpt1Error`.
+
+        TensorBoard writes in a thread, whose error is raised by some later call.
+        """
         try:
             yield
         except OSError as error:
@@ -87,7 +90,7 @@ class TensorBoard:
 
 
 def write_run(run: Run, directory: str | Path) -> None:
-    """Write all figures of a run's logs, in place of what TensorBoard shows of the directory.
+    """Write all figures of a run's logs; TensorBoard then shows no others of the directory.
 
     Raises:
         InputError: TensorBoard is not installed.

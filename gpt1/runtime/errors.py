@@ -79,7 +79,7 @@ class _Output:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write as the stream does.
+        """Write text to the stream and return the number of characters, as every text stream does.
 
         Raises:
             ReaderGoneError: the program that read the output has ended.
@@ -89,7 +89,7 @@ class _Output:
             return self._open_stream().write(text)
 
     def flush(self) -> None:
-        """Flush as the stream does; raise the errors that :meth:`write` raises."""
+        """Flush the stream; raise the errors that :meth:`write` raises."""
         with _output_errors():
             if self._stream is not None:
                 self._stream.flush()

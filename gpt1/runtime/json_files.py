@@ -1,7 +1,7 @@
 """Read JSON, with errors that say which file, which value, what was expected and what to do.
 
-The checks of values are our own: the libraries that check JSON against declared types are not
-among the dependencies of this package, and their messages name neither a line nor a remedy.
+No library checks the values: the libraries that check JSON against declared types are not among
+the dependencies of this package, and their messages name neither a line nor a remedy.
 """
 
 from __future__ import annotations
@@ -102,6 +102,6 @@ def typed(made: type[Made], values: Mapping[str, Any], where: str, remedy: str) 
 
 @functools.cache
 def _kinds(made: Any) -> dict[str, tuple[Kind, Callable[[Any], Any]]]:
-    """The kind of each field of a dataclass, and what makes the field's value of a JSON value."""
+    """Return for each field of a dataclass its kind, and the function that converts its value."""
     hints = {name: get_args(hint) for name, hint in get_type_hints(made, None, None, True).items()}
     return {name: (kind, int if of is int else lambda x: x) for name, (of, kind) in hints.items()}

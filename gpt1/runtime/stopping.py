@@ -104,7 +104,7 @@ class StopRequests:
 
 
 def handled_signals() -> tuple[signal.Signals, ...]:
-    """Return those of ``SIGNALS`` that this process was not told to ignore.
+    """Return the signals of ``SIGNALS`` that this process does not ignore.
 
     A shell without job control, such as one that runs a script, starts commands with ``&`` so that
     they ignore SIGINT, because Ctrl-C at the terminal is meant for the foreground.

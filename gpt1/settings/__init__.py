@@ -1,1 +1,1 @@
-"""Settings: their groups, the command line and configuration files. Knows no torch."""
+"""Settings: their groups, the command line and configuration files. Imports no torch."""

@@ -69,7 +69,7 @@ class Values:
         }
 
     def changed(self, **changes: Any) -> Values:
-        """Return these values with some replaced; the names that count as given stay the same."""
+        """Return these values with some of them replaced; :attr:`given` stays the same."""
         groups = {}
         for group, values in self.groups.items():
             own = {item.name for item in settings_of(group)} & changes.keys()
@@ -82,9 +82,9 @@ class Command:
     """A command of the program: its name, its help and its settings.
 
     Attributes:
-        name: as the user types it after ``gpt1``.
-        summary: what it does, in one sentence.
-        groups: the groups of its settings, in the order of ``--help``.
+        name: the name that the user types after ``gpt1``.
+        summary: what the command does, in one sentence.
+        groups: the groups of settings, in the order of ``--help``.
         examples: commands to copy, each with a comment above it.
     """
 
@@ -100,7 +100,7 @@ class Command:
 
     @property
     def program(self) -> str:
-        """The words that start it: ``gpt1 NAME``."""
+        """The words that start the command: ``gpt1 NAME``."""
         return f"gpt1 {self.name}"
 
     @property
@@ -119,10 +119,11 @@ class Command:
         """Read a command line; ``--help`` prints the help and ends the program.
 
         Args:
-            argv: the words after the command's name, or None for those of this process.
+            argv: the words after the command's name; None for the command line of this process.
 
         Raises:
-            InputError: with every problem of the command line and the configuration file.
+            InputError: a setting is wrong; the message has every problem of the command line and
+                of the configuration file.
         """
         words = sys.argv[1:] if argv is None else argv
         if not {"-h", "--help"}.isdisjoint(words):
@@ -133,7 +134,8 @@ class Command:
         for path in texts.pop(CONFIG.name, []):
             flat, more = self._read_config(path)
             problems += more
-        # A flag that is mistyped or lacks its value may be the one that must be given.
+        # Required settings are not reported as missing while there are other problems: a mistyped
+        # flag, or a flag without a value, may be the required one.
         missing = self._missing({*flat, *texts}) if not problems else []
         for name, given in texts.items():
             value, more = _converted(self._settings[name], given)
@@ -156,7 +158,8 @@ class Command:
         """Check settings that a Python call gave by name.
 
         Raises:
-            InputError: with every problem; speaks of arguments, not of flags.
+            InputError: a setting is wrong; the message has every problem and names arguments, not
+                flags.
         """
         known = {name: value for name, value in settings.items() if name in self._settings}
         problems = [
@@ -175,14 +178,14 @@ class Command:
         return self._checked(known, problems, as_keyword)
 
     def _missing(self, given: Iterable[str]) -> list[Setting]:
-        """Return the settings that must be given and are not."""
+        """Return the required settings that are not in ``given``."""
         return [item for item in self.settings if is_required(item) and item.name not in given]
 
     def _checked(self, flat: Mapping[str, Any], problems: list[str], spell: Spelling) -> Values:
         """Make the groups of these values; settings that are not given have their defaults.
 
         Raises:
-            InputError: with ``problems`` and those of the values.
+            InputError: there are ``problems``, or a value is not allowed; the message has all.
         """
         items = [(self._settings[name], value) for name, value in flat.items()]
         problems = problems + _problems_of_values(items, spell)
@@ -199,10 +202,11 @@ class Command:
 
 
 def check_group(values: Any) -> None:
-    """Check an instance of a group that a Python call made itself.
+    """Check an instance of a group that a Python program made.
 
     Raises:
-        InputError: with every problem; speaks of arguments, not of flags.
+        InputError: a value is not allowed; the message has every problem and names arguments, not
+            flags.
     """
     group: type = type(values)
     items = [(item, getattr(values, item.name)) for item in settings_of(group)]
@@ -212,7 +216,7 @@ def check_group(values: Any) -> None:
 
 
 def _converted(item: Setting, texts: Sequence[str]) -> tuple[Any, list[str]]:
-    """Return the value that texts of the command line stand for, and a problem per wrong text."""
+    """Convert the texts given for a setting to its value; return also a problem per wrong text."""
     values, problems = [], []
     for text in texts:
         try:
@@ -236,13 +240,13 @@ def _problems_of_values(items: Iterable[tuple[Setting, Any]], spell: Spelling) -
 
 
 def _contradictions(values: Any) -> Iterable[str]:
-    """Return the problems between the values of one group, if the group looks for any."""
+    """Return the problems that the group's method ``contradictions`` finds, if it has one."""
     find: Callable[[], Iterable[str]] = getattr(values, "contradictions", tuple)
     return find()
 
 
 def _has_type(item: Setting, value: Any) -> bool:
-    """Whether a Python value is of a setting's type; None means "not given"."""
+    """Return whether a Python value has a setting's type; None means "not given"."""
     if value is None:
         return item.default is None
     if item.many:

@@ -21,15 +21,15 @@ _WHAT = "the configuration file"
 
 
 def read_config(path: str, settings: Mapping[str, Setting]) -> tuple[dict[str, Any], list[str]]:
-    """Read flat keys that are named like the flags.
+    """Read the settings in a configuration file, whose keys are the names of flags.
 
     Args:
-        path: a file that ends in ``.toml``, ``.json`` or ``.jsonl``; of the last kind, the log of
-            a run, the first line counts, and what the program added to it is passed over.
+        path: a file that ends in ``.toml``, ``.json`` or ``.jsonl``. A ``.jsonl`` file is the log
+            of a run: its first line is read, and keys in it that are not settings are ignored.
         settings: the settings of the command, by name.
 
     Returns:
-        The values by name, null left aside, and a problem for each key or value that is wrong.
+        The values by name, without those that are null, and a problem for each wrong key or value.
 
     Raises:
         InputError: the file cannot be read at all.
@@ -51,7 +51,11 @@ def read_config(path: str, settings: Mapping[str, Setting]) -> tuple[dict[str, A
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    """The keys and values of a file."""
+    """Return the keys and values of a configuration file, as they are in the file.
+
+    Raises:
+        InputError: the file cannot be read, or is not a table in its format.
+    """
     text = read_text(path, _WHAT)
     if path.suffix == LOG_SUFFIX:
         text = text.partition("\n")[0]
@@ -74,10 +78,10 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
 
 
 def _converted(setting: Setting, value: Any) -> Any:
-    """Turn a value of the file into the type of the setting, by the rules of the command line.
+    """Convert a value from the file to the type of the setting, as the command line does.
 
     Raises:
-        ValueError: the value is of another type, or not allowed; says what it must be.
+        ValueError: the value has another type; the message says what it must be.
     """
     if setting.many and not isinstance(value, list):
         raise ValueError("must be a list")

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 Check = Callable[[Any], str | None]
-"""Takes a value and returns what it must be, such as "must be at least 1", or None if it fits."""
+"""A function of a value: returns None if the value is allowed, else a message such as "must be at
+least 1"."""
 
 
 def at_least(low: float) -> Check:
-    """Accept numbers from ``low`` on."""
+    """Accept numbers that are at least ``low``."""
     return lambda x: None if x >= low else f"must be at least {low:g}"
 
 
@@ -37,13 +38,16 @@ def between(low: float, high: float) -> Check:
 
 
 def fraction(x: float) -> str | None:
-    """Accept numbers from 0 to 1, without 1."""
+    """Accept numbers that are at least 0 and less than 1."""
     return None if 0 <= x < 1 else "must be at least 0 and less than 1"
 
 
 def not_negative(x: float) -> str | None:
-    """Accept numbers from 0 on; the original takes a negative value for 0, and logs another run."""
-    return None if x >= 0 else "must be at least 0; the original takes a negative value for 0"
+    """Accept numbers that are at least 0.
+
+    The original treats a negative value as 0 but logs the negative value.
+    """
+    return None if x >= 0 else "must be at least 0; the original treats a negative value as 0"
 
 
 def rate(x: float) -> str | None:
@@ -52,8 +56,16 @@ def rate(x: float) -> str | None:
 
 
 def warmup_share(x: float) -> str | None:
-    """Accept shares of all updates; a number of updates would keep the rate near 0 for long."""
-    return None if 0 <= x <= 1 else "must be from 0 to 1: a share of all updates, not their number"
+    """Accept shares of all updates, from 0 to 1.
+
+    A larger number is likely to be meant as a number of updates, with which the learning rate
+    would stay near 0.
+    """
+    return (
+        None
+        if 0 <= x <= 1
+        else "must be from 0 to 1: it is a share of all updates, not a number of updates"
+    )
 
 
 def seed_number(x: int) -> str | None:
@@ -62,16 +74,16 @@ def seed_number(x: int) -> str | None:
 
 
 def plain_name(x: str) -> str | None:
-    """Accept names that stay inside the directory they are used in."""
+    """Accept names of a file or a directory without a path, so that they lead to no other place."""
     if x in ("", ".", "..") or set(x) & set("/\\\0\n"):
-        return "must be a plain name, without slashes: it names log and save files"
+        return "must be a name without slashes, because log and save files are named after it"
     if len(x) > 100:
-        return "must be at most 100 characters: it names log and save files"
+        return "must be at most 100 characters, because log and save files are named after it"
     return file_name(x)
 
 
 def file_name(x: str) -> str | None:
-    """Accept texts that a file or a directory can be called."""
+    """Accept texts that can be the name or the path of a file or a directory."""
     if not x:
         return "must not be empty"
     if "\0" in x or any(len(os.fsencode(part)) > 255 for part in Path(x).parts):
@@ -92,14 +104,15 @@ def setting(
     """Declare a field of a group.
 
     Args:
-        default: the value where none is given; ``dataclasses.MISSING`` if one must be given.
-        help: what it means, for ``--help``; a default is added unless the text has brackets.
-        check: which values are allowed, besides the field's type and ``choices``.
-        choices: the only values allowed.
-        metavar: what ``--help`` shows for the value [``N`` or ``X`` for numbers]; of a setting
-            with ``FILE`` or ``DIR`` the value must be a name that a file can have.
-        may_change: whether a resumed run may have another value than before.
-        argument: whether the command takes it by its place instead of by a flag.
+        default: the value if the user gives none; ``dataclasses.MISSING`` if one must be given.
+        help: what the setting means, for ``--help``, which adds the default unless the text has
+            brackets.
+        check: refuses values that the field's type and ``choices`` allow.
+        choices: the only values allowed; empty if all values are.
+        metavar: what ``--help`` shows for the value [``N`` or ``X`` for numbers]. With ``FILE`` or
+            ``DIR`` the value must be a name that a file can have.
+        may_change: whether a resumed run may have another value than the run that it continues.
+        argument: whether the command takes a positional argument instead of a flag.
     """
     rules = {
         "help": help,
@@ -117,10 +130,11 @@ class Setting:
     """One declared setting.
 
     Attributes:
-        name: its name as a flag, without dashes, and as a keyword argument.
+        name: name of the flag, without dashes, and of the keyword argument.
         kind: ``bool``, ``int``, ``float`` or ``str``: the type of the value, or of each value.
-        many: whether it holds a tuple of values.
-        default: the value where none is given, or ``MISSING``.
+        many: whether the value is a tuple of values.
+        default: the value if the user gives none; ``MISSING`` if one must be given.
+        help, check, choices, metavar, may_change, argument: see :func:`setting`.
     """
 
     name: str
@@ -136,21 +150,21 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """Its name as the command line spells it."""
+        """The name as the command line spells it: ``--lr`` for a flag, ``FILE`` for an argument."""
         return self.name.upper() if self.argument else f"--{self.name}"
 
     @property
     def place(self) -> str:
-        """What ``--help`` shows in the place of a value."""
+        """What ``--help`` shows in place of a value."""
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
         return self.metavar or {int: "N", float: "X"}.get(self.kind, "TEXT")
 
     def convert(self, text: str) -> Any:
-        """Turn the text of one value into its type.
+        """Convert the text of one value to the setting's type.
 
         Raises:
-            ValueError: the text is none of that type; says what it must be.
+            ValueError: the text is not of that type; the message says what it must be.
         """
         if self.kind is bool:
             if text not in ("true", "false"):
@@ -163,7 +177,10 @@ class Setting:
         return text
 
     def problem(self, value: Any) -> str | None:
-        """What a value must be, if it is not; None stands for "not given" and always fits."""
+        """Return None if a value is allowed, else a message that says what it must be.
+
+        The value None means "not given" and is always allowed.
+        """
         if value is None:
             return None
         messages = map(self._problem_of_one, value if self.many else (value,))
@@ -188,7 +205,7 @@ def _number(kind: Callable[[str], Any], text: str, message: str) -> Any:
 
 @functools.cache
 def settings_of(group: type) -> tuple[Setting, ...]:
-    """The settings that a group declares, in the order of its fields."""
+    """Return the settings that a group declares, in the order of its fields."""
     hints = typing.get_type_hints(group)
     found = []
     for item in dataclasses.fields(group):
@@ -201,7 +218,10 @@ def settings_of(group: type) -> tuple[Setting, ...]:
 
 
 def _kind(hint: Any) -> tuple[type, bool]:
-    """The type of a field's value, or of each of several; None is left aside."""
+    """Return the type of a field's value or values, and whether there are several.
+
+    ``None`` in the type of the field is ignored.
+    """
     if isinstance(hint, types.UnionType):
         hint = next(each for each in typing.get_args(hint) if each is not types.NoneType)
     many = typing.get_origin(hint) is tuple
@@ -209,5 +229,5 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 def is_required(setting: Setting) -> bool:
-    """Whether a value must be given."""
+    """Return whether the user must give a value, since there is no default."""
     return setting.default is MISSING

@@ -1,4 +1,4 @@
-"""The groups of settings: the original's flags under its names and defaults, then ours.
+"""The groups of settings. Flags that the original has keep their names and defaults.
 
 A default of None means that the value is taken from the checkpoint, the data set or the machine.
 """
@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 SPACY_RULES = ("2.0", "installed")
 ACTIVATION_NAMES = ("gelu", "relu", "swish")
 LEAST_N_CTX = 6
-"""Leaves one token each of a story and an ending."""
+"""The smallest ``n_ctx``, which leaves one token of a story and one token of an ending."""
 SCHEDULE_NAMES = ("warmup_linear", "warmup_cosine", "warmup_constant")
 
 
@@ -220,7 +220,7 @@ class OpenSettings:
 
 
 GENERATION_BATCH_SIZE = 16
-"""Texts or beams that generation computes at a time."""
+"""Number of texts or beams that generation computes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

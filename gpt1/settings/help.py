@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from gpt1.settings.fields import Setting, is_required
 
 WIDTH = 78
-"""Characters in a line of the text that argparse does not break itself."""
+"""Characters per line of the texts that argparse does not wrap."""
 
 
 def help_text(
@@ -21,10 +21,10 @@ def help_text(
     """Write the help of a command.
 
     Args:
-        program: the words that start it.
-        summary: what it does.
-        sections: a title with the settings below it; ``-h`` is added to the last one.
-        examples: commands to copy, with a comment above each, or nothing.
+        program: the words that start the command.
+        summary: what the command does.
+        sections: each title with the settings below it; ``-h`` is added to the last section.
+        examples: commands to copy, with a comment above each; empty if there are none.
     """
     parser = argparse.ArgumentParser(
         prog=program,
@@ -48,14 +48,14 @@ def title(group: type) -> str:
 
 
 def _usage(program: str, items: Sequence[Setting]) -> str:
-    """The line of usage: arguments, then flags that must be given; other flags are not named."""
+    """Return the usage line: arguments, then required flags. Optional flags are not listed."""
     words = [program]
     for item in items:
         if item.argument:
             text = item.shown + (" ..." if item.many else "")
             words.append(text if is_required(item) else f"[{text}]")
     words += [f"{item.shown} {item.place}" for item in items if _is_required_flag(item)]
-    # What belongs together stays on one line: textwrap breaks at no non-breaking space.
+    # A flag stays on one line with its value: textwrap does not break at non-breaking spaces.
     line = " ".join(word.replace(" ", "\xa0") for word in [*words, "[--flag VALUE ...]"])
     indent = " " * len("usage: ")
     return textwrap.fill(line, WIDTH - len(indent), subsequent_indent=indent).replace("\xa0", " ")

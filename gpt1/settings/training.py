@@ -18,7 +18,7 @@ from gpt1.settings.groups import (
 )
 
 DEMO_DEFAULTS: dict[str, Any] = {"lr": 2e-3, "n_iter": 15}
-"""What suits the demo's model, a hundredth of GPT-1's size, and its few stories."""
+"""Defaults for the demo, whose model has a hundredth of GPT-1's size and which has few stories."""
 
 GROUPS = (
     SourceSettings,
@@ -50,10 +50,10 @@ class Settings(
     LoopSettings,
     SourceSettings,
 ):
-    """All settings of a run. A function takes the group that it needs, of which this is one.
+    """All settings of a run.
 
-    A default of None means that the value is taken from the data set's name, the checkpoint or
-    the machine.
+    An instance can be passed to every function that takes one of the groups. A default of None
+    means that the value is taken from the data set's name, the checkpoint or the machine.
 
     Attributes:
         given: names of the settings that the user gave.
@@ -63,12 +63,12 @@ class Settings(
 
     @classmethod
     def of(cls, values: Values) -> Settings:
-        """Make settings of what the command :data:`TRAIN` read."""
+        """Make settings from the values that the command :data:`TRAIN` read."""
         return cls(**values.flat(), given=values.given)
 
     @property
     def name(self) -> str:
-        """``desc``, or the data set's name where none was given."""
+        """The name of the run: ``desc``, or the data set's name if no ``desc`` was given."""
         return self.desc or self.dataset
 
     def as_flags(self) -> dict[str, Any]:
@@ -87,7 +87,14 @@ class Settings(
         }
 
     def made_fast(self, *, has_bf16: bool, is_cuda: bool) -> Settings:
-        """Return what ``--fast`` stands for; a precision that was given stays."""
+        """Return these settings with those that ``--fast`` stands for.
+
+        A precision that the user gave stays.
+
+        Args:
+            has_bf16: whether the device computes in bfloat16.
+            is_cuda: whether the device is a CUDA device.
+        """
         keep = "precision" in self.given or not has_bf16
         return replace(
             self,
@@ -97,7 +104,7 @@ class Settings(
         )
 
     def for_demo(self) -> Settings:
-        """Return these settings with the demo's own where the user gave none."""
+        """Return these settings with :data:`DEMO_DEFAULTS` for those that the user did not give."""
         own = {name: value for name, value in DEMO_DEFAULTS.items() if name not in self.given}
         return replace(self, **own)
 
@@ -106,7 +113,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
     """Read the command line of ``gpt1 train``; ``--help`` prints the help and ends the program.
 
     Raises:
-        InputError: with every problem in one message.
+        InputError: a setting is wrong; the message has every problem.
     """
     return Settings.of(TRAIN.parse(argv))
 
@@ -115,6 +122,7 @@ def from_keywords(settings: Mapping[str, Any]) -> Settings:
     """Read settings that a Python call gave by the names of the flags.
 
     Raises:
-        InputError: with every problem in one message, which speaks of arguments.
+        InputError: a setting is wrong; the message has every problem and names arguments, not
+            flags.
     """
     return Settings.of(TRAIN.values(settings))

@@ -1,7 +1,7 @@
 """Read the words of a command line: which text belongs to which flag or argument.
 
-argparse would stop at its first complaint, take ``-1e-3`` for a flag, and name no flag that a
-mistyped one resembles.
+argparse is not used for this, because it stops at the first mistake, takes ``-1e-3`` for a flag,
+and does not suggest the flag that a mistyped one resembles.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from gpt1.settings.fields import Setting
 
 
 def shorten(text: str, most: int = 60) -> str:
-    """Make a user's text fit into a message: one line, at most ``most`` characters."""
+    """Shorten a user's text for a message: one line, at most ``most`` characters and "..."."""
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= most else text[:most] + "..."
 
 
 def did_you_mean(name: str, names: Iterable[str], *, prefix: str = "", least: float = 0.6) -> str:
-    """Ask whether the most similar of ``names`` was meant; "" if none is similar.
+    """Return a question that suggests the most similar of ``names``; "" if none is similar.
 
     Args:
         name: a name that does not exist.
-        names: those that exist.
+        names: the names that exist.
         prefix: what the user writes before each of ``names``.
         least: the smallest similarity that counts, from 0 to 1.
     """
@@ -40,12 +40,12 @@ def read_words(
     Flags are never abbreviated, so that a new flag cannot change what an old command means.
 
     Args:
-        words: what follows the name of the command.
+        words: the words after the name of the command.
         settings: the settings of the command, by name.
 
     Returns:
-        The texts given for each setting by its name (of a setting that takes one value, the last
-        one), and one problem for each mistake.
+        The texts given for each setting, by its name, and one problem for each mistake. If a
+        setting that takes one value is given several, only the last of them is returned.
     """
     reader = _Reader(words, settings)
     while reader.rest:
@@ -57,12 +57,12 @@ def read_words(
 
 
 class _Reader:
-    """The words that are still to be read, and what the others mean.
+    """Reads the words of a command line one after another.
 
     Attributes:
-        rest: the words that are still to be read.
-        texts: the texts given for each setting, by its name.
-        problems: one for each mistake.
+        rest: the words that are not read yet.
+        texts: the texts read for each setting, by its name.
+        problems: one message for each mistake found.
     """
 
     def __init__(self, words: Sequence[str], settings: Mapping[str, Setting]) -> None:
@@ -104,7 +104,11 @@ class _Reader:
             self.problems.append(f"{item.shown}: a value is missing; give one after it")
 
     def _reject(self, word: str) -> None:
-        """Note a word that is neither a flag nor an argument; its value is no second mistake."""
+        """Add a problem for a word that is neither a flag nor an argument.
+
+        A word after an unknown flag is taken for its value and skipped, so that one mistake gives
+        one problem.
+        """
         is_flag = word.startswith("-") and word.strip("-")[:1].isalpha()  # not a number
         flags = [name for name, item in self._settings.items() if not item.argument]
         name = word.partition("=")[0].lstrip("-")

@@ -1,4 +1,4 @@
-"""What a task is: examples, their layout, target, metrics and submission. Knows no torch."""
+"""Tasks: their examples, layout, target, metrics and submission. Imports no torch."""
 
 from gpt1.tasks.layouts import Choices, Layout
 from gpt1.tasks.metrics import ACCURACY, Metric

@@ -21,7 +21,7 @@ class Layout(Protocol):
         Args:
             texts: the ids of each text of the example.
             special: ids of the special tokens.
-            n_ctx: the most tokens that a sequence may have; longer texts are cut.
+            n_ctx: the largest number of tokens in a sequence; longer texts are cut.
 
         Returns:
             S sequences, each of at most ``n_ctx`` tokens, each with ``_classify_`` last.
@@ -29,7 +29,11 @@ class Layout(Protocol):
 
 
 def max_part_length(n_ctx: int) -> int:
-    """The most tokens per part, so that two parts and three special tokens fit in ``n_ctx``."""
+    """Return how many tokens a part may have.
+
+    Two parts of that length and three special tokens fit in ``n_ctx`` (the original's
+    ``max_len``).
+    """
     return n_ctx // 2 - 2
 
 

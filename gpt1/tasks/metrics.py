@@ -17,9 +17,10 @@ class Metric:
     """A score of predictions against labels.
 
     Attributes:
-        name: in the log, after ``tr_`` and ``va_``.
-        title: in reports.
-        lowest: what the best score starts at; an evaluation must be better to count.
+        name: the name in the log, after ``tr_`` and ``va_``.
+        title: the name in reports.
+        lowest: the initial best score in percent; an evaluation is the best so far only if its
+            score is higher.
         compute: takes predictions [n] and labels [n] and returns the score in percent.
     """
 
@@ -30,7 +31,11 @@ class Metric:
 
 
 def accuracy(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """Return the share of right predictions, in percent."""
+    """Return the share of right predictions in percent.
+
+    Args:
+        predictions, labels: [n].
+    """
     return float(np.mean(predictions == labels) * 100)
 
 

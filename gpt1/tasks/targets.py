@@ -1,4 +1,4 @@
-"""What a model is to predict: how a label is encoded, and a prediction decided and written."""
+"""Targets: how the logits of a task become predictions, and how predictions are written."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Labels = npt.NDArray[np.int32]
 
 
 class Target(Protocol):
-    """The labels of a task, and the predictions that answer them."""
+    """What a task predicts: turns logits into predictions, and predictions into text."""
 
     def decide(self, logits: npt.NDArray[Any]) -> Labels:
-        """Turn logits [n, C] into predictions [n]."""
+        """Turn logits [n, C] of C outcomes into predictions [n]."""
 
     def write(self, predictions: Labels) -> list[str]:
-        """Spell predictions as a submission has them."""
+        """Return the text of each prediction in a submission."""
 
 
 class ChoiceIndex:
     """The index of the right answer, counted from 0."""
 
     def decide(self, logits: npt.NDArray[Any]) -> Labels:
-        """Choose the answer with the highest logit; of equal ones the first."""
+        """Choose the answer with the highest logit; the first one if several are equal."""
         chosen: Labels = logits.argmax(-1).astype(np.int32)
         return chosen
 
     def write(self, predictions: Labels) -> list[str]:
-        """Spell each prediction as its number."""
+        """Return the number of each predicted answer as text."""
         return [str(int(each)) for each in predictions]

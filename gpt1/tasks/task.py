@@ -15,9 +15,10 @@ from gpt1.tasks.targets import Target
 class Example(NamedTuple):
     """One labelled or unlabelled example.
 
-    texts: its texts, in the order that the layout of its task takes.
-    label: what the target of its task makes of the label in the file; None where it is not known.
-    source: where it was read, such as ``train.tsv, line 7``, for messages; ends with a number.
+    texts: the texts of the example, in the order that the layout of the task takes.
+    label: the label as the target of the task has it; None if it is not known.
+    source: where the example was read, such as ``train.tsv, line 7``, for messages; ends with a
+        number.
     """
 
     texts: tuple[str, ...]
@@ -26,7 +27,7 @@ class Example(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The examples of a data set: those to train on, to validate on and to predict."""
+    """The examples of a data set, in three splits: training, validation and test."""
 
     train: list[Example]
     valid: list[Example]
@@ -34,7 +35,7 @@ class Splits(NamedTuple):
 
 
 def describe_sources(examples: Sequence[Example]) -> str:
-    """Name the sources of examples, those of one file together: ``a.csv, story 7, 12, 3``."""
+    """Name the sources of examples, grouped by file: ``a.csv, story 7, 12, 3``."""
     numbers: dict[str, list[str]] = {}
     for example in examples:
         place, _, number = example.source.rpartition(" ")
@@ -44,7 +45,7 @@ def describe_sources(examples: Sequence[Example]) -> str:
 
 @dataclass(frozen=True)
 class Submission:
-    """How predictions are handed in: a file name, its header, one line per example."""
+    """The file that predictions are written to: its name and its header line."""
 
     file: str
     header: str = "index\tprediction"
@@ -52,19 +53,19 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set and what is to be learnt from it.
+    """A data set, and how a model is trained and scored on it.
 
     Attributes:
-        name: as ``--dataset`` takes it.
-        title: as reports and messages call it.
-        files: names of the files in its directory.
-        remedy: where a user gets them, for the message that one is missing.
+        name: the value of ``--dataset``.
+        title: the name in reports and messages.
+        files: names of the files in the directory of the data set.
+        remedy: where a user gets these files, for the message that one is missing.
         read: reads the splits from a directory; mistakes in a file are
             :class:`gpt1.runtime.errors.InputError`.
-        layout: makes token sequences of an example.
+        layout: makes the token sequences of an example.
         target: what is predicted.
-        metrics: scores; the first one picks the best epoch.
-        submission: how predictions are handed in.
+        metrics: the scores; the first one decides which epoch is the best.
+        submission: the file that predictions are written to.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""What a run needs of memory and of disks at least, and whether this machine has it.
+"""Check that this machine has the memory and the disk space that a run needs at least.
 
-All figures are lower bounds: a run that is refused could not come to its end. A run that is not
-refused may still run out of memory, since activations come on top, or of disk space, which other
-programs may take meanwhile.
+All figures are lower bounds: a run that is refused could not finish. A run that is not refused may
+still run out of memory, because activations are not counted, or out of disk space, because other
+programs may use it during the run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gpt1.training import checkpoint
 FLOAT_BYTES = 4
 IN_CHECKPOINT = 3  # copies: parameters and both moments
 IN_TRAINING = 4  # copies: parameters, gradients and both moments
-UPDATE_LINE = 80  # bytes; a line in the log of updates has more
-UNITS = ("kB", "MB", "GB", "TB", "PB")  # of powers of 1000
+UPDATE_LINE = 80  # bytes, fewer than in any line of the log of updates
+UNITS = ("kB", "MB", "GB", "TB", "PB")  # 1000, 1000**2, ... bytes
 
 
 def n_parameters(config: ModelConfig) -> int:
-    """The number of a model's parameters, the classifier included.
+    """Return the number of parameters of a model, including the classifier.
 
     A block has matrices of [D, 3D], [D, D], [D, 4D] and [4D, D], their biases, and two layer norms
     with two vectors each.
@@ -44,18 +44,18 @@ def n_parameters(config: ModelConfig) -> int:
 
 
 def check_memory(config: ModelConfig, device: torch.device, source: str) -> None:
-    """See that the machine, and the GPU if there is one, can hold what training must hold.
+    """Check that the memory of the machine, and that of the GPU, can hold what training needs.
 
-    It is compared with all the memory there is, not with what is free at the moment.
+    The need is compared with the total memory, not with the memory that is free at the moment.
 
     Args:
         config: the model's sizes.
-        device: where the model is trained. For another device than the CPU, the machine's own
-            memory must hold the copy of which a checkpoint is written.
-        source: where sizes come from that no flag gives, for the message.
+        device: the device that trains the model. If it is not the CPU, the machine's own memory
+            must hold the copy from which a checkpoint is written.
+        source: the origin of sizes that no flag gives, for the message.
 
     Raises:
-        InputError: one of them cannot.
+        InputError: the machine or the GPU has too little memory.
     """
     copies = IN_TRAINING if device.type == "cpu" else IN_CHECKPOINT
     places = [("this machine", host_memory(), copies)]
@@ -75,7 +75,7 @@ def check_memory(config: ModelConfig, device: torch.device, source: str) -> None
 
 
 def host_memory() -> int | None:
-    """Bytes of memory that this process may use at most; None where the system does not say."""
+    """Return how many bytes of memory this process may use; None if the system does not tell."""
     limits = list(_cgroup_limits(Path("/")))
     with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -83,10 +83,11 @@ def host_memory() -> int | None:
 
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
-    """The memory limits of this process's Linux control groups, as containers and Slurm set them.
+    """Yield the memory limits of this process's Linux control groups, in bytes.
 
-    A group's limit holds for the groups below it, too. In a container, the path of the group may
-    be that outside of it, while the group itself is mounted as the topmost one.
+    Containers and Slurm set such limits. The limit of a group holds for the groups below it, too.
+    In a container, ``proc`` may give the group's path outside of the container, although the group
+    is mounted at the top of ``sys``.
 
     Args:
         root: the directory that holds ``proc`` and ``sys``.
@@ -103,7 +104,7 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
             place = top / group.lstrip("/")
             for directory in (place, *place.parents):
                 if directory.is_relative_to(top):
-                    with suppress(OSError, ValueError):  # there is none, or it is "max"
+                    with suppress(OSError, ValueError):  # There is no limit, or it is "max".
                         yield int((directory / name).read_text())
 
 
@@ -111,12 +112,12 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
 
 
 class Need(NamedTuple):
-    """What a run will write into a directory, beyond what it replaces there.
+    """The disk space that a run needs in a directory, in addition to files that it replaces.
 
     Attributes:
         flag: the flag that names another directory.
-        directory: where the files go; it exists.
-        n_bytes: less than 0 if the run frees more than it writes.
+        directory: an existing directory that the run writes to.
+        n_bytes: the additional bytes; less than 0 if the run frees more than it writes.
     """
 
     flag: str
@@ -133,16 +134,16 @@ def disk_needs(
     n_test: int,
     resumed: bool,
 ) -> list[Need]:
-    """What a run will need at its fullest moment in each of its directories.
+    """Return the largest disk space that a run will need in each of its directories.
 
     Args:
         outputs: the run's files.
-        n_parameters: of its model.
-        n_checkpoints: how many it will write; of them at most
-            :data:`gpt1.training.checkpoint.KEPT` + 1 are there at once.
-        n_updates: how many it will do.
-        n_test: test stories.
-        resumed: whether it goes on from a checkpoint. Otherwise it removes those that are there.
+        n_parameters: number of parameters of the model.
+        n_checkpoints: number of checkpoints that the run will write, of which at most
+            :data:`gpt1.training.checkpoint.KEPT` + 1 exist at once.
+        n_updates: number of updates that the run will make.
+        n_test: number of test examples.
+        resumed: whether the run continues from a checkpoint. Otherwise it removes old checkpoints.
     """
     parameters = FLOAT_BYTES * n_parameters
     old = checkpoint.checkpoints(outputs.directory)
@@ -166,10 +167,12 @@ def disk_needs(
 
 
 def check_disks(needs: Sequence[Need]) -> None:
-    """See that there is room for all of ``needs``; directories on one file system share its room.
+    """Check that the disks have room for all ``needs`` together.
+
+    The needs of directories on the same file system are added up.
 
     Raises:
-        InputError: there is not; says how much is missing where.
+        InputError: a file system has too little room; the message says how much is missing.
     """
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
@@ -189,22 +192,22 @@ def check_disks(needs: Sequence[Need]) -> None:
 
 
 def _free(directory: Path) -> int | None:
-    """Bytes that may still be written; None where the file system does not say."""
+    """Return how many bytes may still be written; None if the file system does not tell."""
     try:
         usage = shutil.disk_usage(directory)
     except OSError:
         return None
-    # Root may fill the part that is reserved, which other users do not count as free.
+    # Part of a file system is reserved for root, and is not free for other users.
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return (usage.total - usage.used if is_root else usage.free) if usage.total else None
 
 
 def _size(*paths: Path) -> int:
-    """Bytes of those of these files that there are."""
+    """Return the total bytes of these files; a file that does not exist counts as 0."""
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def shown(n_bytes: float, to_integer: Callable[[float], int] = math.ceil) -> str:
-    """A number of bytes as a message shows it, rounded up unless told otherwise."""
+    """Return a number of bytes as a message shows it, such as ``1.4 GB``, by default rounded up."""
     power = min(max(len(str(int(n_bytes))) - 1, 3) // 3, len(UNITS))
     return f"{to_integer(10 * n_bytes / 1000**power) / 10:.1f} {UNITS[power - 1]}"

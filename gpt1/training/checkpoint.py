@@ -1,9 +1,9 @@
-"""A run's state on disk: enough to go on to the same bits, and nothing that runs when read.
+"""Checkpoints: the state of a run on disk, from which a resumed run gives the same numbers.
 
-A checkpoint is one safetensors file that only this program writes. Its tensors are those of the
-model and the optimizer. Its header holds settings and counters as JSON, and a SHA-256 of all of it.
-Random states need no place in it: the order of the data and the dropout of every tower follow from
-the seed and the number of updates done (:func:`gpt1.runtime.seeds.tower_seed`).
+A checkpoint is one safetensors file, so that reading it runs no code. Its tensors are those of the
+model and the optimizer. Its header holds settings and counters as JSON, and a SHA-256 of the whole
+content. A checkpoint has no random states: the order of the data and the dropout of every tower
+follow from the seed and the number of updates done (:func:`gpt1.runtime.seeds.tower_seed`).
 """
 
 from __future__ import annotations
@@ -32,27 +32,30 @@ from gpt1.weights.tensors import read_safetensors, saved_by_name
 
 FORMAT = "gpt1 checkpoint 2"
 KEPT = 2
-DAMAGED = ".damaged"  # the end of the name of one that could not be read
+DAMAGED = ".damaged"  # the suffix of a checkpoint that could not be read
 _REMEDY = "use the one before it"
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
 
 
 class DamagedError(InputError):
-    """A checkpoint cannot be used, whatever the settings."""
+    """A checkpoint cannot be read, because the file is damaged or has another format."""
 
 
 @dataclass(kw_only=True)
 class RunState:
-    """All that changes while a run trains; everything else follows from its settings.
+    """The content of a checkpoint: all that changes while a run trains.
+
+    Everything else follows from the settings of the run.
 
     Attributes:
-        n_updates: updates done, which gives the epoch, the place in it, and all seeds.
-        best_score: best validation accuracy so far, in percent.
+        n_updates: number of updates done, which determines the epoch, the place in the epoch and
+            all seeds.
+        best_score: best validation score so far, in percent.
         evaluated: whether the evaluation that was due after these updates, if any, is done.
-        environment: what the bits of the numbers depend on besides the settings, as
-            :func:`gpt1.runtime.device.environment` gives it; empty if that is not known.
-        tensors: the model's and the optimizer's tensors by name.
-        optimizer: the rest of the optimizer's state: plain data.
+        environment: what :func:`gpt1.runtime.device.environment` returns, on which the last bits of
+            the numbers depend besides the settings; empty if it is not known.
+        tensors: the tensors of the model and the optimizer, by name.
+        optimizer: the rest of the optimizer's state, as values that JSON can hold.
     """
 
     n_updates: int
@@ -72,7 +75,7 @@ def capture(
     evaluated: bool = True,
     environment: Mapping[str, Any] | None = None,
 ) -> RunState:
-    """The state of a run now; its tensors are the live ones, not copies."""
+    """Return the current state of a run; its tensors are those of the model, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state = optimizer.state_dict()
     for index, entries in state["state"].items():
@@ -89,7 +92,7 @@ def capture(
 
 
 def restore(state: RunState, model: torch.nn.Module, optimizer: OpenAIAdam) -> None:
-    """Put a state back into a model and an optimizer that were made with the same settings."""
+    """Copy a state into a model and an optimizer that were made with the same settings."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name in state.tensors.keys() - {f"model.{name}" for name in model.state_dict()}:
         _, index, key = name.split(".")
@@ -99,15 +102,15 @@ def restore(state: RunState, model: torch.nn.Module, optimizer: OpenAIAdam) -> N
 
 
 def save(directory: Path, state: RunState, identity: Mapping[str, Any]) -> Path:
-    """Write a checkpoint, whole or not at all, then drop all but the last two.
+    """Write a checkpoint, whole or not at all; then remove all but the newest two.
 
     Args:
         directory: the run's directory.
-        state: what :func:`capture` gave.
-        identity: what a resumed run must share: settings, model and data.
+        state: a state from :func:`capture`.
+        identity: the settings, model and data that a resumed run must share.
 
     Returns:
-        The file written.
+        The path of the checkpoint.
     """
     path = directory / f"checkpoint-{state.n_updates:08d}.safetensors"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
@@ -130,22 +133,22 @@ def save(directory: Path, state: RunState, identity: Mapping[str, Any]) -> Path:
 
 
 def clear(directory: Path) -> None:
-    """Remove all checkpoints: those of an earlier run must not pass for the new one's."""
+    """Remove all checkpoints of earlier runs, so that none is taken for one of the new run."""
     for path in (*checkpoints(directory), *directory.glob(f"checkpoint-*{DAMAGED}")):
         path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path:
-    """Give a damaged checkpoint a name under which it neither counts nor gets lost."""
+    """Rename a damaged checkpoint, so that it is kept but no longer read; return its new path."""
     return path.replace(path.with_name(path.name + DAMAGED))
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; none if there is no such directory.
+    """Return the checkpoints of a run, oldest first; none if the directory does not exist.
 
     Raises:
-        Gpt1Error: the directory cannot be listed. It may well hold checkpoints, so that the run
-            must not start anew.
+        Gpt1Error: the directory cannot be listed. It may hold checkpoints, so that the run must
+            not start anew.
     """
     try:
         names = os.listdir(directory)  # a pattern for pathlib would find nothing on an error
@@ -157,12 +160,12 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def load(path: Path) -> tuple[RunState, dict[str, Any]]:
-    """Read a checkpoint: its state, and the settings it was made under.
+    """Read a checkpoint: the state, and the ``identity`` that was given to :func:`save`.
 
     Raises:
-        DamagedError: the file is damaged or no checkpoint of this format.
+        DamagedError: the file is damaged, or is not a checkpoint of this format.
         Gpt1Error: the machine could not read the file (a failing disk, a missing permission, too
-            many open files, too little memory); what the file holds is not known then.
+            many open files, too little memory); the file may be undamaged.
     """
     try:
         metadata, tensors = read_safetensors(path)
@@ -185,13 +188,13 @@ def load(path: Path) -> tuple[RunState, dict[str, Any]]:
 
 
 def _machine_error(path: Path, error: OSError | MemoryError) -> Gpt1Error:
-    """The error for a checkpoint, or for their directory, that could not be read."""
+    """Return the error for a checkpoint, or a directory of checkpoints, that cannot be read."""
     message = unreadable(path, "the saved state", error, remedy="put it back or make it readable")
     return Gpt1Error(f"{message} It was left as it is; go on with --resume when it can be read.")
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the header and every tensor's name, type, shape and bytes."""
+    """Return the SHA-256 over the header and every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -205,10 +208,10 @@ class TrainState:
     """All that changes while a run trains.
 
     Attributes:
-        model: on the device of its rank.
-        optimizer: of the model's parameters.
-        n_updates: updates done.
-        best_score: the best score of an evaluation so far.
+        model: the model, on the device of this rank.
+        optimizer: the optimizer of the model's parameters.
+        n_updates: number of updates done.
+        best_score: the best score of an evaluation so far, in percent.
         evaluated: whether the evaluation that was due after the last update, if any, is done.
     """
 
@@ -220,10 +223,10 @@ class TrainState:
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest two are kept.
+    """The checkpoints of a run, of which the newest two are kept.
 
     Args:
-        directory: where they are.
+        directory: the directory of the checkpoints.
         ranks: the processes of the run, of which the main one writes.
         say: shows a message to the user; called on the main rank alone.
     """
@@ -236,7 +239,7 @@ class Checkpoints:
         return next(reversed(checkpoints(self.directory)), None)
 
     def clear(self) -> None:
-        """Remove all checkpoints: those of an earlier run must not pass for the new one's."""
+        """Remove all checkpoints of earlier runs, so that none is taken for one of the new run."""
         clear(self.directory)
 
     def save(self, state: TrainState, identity: Mapping[str, Any]) -> None:
@@ -252,15 +255,16 @@ class Checkpoints:
         save(self.directory, captured, identity)
 
     def restore(self, state: TrainState, identity: Mapping[str, Any], n_updates: int) -> bool:
-        """Go back to the newest checkpoint that can be read; return whether there was any at all.
+        """Restore the newest checkpoint that can be read; return False if the run has none.
 
         Args:
-            state: receives what the checkpoint holds.
-            identity: what the checkpoint must share with this run.
-            n_updates: updates of the whole run, for the message.
+            state: is set to the content of the checkpoint.
+            identity: the settings, model and data that the checkpoint must share with this run.
+            n_updates: number of updates of the whole run, for the message.
 
         Raises:
-            InputError: the settings are not those of the run, or no checkpoint can be read.
+            InputError: the checkpoint is of a run with another identity, or no checkpoint can be
+                read.
         """
         files = self.ranks.on_main_rank(partial(checkpoints, self.directory))
         for path in reversed(files):
@@ -288,7 +292,7 @@ class Checkpoints:
         return False
 
     def _warn_of_changes(self, before: Mapping[str, Any]) -> None:
-        """Say what differs between here and where a checkpoint was written, if that is known."""
+        """Warn of differences between this environment and that of a checkpoint, if it is known."""
         changes = [
             f"{name} was {before[name]!s:.100} and is now {value}"
             for name, value in environment(self.ranks.device, self.ranks.world).items()
@@ -306,7 +310,11 @@ class Checkpoints:
 
 
 def _check_identity(found: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
-    """Raise an error unless a checkpoint is one of a run with these settings, model and data."""
+    """Check that a checkpoint was written by a run with these settings, model and data.
+
+    Raises:
+        InputError: one of them differs; the message names it.
+    """
     problems = [
         f"--resume: {name} was {found.get(name)!r:.100} in {path} and is now {own[name]!r}; give "
         "the same settings, or another --desc to start anew"

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a start, a table of evaluations, a progress bar, a summary."""
+"""Show a run on the terminal: its start, a progress bar, a table of evaluations, a summary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt1.training.checkpoint import TrainState
 from gpt1.training.loop import Evaluation, Listener
 
 LINE_EVERY = 30.0
-"""Seconds between two plain lines of progress, where no bar can be drawn."""
+"""Seconds between two lines of progress on an output that cannot show a progress bar."""
 
 BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}"
 
@@ -25,19 +25,19 @@ def say(message: str) -> None:
 
 
 def can_draw() -> bool:
-    """Return whether stderr shows a bar: it is a terminal, or this is a notebook."""
+    """Return whether stderr can show a progress bar: on a terminal or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class Console(Listener):
-    """Shows how far a run is.
+    """Shows the progress and the results of a run.
 
-    Where stdout is a terminal or a notebook it gets a table of evaluations, otherwise the lines
+    The evaluations go to stdout: as a table on a terminal or in a notebook, otherwise as the lines
     of the original, for programs to read. Everything else goes to stderr.
 
     Args:
-        n_examples: examples per update.
-        quiet: print the lines of the original alone, wherever they go.
+        n_examples: number of examples per update.
+        quiet: print nothing but the lines of the original, on a terminal too.
     """
 
     def __init__(self, n_examples: int, *, quiet: bool = False) -> None:
@@ -49,12 +49,12 @@ class Console(Listener):
         self._n_begin = self._n_updates = self._n_total = 0
 
     def prepared(self, description: Sequence[str]) -> None:
-        """Say what the run is about to do."""
+        """Print the lines that describe the run."""
         if not self._quiet:
             say("\n".join(description))
 
     def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
-        """Show the bar."""
+        """Show the progress bar."""
         self._started_at = self._shown_at = time.monotonic()
         self._n_begin, self._n_total = state.n_updates, n_updates
         self._n_updates = state.n_updates
@@ -68,12 +68,12 @@ class Console(Listener):
         )
 
     def stepped(self, n_updates: int) -> None:
-        """Move the bar."""
+        """Move the progress bar."""
         self._n_updates = n_updates
         self._bar.update(n_updates - self._bar.n)
 
     def updated(self, update: UpdateLine) -> None:
-        """Show the figures of an update in the bar, or now and then in a line."""
+        """Show the figures of an update in the bar, or in a line per :data:`LINE_EVERY` seconds."""
         now = time.monotonic()
         rate = (self._n_updates - self._n_begin) / max(now - self._started_at, 1e-9)
         figures = f"loss {update.clf_cost:.2f}, lr {update.lr:.1e}"
@@ -112,11 +112,11 @@ class Console(Listener):
         tqdm.write(row + ("  best" if is_best else ""))
 
     def closed(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.close()
 
     def finished(self, summary: Sequence[str]) -> None:
-        """Say what the run has made."""
+        """Print the lines that summarize the results."""
         if not self._quiet:
             say("\n".join(summary))

@@ -1,4 +1,4 @@
-"""Fine-tuning as a job of the training loop: batches of a task, its gradients and evaluations."""
+"""Fine-tuning as a job of the training loop: the batches, gradients and evaluations of a task."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ two classes give the right one a probability of 2**-10 on average.
 def divergence_warning(
     update: int, clf_cost: float, lm_cost: float, *, n_classes: int, n_rows: int
 ) -> str | None:
-    """Return a warning if the mean costs of an update show that the run diverges.
+    """Return a warning if the mean costs of an update show that the run diverges, else None.
 
     Args:
-        update: its number.
+        update: number of the update.
         clf_cost: classification cost, in nats per example.
         lm_cost: language-model cost, in nats per token; 0 without that loss.
-        n_classes: classes, or choices.
-        n_rows: rows of ``we``, over which the softmax of the language model runs.
+        n_classes: number of classes or choices.
+        n_rows: number of rows of ``we``, over which the softmax of the language model runs.
     """
     limits = (
         ("classification", clf_cost, CLF_LIMIT, n_classes),
@@ -85,15 +85,16 @@ def tower_gradients(
     precision: str = "fp32",
     share_prefix: bool = False,
 ) -> Tensor:
-    """Leave the gradients of a batch in the replica's model (the original's ``mgpu_train``).
+    """Compute the gradients of a batch in the replica's model (the original's ``mgpu_train``).
 
-    The batch is cut into as many towers as there are seeds. This rank computes its own,
-    one after another. The mean over all towers is then the same on every rank.
+    The batch is cut into as many towers as there are seeds. This rank computes its share of the
+    towers, one after another. The gradients are then averaged over all towers, and are the same on
+    every rank.
 
     Args:
-        replica: its model is in training mode, on the rank's device, its gradients are None.
+        replica: holds the model in training mode, on the rank's device, with gradients of None.
         stories: the whole batch, with labels; its size is a multiple of the number of towers.
-        seeds: what each tower's dropout is drawn from.
+        seeds: the seed of each tower's dropout.
         lm_coef: weight of the language-model loss.
         precision: as ``--precision``.
         share_prefix: as ``--share_prefix``.
@@ -123,19 +124,26 @@ def tower_gradients(
 
 
 def _tell_part(progress: Progress, before: int, total: int, done: int, _: int) -> None:
-    """Tell the progress within a part as progress of the whole."""
+    """Report the progress within one split as the progress of the whole evaluation.
+
+    Args:
+        progress: is called with the examples done and their total.
+        before: number of examples in the splits before this one.
+        total: number of examples in all splits.
+        done: number of examples of this split that are done.
+    """
     progress(before + done, total)
 
 
 class FineTuning:
-    """Fine-tune on a task, with the language-model loss beside it (paper, section 3.2).
+    """Fine-tuning on a task, with the language-model loss as auxiliary loss (paper, section 3.2).
 
     Args:
         data: the task and its arrays.
         loop: batches, epochs, seed and the weight of the language-model loss.
-        device: precision, and whether contexts are shared.
+        device: precision, and whether the answers to a context share its computation.
         config: the sizes of the model.
-        settings: the settings that a continued run must share, besides model and data.
+        settings: the settings that a resumed run must share, besides model and data.
     """
 
     def __init__(
@@ -155,8 +163,8 @@ class FineTuning:
     def work(self) -> Iterator[Rows]:
         """Yield the training rows of each update; the last partial batch of an epoch is dropped.
 
-        One NumPy stream is drawn from in the original's order: rows of special tokens, then a
-        shuffle per epoch.
+        The random numbers come from one NumPy stream, in the original's order: first the rows of
+        special tokens, then one shuffle per epoch.
         """
         stream = np.random.RandomState(self.loop.seed)
         special_rows(stream, self.config.n_embd)
@@ -167,7 +175,7 @@ class FineTuning:
                 yield order[step * size : (step + 1) * size]
 
     def gradients(self, replica: Replica[DoubleHeadsModel], work: Rows, update: int) -> Tensor:
-        """Leave the gradients of an update in the model, averaged over towers; return its costs."""
+        """Compute the gradients of an update, averaged over towers; return the costs [2]."""
         loop = self.loop
         return tower_gradients(
             replica,
@@ -179,7 +187,7 @@ class FineTuning:
         )
 
     def warning(self, update: UpdateLine) -> str | None:
-        """Return a warning if the costs of an update show that the run diverges."""
+        """Return a warning if the costs of an update show that the run diverges, else None."""
         return divergence_warning(
             update.n_updates,
             update.clf_cost,
@@ -189,12 +197,18 @@ class FineTuning:
         )
 
     def evaluation_due(self, update: int) -> bool:
-        """Return whether an epoch ends, or the original evaluates within the first epoch."""
+        """Return whether an evaluation follows an update.
+
+        It does at the end of each epoch and, as in the original, some times in the first epoch.
+        """
         extra = update in EXTRA_EVALUATIONS and update < self.updates_per_epoch
         return extra or update % self.updates_per_epoch == 0
 
     def evaluate(self, state: TrainState, ranks: Ranks, progress: Progress) -> Evaluation:
-        """Compute costs and metrics, for training on its first ``n_valid`` examples as there."""
+        """Compute costs and metrics on training and validation examples.
+
+        As in the original, the training examples are the first ``n_valid`` ones.
+        """
         valid = self.data.valid
         splits = {"tr": self.data.train.take(slice(0, valid.n_stories)), "va": valid}
         total, before = sum(arrays.n_stories for arrays in splits.values()), 0
@@ -216,7 +230,7 @@ class FineTuning:
     def _figures(
         self, arrays: ChoiceArrays, state: TrainState, ranks: Ranks, progress: Progress
     ) -> dict[str, float]:
-        """Return cost and metrics of a split by their names."""
+        """Return the cost and the metrics of a split, by name."""
         assert arrays.Y is not None  # both splits that are evaluated have labels
         logits = self.predict(state.model, arrays, ranks, progress)
         predictions = self.data.task.target.decide(logits)
@@ -244,7 +258,7 @@ class FineTuning:
         )
 
     def identity(self) -> Mapping[str, Any]:
-        """Return what a continued run must share: settings, model and data."""
+        """Return the settings, model and data that a resumed run must share."""
         return self._identity
 
     def describe(self, work: Rows) -> str:

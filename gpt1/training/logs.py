@@ -1,4 +1,4 @@
-"""What a run keeps while it trains, its logs above all: listeners of the training loop."""
+"""Listeners of the training loop that write the logs of a run and keep its best parameters."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from gpt1.training.loop import Evaluation, Listener
 
 Mirror = Callable[[Mapping[str, Any]], None]
 
-DIVERGING = "diverging"  # the event of a run whose costs are far above those of a guess
+DIVERGING = "diverging"  # the event that the costs are far above those of a uniform guess
 
 
 class JsonLines:
-    """A file of JSON objects, one per line, each with the time in seconds since 1970 last.
+    """A file of JSON objects, one per line, each with its time in seconds since 1970.
 
     Args:
-        path: the file; made anew unless ``keep`` says what to keep of it.
-        keep: the number of updates that a resumed run goes on from: later lines go.
-        mirror: is given each line, too: those that are kept and those that are written.
+        path: the file, which begins empty unless ``keep`` is given.
+        keep: the number of updates from which a resumed run continues. The file keeps its lines on
+            updates up to this number and loses the others.
+        mirror: a function that is called with each line, whether kept or written.
 
     Attributes:
         is_new: whether no line was kept.
-        first: the values of the first line, kept or written; empty before it is written.
-        events: the kinds of events in the lines that are kept or written: the values of ``event``.
+        first: the values of the first line of the file; empty before a line is written.
+        events: the values of ``event`` in the lines of the file.
     """
 
     def __init__(self, path: Path, keep: int | None = None, mirror: Mirror | None = None) -> None:
@@ -51,7 +52,11 @@ class JsonLines:
             self._note(json.loads(line))
 
     def write(self, **values: Any) -> None:
-        """Append a line, at once."""
+        """Append a line, and flush the file.
+
+        Raises:
+            Gpt1Error: the line cannot be written.
+        """
         values.setdefault("time", time.time())
         try:
             self._file.write(json.dumps(values) + "\n")
@@ -62,17 +67,21 @@ class JsonLines:
         self._note(values)
 
     def _note(self, values: Mapping[str, Any]) -> None:
-        """Take notice of a line that is in the file."""
+        """Note the event in a line of the file, and pass the line to the mirror."""
         if isinstance(values.get("event"), str):
             self.events.add(values["event"])
         if self._mirror:
             self._mirror(values)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file.
+
+        Raises:
+            Gpt1Error: an earlier line cannot be written.
+        """
         try:
             self._file.close()
-        except OSError as error:  # a line that could not be written: it tries again
+        except OSError as error:  # Closing tries again to write a line that could not be written.
             raise self._unwritten(error) from error
 
     def _unwritten(self, error: OSError) -> Gpt1Error:
@@ -82,10 +91,10 @@ class JsonLines:
 
 
 def _lines_until(path: Path, n_updates: int) -> list[str]:
-    """The whole lines of a log that speak of no later update than ``n_updates``.
+    """Return the complete lines of a log, except those on updates after ``n_updates``.
 
     Raises:
-        Gpt1Error: there is a log that cannot be read, and that a new one must not replace.
+        Gpt1Error: the log exists but cannot be read, so that it must not be replaced.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -98,14 +107,14 @@ def _lines_until(path: Path, n_updates: int) -> list[str]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # a line cut off by a crash
+            continue  # A crash cut the line off.
         if isinstance(values, Mapping) and _counts(values.get("n_updates", 0), n_updates):
             kept.append(line if line.endswith("\n") else line + "\n")
     return kept
 
 
 def _counts(found: object, n_updates: int) -> bool:
-    """Whether a line's ``n_updates`` is a number, and one the run has done."""
+    """Return whether a line's ``n_updates`` is a number that is at most that of the run."""
     return type(found) is int and found <= n_updates
 
 
@@ -113,12 +122,13 @@ class Logs(Listener):
     """The two logs of a run: settings and evaluations as in the original, and a line per update.
 
     Args:
-        outputs: the places of both, and of TensorBoard's files.
-        settings: the first line of the first log: what the run was made with.
+        outputs: the paths of both logs and of TensorBoard's files.
+        settings: the settings of the run, for the first line of the log of evaluations.
         warn: shows a warning to the user.
 
     Attributes:
-        first: the first line of the first log, which is that of the resumed run if there is one.
+        first: the first line of the log of evaluations. A resumed run keeps the line of the run
+            that it continues.
     """
 
     def __init__(
@@ -132,9 +142,9 @@ class Logs(Listener):
         self.first: Mapping[str, Any] = {}
 
     def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
-        """Begin both logs, or cut them back to the checkpoint that the run goes on from."""
+        """Begin both logs, or cut them back to the checkpoint from which the run continues."""
         keep = state.n_updates if resumed else None
-        # An evaluation that is still to be made is not in the log, even if it was made once.
+        # If the evaluation after the checkpoint's last update is to be made again, its line goes.
         keep_evaluations = None if keep is None else keep - (not state.evaluated)
         mirrors: tuple[Mirror | None, Mirror | None] = (None, None)
         directory = self._outputs.settings.tensorboard
@@ -179,18 +189,18 @@ class Keeper(Listener):
         self._save = save
 
     def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
-        """Keep what the run starts from, unless it goes on from a checkpoint."""
+        """Keep the initial parameters, unless the run continues from a checkpoint."""
         if not resumed:
             self._save()
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """Keep what was just evaluated, if it is the best so far."""
+        """Keep the parameters that were just evaluated, if they are the best so far."""
         if is_best:
             self._save()
 
 
 class History(Listener):
-    """Remembers every evaluation, in the order in which they were made."""
+    """Remembers all evaluations and updates, in order."""
 
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []

@@ -1,8 +1,9 @@
-"""The training loop, for every job: updates, evaluations, checkpoints, requests to end.
+"""The training loop of every job: updates, evaluations, checkpoints and requests to end.
 
-The loop knows no data set and writes no log. A :class:`Job` yields work, evaluates and describes
-itself; a :class:`Listener` is told what happens and writes, prints or draws it. What changes while
-a run trains is in :class:`~gpt1.training.checkpoint.TrainState`.
+The loop does not depend on a data set and writes no log. A :class:`Job` yields the data of each
+update, computes gradients and evaluates. A :class:`Listener` is called at each event, and writes,
+prints or draws it. :class:`~gpt1.training.checkpoint.TrainState` holds everything that changes
+while a run trains.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from gpt1.training.checkpoint import Checkpoints, TrainState
 
 Work = TypeVar("Work")
 Progress = Callable[[int, int], None]
-"""Takes the number of examples done and their total."""
+"""A function that is called with the number of examples done and their total."""
 
 GPU_DELAY = 50
-"""Updates whose figures may wait on a GPU: to read a number from a GPU is to wait for it."""
+"""Number of updates whose figures may stay on a GPU, because reading a figure waits for the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        n_epochs, n_updates: after how many whole epochs and updates.
-        figures: costs and metrics by their name in the log, in the order of the log.
+        n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
+        figures: costs and metrics by their names in the log, in the order of the log.
         score: the figure that picks the best epoch; higher is better.
     """
 
@@ -51,71 +52,89 @@ class Evaluation:
 
 
 class Job(Protocol[Work]):
-    """What a run trains on.
+    """A job of the training loop: data, gradients and evaluations.
 
     Attributes:
-        n_updates: updates of the whole run.
-        updates_per_epoch: updates of one pass over the training data.
+        n_updates: number of updates of the whole run.
+        updates_per_epoch: number of updates in one pass over the training data.
     """
 
     n_updates: int
     updates_per_epoch: int
 
     def work(self) -> Iterator[Work]:
-        """Yield the data of each update, from the first: the seed alone decides them."""
+        """Yield the data of each update, from the first one; they depend on the seed alone."""
 
     def gradients(self, replica: Replica[DoubleHeadsModel], work: Work, update: int) -> Tensor:
-        """Leave an update's gradients in the model; return its costs [2]: classification, LM."""
+        """Compute the gradients of an update in the model.
+
+        Returns:
+            The classification cost and the language-model cost, [2].
+        """
 
     def warning(self, update: UpdateLine) -> str | None:
-        """Return a warning if the costs of an update show that the run diverges."""
+        """Return a warning if the costs of an update show that the run diverges, else None."""
 
     def evaluation_due(self, update: int) -> bool:
-        """Whether an evaluation follows this update."""
+        """Return whether an evaluation follows this update."""
 
     def evaluate(self, state: TrainState, ranks: Ranks, progress: Progress) -> Evaluation:
         """Evaluate the model on all ranks together, and call ``progress`` now and then."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What a continued run must share with the run it continues."""
+        """Return what a resumed run must share with the run that it continues."""
 
     def describe(self, work: Work) -> str:
         """Name the examples of an update, for messages."""
 
 
 class Listener:
-    """Is told what a run does. Every method does nothing unless a subclass has its own."""
+    """Receives the events of a run; a method that a subclass does not override does nothing."""
 
     def prepared(self, description: Sequence[str]) -> None:
-        """All files are read; the lines say what the run is about to do."""
+        """Handle the end of the preparation: all files have been read.
+
+        Args:
+            description: lines that describe the run.
+        """
 
     def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
-        """Training begins, from nothing or from a checkpoint, to end after ``n_updates``."""
+        """Handle the beginning of training.
+
+        Args:
+            state: the state at the beginning.
+            n_updates: number of updates of the whole run.
+            resumed: whether the state comes from a checkpoint.
+        """
 
     def updated(self, update: UpdateLine) -> None:
-        """The figures of an update are known; on a GPU this may be some updates later."""
+        """Handle the figures of an update; on a GPU, later updates may have been made already."""
 
     def stepped(self, n_updates: int) -> None:
-        """An update is made; its figures may not be known yet."""
+        """Handle the end of update number ``n_updates``; its figures may not be known yet."""
 
     def warned(self, update: UpdateLine, message: str) -> None:
-        """The costs of an update show that the run diverges."""
+        """Handle a warning: the costs of an update show that the run diverges."""
 
     def evaluating(self, done: int, total: int) -> None:
-        """An evaluation has predicted ``done`` of ``total`` examples; tells this more than once."""
+        """Handle the progress of an evaluation: ``done`` of ``total`` examples are predicted."""
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """An evaluation is done; the model still has the parameters that were evaluated."""
+        """Handle the result of an evaluation; the model has the parameters that were evaluated."""
 
     def closed(self) -> None:
-        """Training is over, in whatever way."""
+        """Handle the end of training, by success or by an error."""
 
     def finished(self, summary: Sequence[str]) -> None:
-        """All results are written; the lines say which."""
+        """Handle the end of the run: all results have been written.
+
+        Args:
+            summary: lines that summarize the results.
+        """
 
 
 class _Waiting(NamedTuple):
-    """An update whose figures [clf cost, LM cost, gradient norm] are still on the device."""
+    """An update whose costs and gradient norm have not been read from the device yet."""
 
     n_updates: int
     lr: float
@@ -124,16 +143,17 @@ class _Waiting(NamedTuple):
 
 
 class Trainer:
-    """Train a model on a job until the job is done, it diverges, or a request to end comes.
+    """Train a model on a job until the job is done, the run diverges, or a request to end comes.
 
     Args:
-        job: what to train on.
-        state: where to start from, and what changes.
+        job: the data, gradients and evaluations of the run.
+        state: the initial state, which training changes.
         ranks: the processes of the run.
-        checkpoints: where the state is saved.
-        listeners: who is told what happens; on the main rank only.
-        stop: requests to end.
-        save_every: updates between checkpoints, besides the end of each epoch; 0 for none.
+        checkpoints: the checkpoints of the run, to which the state is saved.
+        listeners: receive the events of the run; they are called on the main rank only.
+        stop: the requests to end.
+        save_every: number of updates between checkpoints, in addition to those at the end of each
+            epoch; 0 for no additional ones.
         with_lm: whether the job has a language-model loss.
     """
 
@@ -159,36 +179,37 @@ class Trainer:
         self._recent: deque[tuple[int, Any]] = deque(maxlen=GPU_DELAY + 1)
 
     def restore(self) -> bool:
-        """Go back to the newest checkpoint of the run; return whether there is one.
+        """Restore the newest checkpoint of the run; return False if there is none.
 
         Raises:
-            InputError: the checkpoint is of a run with other settings, or none can be read.
+            InputError: the checkpoint is of a run with other settings, or no checkpoint can be
+                read.
         """
         return self.checkpoints.restore(self.state, self.job.identity(), self.job.n_updates)
 
     def updates_saved(self) -> Iterator[int]:
-        """Yield the updates still to be made after which a checkpoint is written."""
+        """Yield the numbers of the remaining updates after which a checkpoint is written."""
         for update in range(self.state.n_updates + 1, self.job.n_updates + 1):
             if self._is_saved(update):
                 yield update
 
     def train(self, *, resumed: bool) -> None:
-        """Make all updates that are left, with the evaluations and checkpoints between them.
+        """Make all remaining updates, with the evaluations and checkpoints between them.
 
         Args:
-            resumed: whether the state was restored from a checkpoint; otherwise the checkpoints
-                that an earlier run left are removed.
+            resumed: whether the state was restored from a checkpoint. Otherwise the checkpoints of
+                an earlier run are removed.
 
         Raises:
             Gpt1Error: the run diverged, or a result cannot be written.
-            Stopped: the run was asked to end; its state is saved.
+            Stopped: a request to end came; the state is saved.
         """
         if not resumed and self.ranks.is_main:
             self.checkpoints.clear()
         try:
             for listener in self.listeners:
                 listener.started(self.state, n_updates=self.job.n_updates, resumed=resumed)
-            with self.stop.held():  # requests to end are obeyed between updates
+            with self.stop.held():  # A request to end is obeyed between updates.
                 self._make_updates()
             self._read_waiting()
         finally:
@@ -198,10 +219,10 @@ class Trainer:
     def _make_updates(self) -> None:
         state, done = self.state, self.state.n_updates
         state.model.train()
-        if not state.evaluated:  # the run that is continued was stopped before it could
+        if not state.evaluated:  # The run that is resumed ended before its evaluation.
             self._evaluate()
         for update, work in enumerate(self.job.work(), start=1):
-            if update <= done:  # it is in the checkpoint already
+            if update <= done:  # The checkpoint holds this update already.
                 continue
             self._update(update, work)
             state.evaluated = not self.job.evaluation_due(update)
@@ -210,7 +231,7 @@ class Trainer:
                 self._evaluate()
             if self._is_saved(update):
                 self._save()
-        self._obey()  # a request that came after the last update
+        self._obey()  # A request may have come after the last update.
 
     def _is_saved(self, update: int) -> bool:
         """Return whether a checkpoint is written after an update."""
@@ -239,7 +260,7 @@ class Trainer:
             self._read_waiting()
 
     def _read_waiting(self) -> None:
-        """Read the figures that wait on the device, check them, and tell the listeners."""
+        """Read the figures that are still on the device, check them, and call the listeners."""
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
@@ -266,15 +287,15 @@ class Trainer:
         bad = [f"{name} {x}" for name, x in zip(names, figures, strict=True) if not isfinite(x)]
         if not bad:
             return
-        if self.state.n_updates < update:  # the state before the failing update is still there
+        if self.state.n_updates < update:  # The state is still that before the failing update.
             self._save()
         raise self._diverged(update, " and ".join(bad))
 
     def _diverged(self, update: int, what: str) -> Gpt1Error:
-        """Return the error that names the failing update and the state that is left.
+        """Return the error that names the failing update and the last good checkpoint.
 
         Args:
-            update: its number.
+            update: number of the update.
             what: description of the value that is not finite.
         """
         saved = self.checkpoints.newest()
@@ -293,16 +314,16 @@ class Trainer:
         return error
 
     def _evaluate(self) -> None:
-        """Evaluate, tell the listeners, and note the best score.
+        """Evaluate, call the listeners, and note the best score.
 
         Raises:
-            Gpt1Error: a cost is not finite; nothing is logged or kept then.
-            Stopped: a run of one process was asked to end.
+            Gpt1Error: a cost is not finite; the evaluation is not logged then.
+            Stopped: a request to end came to a run of one process.
         """
         state = self.state
         self._read_waiting()
         try:
-            # One process alone may leave at once; several must leave together.
+            # Several processes must end together; one alone may end during an evaluation.
             with self.stop.obeyed() if self.ranks.world == 1 else nullcontext():
                 found = self.job.evaluate(state, self.ranks, self._tell_progress)
         except Stopped:
@@ -323,7 +344,7 @@ class Trainer:
             listener.evaluating(done, total)
 
     def _obey(self) -> None:
-        """Save and raise :class:`Stopped` on all ranks if any of them was asked to end."""
+        """Save the state and raise :class:`Stopped` on all ranks if any rank was asked to end."""
         request = self.stop.signal
         if self.ranks.any_rank(request is not None):
             self._save()
@@ -331,7 +352,7 @@ class Trainer:
             raise Stopped(request or signal.SIGTERM, message)
 
     def _save(self) -> None:
-        """Save the state; no rank goes on before it is on the disk."""
+        """Save the state; all ranks wait until it is on the disk."""
         self.ranks.on_main_rank(self._write_checkpoint)
 
     def _write_checkpoint(self) -> None:

@@ -1,4 +1,4 @@
-"""From settings and files to what a run needs: the data as arrays, and the model."""
+"""Prepare a run from its settings and files: the data as arrays, and the model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gpt1.weights.stored import StoredModel, find_model
 
 
 def load_data(settings: Settings, sources: Sources, *, verbose: bool) -> TaskData:
-    """Read and encode the data set of a run (FIDELITY, 1 to 6).
+    """Read and encode the data set of a run (docs/fidelity.md, 1 to 6).
 
     Args:
-        settings: for ``dataset``, ``n_ctx`` and ``spacy_rules``.
-        sources: where data and vocabulary are.
+        settings: the settings, of which ``dataset``, ``n_ctx`` and ``spacy_rules`` are used.
+        sources: the paths of the data and the vocabulary.
         verbose: whether a progress bar may be shown.
 
     Raises:
-        InputError: a data file, the vocabulary or the merges are not what they should be.
+        InputError: a data file, the vocabulary or the merges are missing or malformed.
     """
     encoder = TextEncoder(
         sources.encoder_path,
@@ -40,7 +40,7 @@ def load_data(settings: Settings, sources: Sources, *, verbose: bool) -> TaskDat
 
 
 def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Settings, ModelConfig]:
-    """Decide the model's sizes and how many layers it takes from the checkpoint.
+    """Decide the model's sizes and the number of layers that it takes from the checkpoint.
 
     The rules are those of :func:`gpt1.weights.stored.resolve`.
 
@@ -70,7 +70,7 @@ def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Setti
 
 
 def _stored_model(settings: Settings, sources: Sources) -> StoredModel | None:
-    """The model that a run starts from, or whose sizes it has; None if there is none."""
+    """Return the stored model that a run takes parameters or sizes from; None if there is none."""
     model_dir = sources.model_dir
     if settings.init_params is not None:
         return find_model(settings.init_params, model_dir)
@@ -79,12 +79,12 @@ def _stored_model(settings: Settings, sources: Sources) -> StoredModel | None:
 
 
 def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
-    """Say of flags that are allowed what may not be meant, one line each.
+    """Return notes on allowed flags that may not do what the user expects, one line per flag.
 
     Args:
-        given: the settings as given.
-        used: the settings that :func:`resolve` made of them.
-        sources: where the checkpoint is.
+        given: the settings that the user gave.
+        used: the settings that :func:`resolve` returned for them.
+        sources: the path of the checkpoint.
     """
     assert used.n_transfer is not None
     found = []
@@ -105,15 +105,17 @@ def notes(given: Settings, used: Settings, sources: Sources) -> list[str]:
 def build_model(
     settings: Settings, sources: Sources, config: ModelConfig, stream: np.random.RandomState
 ) -> DoubleHeadsModel:
-    """A model with fresh parameters, then those of the checkpoint (FIDELITY, 12, 13 and 18).
+    """Make the model with fresh parameters, and copy the checkpoint's parameters into it.
+
+    See docs/fidelity.md, 12, 13 and 18.
 
     Args:
-        settings: those that :func:`resolve` made, for ``seed``, ``n_transfer`` and
-            ``init_params``.
-        sources: where the checkpoint is.
+        settings: the settings that :func:`resolve` returned, of which ``seed``, ``n_transfer`` and
+            ``init_params`` are used.
+        sources: the path of the checkpoint.
         config: the model's sizes.
-        stream: the run's NumPy stream; the special tokens' rows are drawn from it, whether
-            they are used or not. A hub directory that has such rows keeps its own.
+        stream: the run's NumPy stream, from which the rows of the special tokens are always drawn.
+            They are not used if the checkpoint has such rows.
     """
     special = stored.special_rows(stream, config.n_embd)
     n_transfer, path = settings.n_transfer, settings.init_params or sources.model_dir

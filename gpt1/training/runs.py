@@ -43,12 +43,12 @@ from gpt1.weights.parameters import read_params
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run has made, on its main rank; on others only what they know.
+    """The results of a run. On other ranks than the main one some of them are missing.
 
     Attributes:
-        settings: what the run was made with, every size decided.
-        outputs: its files.
-        data: what it was trained on.
+        settings: the settings of the run, with every size decided.
+        outputs: the files of the run.
+        data: the data set.
         model: on the device of the run; the parameters of the best evaluation if the run kept
             them (``submit``), else the last ones.
         evaluations: in the order in which they were made, since the last start of the run.
@@ -68,7 +68,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The first metric's best validation score, and all of the test split if it has labels."""
+        """The best validation score of the first metric; all test scores if labels are known."""
         metrics = self.data.task.metrics
         found = {f"valid_{metrics[0].title}": self.best_score}
         if self.predictions is not None and self.data.test_labels is not None:
@@ -82,15 +82,15 @@ def fine_tune(dataset: str = "rocstories", *, verbose: bool = True, **settings: 
     """Fine-tune a pretrained model on a data set, and predict its test split.
 
     Args:
-        dataset: as ``--dataset`` takes it.
+        dataset: a value of ``--dataset``.
         verbose: show on the terminal, or in the notebook, what a run of ``gpt1 train`` shows.
         settings: any flag of ``gpt1 train`` by its name, such as ``n_iter=1``. ``submit`` is true
             unless it is given: the best parameters are kept, and predict the test split.
 
     Raises:
-        InputError: an argument or a file is not what it should be.
+        InputError: an argument or a file is wrong.
         Gpt1Error: a result cannot be written, or the run diverged.
-        KeyboardInterrupt: it was interrupted, and has saved its state: ``resume=True`` goes on.
+        KeyboardInterrupt: the run was interrupted, and saved its state; ``resume=True`` continues.
     """
     chosen = from_keywords({"submit": True, "dataset": dataset, **settings})
     sources = find_sources(chosen, TASKS[chosen.dataset])
@@ -119,15 +119,15 @@ def run_fine_tuning(
     """Make a whole run: data, model, training, and with ``submit`` the submission.
 
     Args:
-        settings: as given, or the demo's.
-        sources: where to read from.
+        settings: the settings of the user, or of the demo.
+        sources: the paths of the files to read.
         ranks: this process among those of the run.
         stop: requests to end.
-        lock: keeps other runs of this name out until the caller opens it.
-        verbose: show on the terminal how far the run is.
+        lock: is locked here against other runs of this name; the caller releases it.
+        verbose: show the progress of the run on the terminal.
 
     Raises:
-        InputError: something of the user's is wrong; nothing has been written then.
+        InputError: a setting or a file is wrong; nothing has been written then.
         Gpt1Error: a result cannot be written, the run diverged, or another process ended.
         Stopped: it was asked to end, and has saved its state.
     """
@@ -193,7 +193,7 @@ def _make_trainer(
 
 
 def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Sources) -> list[str]:
-    """Return what a run is about to do, in three lines."""
+    """Return three lines that describe a run: its data, its model and its updates."""
     data, n = job.data, f"{capacity.n_parameters(job.config):,}"
     model = f"{n} parameters from {settings.init_params or f'{sources.model_dir}/'}"
     if settings.n_transfer == -1:
@@ -215,7 +215,7 @@ def _counted(n: int, what: str) -> str:
 
 
 def _summarize(result: Result) -> list[str]:
-    """Return what a run has made: scores, files, and the command that tells more."""
+    """Return lines that summarize a run: its scores, its files, and the command for a report."""
     outputs, settings = result.outputs, result.settings
     found = ", ".join(f"{name.replace('_', ' ')} {x:.2f} %" for name, x in result.metrics.items())
     best = max(result.evaluations, key=lambda each: each.score, default=None)
@@ -230,7 +230,7 @@ def _summarize(result: Result) -> list[str]:
 
 
 def _set_up(settings: Settings, ranks: Ranks) -> Settings:
-    """Decide what depends on the device, and set the arithmetic of this process."""
+    """Return the settings adapted to the device, and set the arithmetic of this process."""
     if settings.fast:
         is_cuda = ranks.device.type == "cuda"
         settings = settings.made_fast(has_bf16=device.has_bf16(ranks.device), is_cuda=is_cuda)
@@ -240,7 +240,7 @@ def _set_up(settings: Settings, ranks: Ranks) -> Settings:
         device.keep_freed_memory()
     if settings.deterministic and ranks.device.type != "cpu":
         device.make_deterministic()
-    # torchrun may have started only some of several machines' processes "again".
+    # torchrun may have restarted the processes of some machines only: all ranks must resume.
     return replace(settings, resume=ranks.any_rank(settings.resume))
 
 
@@ -250,7 +250,7 @@ def _prepare(
     """Return the data, the settings with the model's sizes decided, and the model on its device.
 
     Raises:
-        InputError: a file is not what it should be, or does not fit the flags.
+        InputError: a file is missing or malformed, or does not fit the flags.
     """
     data = load_data(settings, sources, verbose=ranks.is_main)
     if data.train.n_stories < settings.batch_size:
@@ -286,7 +286,7 @@ def make_optimizer(
 
 
 def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict[str, Any]:
-    """Return all settings, with what the files and the machine decided in the place of None.
+    """Return all settings, with the values from files and the machine in place of None.
 
     ``run_id`` is new for each run: the record of a submission names the log by it.
     """

@@ -1,4 +1,4 @@
-"""Where a run reads from: the user's files, or the bundled demo."""
+"""Find the files that a run reads: the user's files, or the bundled demo."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
         task: the data set.
 
     Raises:
-        InputError: with every missing file and what to do about it.
+        InputError: a file is missing; the message has all missing files and what to do about them.
     """
     data_dir = Path(settings.data_dir or "data")
     model_dir = Path(settings.model_dir or "model")
@@ -65,7 +65,7 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
 
 
 def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> list[str]:
-    """A problem for each kind of file that the run needs and cannot find."""
+    """Return a problem for each kind of file that the run needs and that is missing."""
     problems = []
     missing = [name for name in task.files if not os.path.isfile(sources.data_dir / name)]
     if missing:
@@ -98,7 +98,7 @@ def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> li
 
 
 def _missing_weights(model_dir: Path) -> list[str]:
-    """A problem if there is no pretrained model in a directory, of either layout."""
+    """Return a problem if a directory has no pretrained model, in either layout."""
     if locate.is_hub(model_dir):
         try:
             locate.hub_weights(model_dir)

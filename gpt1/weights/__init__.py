@@ -1,4 +1,4 @@
-"""Parameters on disk: released shards, parameter lists, the model hub layout."""
+"""Parameters on disk: the released layout, full parameter lists and the model hub's layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["from_list", "load_released", "save_released", "to_list"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: :mod:`gpt1.weights.locate` does without torch."""
+    """Import a public function on first use: :mod:`gpt1.weights.locate` must not import torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "parameters" if name.endswith("_list") else "released"

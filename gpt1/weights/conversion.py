@@ -1,7 +1,8 @@
-"""A model from one layout into another: released shards, full lists, hub directories.
+"""Convert a model between layouts: the released layout, full parameter lists, hub directories.
 
-What both layouts can hold arrives bit for bit. What the target has no place for is told in a note;
-what the target needs and the source does not have is an error, never made up.
+Every array that both layouts can hold is copied bit for bit. An array that the target cannot hold
+is left out, and a note says so. If the source lacks an array that the target needs, the conversion
+ends with an error; nothing is made up.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from gpt1.weights.stored import (
     resolve,
 )
 
-# The layouts that are directories, with the files that a conversion writes into one.
+# The layouts that are directories, with the names of the files that a conversion writes.
 DIRECTORIES = {"hub": locate.HUB_FILES, "released": locate.RELEASED_FILES}
 LISTS = tuple(suffix.removeprefix(".") for suffix in locate.LIST_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """A model between two layouts.
+    """A model that was read from one layout and is to be written in another.
 
     Attributes:
-        path: where it came from.
-        vocabulary: the files of its vocabulary and merges.
-        unknown: the piece with id 0, to which the encoder turns what it does not know.
-        config: its sizes, with 0 or 3 special rows, and its activation.
-        params: its arrays by the original's names, with or without a classifier.
+        path: the file or directory that the model was read from.
+        vocabulary: the files of the vocabulary and the merges.
+        unknown: the token with id 0, which stands for everything outside the vocabulary.
+        config: the sizes of the model, with 0 or 3 special rows, and its activation.
+        params: the arrays by the original's names, with or without a classifier.
     """
 
     path: Path
@@ -51,7 +52,11 @@ class _Model:
     params: dict[str, Array]
 
     def extras(self, *, present: bool) -> list[str]:
-        """Name what a fine-tuned model has beyond a pretrained one, as far as it is present."""
+        """Name the parts that only a fine-tuned model has.
+
+        Args:
+            present: whether to name the parts that this model has, or those that it lacks.
+        """
         found = {
             "rows of special tokens": self.config.n_special > 0,
             "a choice head": "clf/w" in self.params,
@@ -77,17 +82,17 @@ def convert(
             ``.safetensors``), or the directory of a run.
         target: a directory, or a file that ends in ``.jl`` or ``.safetensors``.
         to: ``hub``, ``released``, ``jl`` or ``safetensors`` [the suffix of ``target``].
-        vocabulary: the directory of the vocabulary [``source``, or for a list ``model/``].
-        n_head, afn: attention heads and activation, where no file records them [12, gelu].
+        vocabulary: the directory of the vocabulary [``source``; for a list ``model/``].
+        n_head, afn: attention heads and activation, if no file records them [12, gelu].
         force: whether files of an earlier conversion in ``target`` may be replaced.
         spell: how messages and notes name arguments.
 
     Returns:
-        What was written, in one line, and notes on what the target cannot hold.
+        One line that describes what was written, and notes on what the target cannot hold.
 
     Raises:
-        InputError: a file is missing, damaged or does not fit, ``target`` is in use, or it needs
-            what ``source`` does not have. Nothing is written then.
+        InputError: a file is missing, damaged or does not fit the others; ``target`` is in use; or
+            ``target`` needs an array that ``source`` does not have. Nothing is written then.
         Gpt1Error: a file cannot be written.
     """
     target = Path(target)
@@ -112,10 +117,10 @@ def convert(
 
 
 def target_layout(target: Path, to: str | None, spell: Spelling = as_keyword) -> str:
-    """Find the layout to write: what ``to`` says, or the suffix of the target.
+    """Return the layout to write: ``to``, or the layout that the suffix of the target stands for.
 
     Raises:
-        InputError: the two contradict each other, or neither says it.
+        InputError: ``to`` and the suffix contradict each other, or neither names a layout.
     """
     suffix = target.suffix.removeprefix(".")
     if to is None and suffix in LISTS:
@@ -134,18 +139,19 @@ def target_layout(target: Path, to: str | None, spell: Spelling = as_keyword) ->
 
 
 def _check_target(source: Path, target: Path, layout: str, remedy: str | None) -> None:
-    """Refuse to write over what is there, or to mix a conversion with other files.
+    """Refuse a target that would overwrite files, or mix a conversion with other files.
 
     Args:
         source: the directory or file that is read.
         target: the directory or file to write.
-        layout: what to write there.
-        remedy: how to let files of an earlier conversion be replaced; None if they may be.
+        layout: the layout to write.
+        remedy: how the user allows files of an earlier conversion to be replaced; None if they may
+            be replaced.
     """
     if not target.exists():
         return
     if target.samefile(source):
-        raise InputError(f"{target}: is the source itself; name another target")
+        raise InputError(f"{target}: is the source, too; name another target")
     if target.is_dir() != (layout in DIRECTORIES):
         raise InputError(
             f"{target}: is a {'directory' if target.is_dir() else 'file'}; the {layout} "
@@ -172,13 +178,13 @@ def _some(names: Sequence[str]) -> str:
 def _read(
     path: Path, model_dir: Path, n_head: int | None, afn: str | None, spell: Spelling
 ) -> _Model:
-    """The model at ``path``, with the vocabulary in ``model_dir``."""
+    """Read the model at ``path``, with the vocabulary in ``model_dir``."""
     files = locate.vocabulary_files(model_dir)
     encoder = open_vocabulary(files, spell)
     stored = find_model(path, model_dir)
     n_vocab = len(encoder.encoder)
     n_special, n_ctx = stored.rows(n_vocab, files[0])
-    # A directory says of its own model how it is; the directory beside a list may be another's.
+    # The records in a model's own directory are binding. A list may lie beside another model's.
     fixed = () if stored.is_list else ("n_head", "afn")
     sizes, n_transfer = resolve(stored, {"n_head": n_head, "afn": afn}, fixed=fixed, spell=spell)
     config = ModelConfig(n_vocab=n_vocab, n_special=n_special, n_ctx=n_ctx, **sizes)
@@ -192,22 +198,23 @@ def _read(
     )
 
 
-# Writing; what is returned are notes on what the layout cannot hold
+# Writing. These functions return notes on what the layout cannot hold.
 
 
 def _write_hub(target: Path, model: _Model) -> list[str]:
     hub.write_hub(target, model.params, model.vocabulary, model.config)
     notes = [
-        "transformers' language model has a softmax over token rows alone, here position rows "
-        "take part: its logits are ours, its probabilities and losses are not",
-        "training differs there: dropout falls on sums of embeddings, not on rows of the matrix; "
-        f"the rates written are the original's, {hub.PDROP}",
-        "its tokenizer gives other ids for some texts (docs/hub.md): encode with gpt1.text_utils",
+        "transformers computes the language model's softmax over token rows alone, gpt1 over "
+        "position rows too: the logits are equal, the probabilities and losses are not",
+        "training in transformers differs: dropout applies to sums of embeddings, not to rows of "
+        f"the matrix; the dropout rates written are the original's, {hub.PDROP}",
+        "transformers' tokenizer gives other ids for some texts (docs/hub.md): encode texts with "
+        "gpt1.text_utils",
     ]
     if model.unknown != hub.UNKNOWN:
         notes.append(
-            f"piece 0 of the vocabulary is {model.unknown!r} and not {hub.UNKNOWN!r}: "
-            "transformers' tokenizer cannot be used with it, the model can"
+            f"token 0 of the vocabulary is {model.unknown!r} and not {hub.UNKNOWN!r}: "
+            "transformers' tokenizer cannot be used with this vocabulary, but the model can"
         )
     return notes
 
@@ -243,7 +250,10 @@ def _write_list(target: Path, model: _Model, spell: Spelling) -> list[str]:
 
 
 def _unrecorded(config: ModelConfig, layout: str, spell: Spelling) -> list[str]:
-    """A note if the model is not what programs assume where no file says it."""
+    """Return a note with the values that the layout does not record and that are not the defaults.
+
+    A program that opens the target would assume the defaults.
+    """
     unrecorded = {"jl": ("n_head", "afn"), "released": ("afn",)}.get(layout, ())
     needed = [
         spell(name, getattr(config, name))
@@ -256,7 +266,7 @@ def _unrecorded(config: ModelConfig, layout: str, spell: Spelling) -> list[str]:
 
 
 def _described(model: _Model, layout: str) -> str:
-    """What a target now holds, in words."""
+    """Describe in words what a target now holds."""
     config = model.config
     parts = [f"{config.n_layer} layers of width {config.n_embd}", f"{config.n_vocab} tokens"]
     if layout != "released" and config.n_special:

@@ -1,8 +1,8 @@
 """Fetch the released vocabulary, merges and weights over the network, and check them.
 
-A file arrives as ``.NAME.part`` beside its place, from where a later try or run goes on. It takes
-its name when its content has the id that git gave it in OpenAI's repository, and not before: what
-stands under a name is whole and right, whatever happens on the way.
+A file is downloaded to ``.NAME.part`` in the same directory; a later attempt or run continues with
+this part. It is renamed to ``NAME`` only when its content has the id that git gave the file in
+OpenAI's repository, so that a file under its final name is always complete and correct.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from gpt1 import __version__
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.files import check_writable, read_bytes
 
-# The commit by its short name, which GitHub resolves as git does. Should it ever stand for
-# something else, the object ids below still let no other content in.
+# The commit is given by its short name, which GitHub resolves as git does. If the name should ever
+# become that of another commit, the object ids below still refuse any other content.
 RELEASED_URL = "https://raw.githubusercontent.com/openai/finetune-transformer-lm/a69b5c4/model/"
 
 RELEASED_FILES = {
@@ -57,27 +57,27 @@ def download(
     timeout: float = 30.0,
     retries: int = 5,
 ) -> list[str]:
-    """Fetch files into a directory and check each; those that are there and right are kept.
+    """Download the files that a directory does not have yet, and check each of them.
 
     The first file that cannot be fetched ends the download. The files before it stay, and so does
-    the part of it that has arrived, for the next call to go on with.
+    the part of this file that has arrived; the next call continues with it.
 
     Args:
         files: git object id (see :func:`git_object_id`) of each file, by its name.
-        base_url: http or https directory that holds them.
-        model_dir: where they go; made if it is not there.
-        force: fetch also what is there, and replace it.
+        base_url: http or https URL of the directory that holds the files.
+        model_dir: the directory to write to; made if it does not exist.
+        force: fetch and replace files that exist, too.
         timeout: seconds without a byte after which a connection is given up.
-        retries: tries in a row that bring nothing new, after the first, before giving up.
+        retries: attempts in a row, after the first, that may bring no new byte before giving up.
 
     Returns:
         Names of the files that were fetched.
 
     Raises:
-        InputError: ``base_url`` is not such a URL, or a file is there with another content and
+        InputError: ``base_url`` is not such a URL, or a file exists with other content and
             ``force`` is not given (then nothing is fetched).
-        Gpt1Error: the server, the network or the disk fails, what comes is not the file, or another
-            download into the directory is running.
+        Gpt1Error: the server, the network or the disk fails; the content that arrives is not that
+            of the file; or another download into the directory is running.
     """
     # Scheme, host or address in brackets, port, path of printable ASCII without ? and #.
     pattern = r"https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(/[!\"$->@-~]*)?"
@@ -99,7 +99,7 @@ def download(
             reason = "another download into it is running; wait for its end, or stop it."
         raise Gpt1Error(f"{model_dir}: {reason}") from error
     with lock:
-        # Asked again: another download may have brought them before it gave the lock back.
+        # Look again: another download may have fetched the files before it released the lock.
         missing = _missing(files, model_dir, force)
         for name in missing:
             url = f"{base_url.rstrip('/')}/{name}"
@@ -108,7 +108,7 @@ def download(
 
 
 def git_object_id(path: str | Path) -> str:
-    """The id by which git names a file's content: SHA-1 of ``blob LENGTH``, a zero byte, and it.
+    """Return git's id of a file: the SHA-1 of ``blob LENGTH``, a zero byte and the content.
 
     Raises:
         InputError: the file cannot be read.
@@ -120,55 +120,67 @@ def git_object_id(path: str | Path) -> str:
 
 
 def _missing(files: Mapping[str, str], model_dir: Path, force: bool) -> list[str]:
-    """Names of the files that must be fetched."""
+    """Return the names of the files that must be fetched.
+
+    Raises:
+        InputError: a file exists with other content, and ``force`` is not given.
+    """
     there = [] if force else [name for name in files if os.path.exists(model_dir / name)]
     wrong = [name for name in there if git_object_id(model_dir / name) != files[name]]
     if wrong:
         raise InputError(
-            f"{model_dir}: {', '.join(wrong)}: there, but damaged or of another checkpoint; name "
-            "another directory with --model_dir, or replace the files with --force."
+            f"{model_dir}: {', '.join(wrong)}: damaged, or of another checkpoint; name another "
+            "directory with --model_dir, or replace the files with --force."
         )
     return [name for name in files if name not in there]
 
 
 def _fetch(url: str, path: Path, object_id: str, timeout: float, retries: int) -> None:
-    """Bring one file to its place, or raise a :class:`Gpt1Error` that says how to go on."""
+    """Download one file to ``path``.
+
+    Raises:
+        Gpt1Error: the download failed; the message says how to go on.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        for _ in range(2):  # once more, from nothing: the part may be of another file
+        for _ in range(2):  # The second time from nothing: the part may be of another file.
             if not _has_id(part, object_id):
                 _transfer(url, part, timeout, retries)
             if _has_id(part, object_id):
                 with open(part, "rb+") as file:
-                    os.fsync(file.fileno())  # the data before the name
+                    os.fsync(file.fileno())  # The data must be on the disk before the new name.
                 part.replace(path)
                 return
             part.unlink(missing_ok=True)
-    except OSError as error:  # the network's are caught where they arise
+    except OSError as error:  # of the disk: _network catches the network's errors
         raise Gpt1Error(
             f"{path}: cannot be written: {error.strerror}; free space, or name another directory "
             "with --model_dir. The same command goes on where this one stopped."
         ) from error
     raise Gpt1Error(
-        f"{url}: not the released file, whose git object id is {object_id}; nothing of what came "
-        "is kept. Open the URL in a browser: a proxy may answer in the server's place, or the "
+        f"{url}: not the released file, whose git object id is {object_id}; the content was "
+        "discarded. Open the URL in a browser: a proxy may answer in the server's place, or the "
         "mirror has other files (--base_url names another one)."
     )
 
 
 class _BrokenTransfer(Exception):
-    """A failure of the network or the server that may pass."""
+    """A failure of the network or the server that another attempt may not meet."""
 
 
 def _transfer(url: str, part: Path, timeout: float, retries: int) -> None:
-    """Fill the part up, over as many connections as it takes while they bring something new."""
+    """Complete the part over as many connections as needed.
+
+    Raises:
+        Gpt1Error: more than ``retries`` attempts in a row brought no new byte.
+    """
     failures, furthest = 0, _size(part)
     while True:
         try:
             return _continue(url, part, timeout)
         except _BrokenTransfer as broken:
-            # Not compared with the last try: a server that always starts again must not go on
-            # for ever.
+            # The size is compared with the largest so far, not with the last one: otherwise a
+            # server that begins the file anew each time would keep this loop running for ever.
             failures = 1 if _size(part) > furthest else failures + 1
             furthest = max(furthest, _size(part))
             if failures > retries:
@@ -192,22 +204,24 @@ def _size(part: Path) -> int:
 
 
 def _continue(url: str, part: Path, timeout: float) -> None:
-    """Ask once for what the part lacks, and write it, unless the answer is something else.
+    """Request once the bytes that the part lacks, and write them.
+
+    Nothing is written if the answer holds other bytes than those requested.
 
     Raises:
-        _BrokenTransfer: not all of it came.
-        Gpt1Error: the server refuses.
+        _BrokenTransfer: the transfer ended early.
+        Gpt1Error: the server refuses the request.
     """
     start = _size(part)
     query = request.Request(url, headers={"User-Agent": f"gpt1/{__version__}"})
     if start:
         query.add_header("Range", f"bytes={start}-")
     response = _network(url, request.urlopen, query, None, timeout)
-    if not isinstance(response, HTTPResponse):  # nothing comes after the part, or an ftp: redirect
+    if not isinstance(response, HTTPResponse):  # the part is complete, or a redirect led to ftp:
         return
     with response:
         if response.status != 206:
-            start = 0  # the whole file, whatever was asked for
+            start = 0  # The server sends the whole file, although a range was requested.
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             return
         name, total = part.stem[1:], None if response.length is None else start + response.length
@@ -216,13 +230,21 @@ def _continue(url: str, part: Path, timeout: float) -> None:
             while chunk := _network(url, response.read1, 1 << 18):
                 file.write(chunk)
                 bar.update(len(chunk))
-            # HTTPResponse takes a body that ends early for a whole one.
+            # HTTPResponse reports no error when a body ends early.
             if total is not None and file.tell() != total:
                 raise _BrokenTransfer(f"ended after {file.tell()} of {total} bytes")
 
 
 def _network(url: str, call: Callable[..., Any], *args: object) -> Any:
-    """Call what uses the connection, and sort its failures; None if there is no such range."""
+    """Call a function that uses the connection, and translate its errors.
+
+    Returns:
+        The result; None if the server has no bytes in the requested range (status 416).
+
+    Raises:
+        _BrokenTransfer: the failure may pass.
+        Gpt1Error: another attempt would fail, too.
+    """
     try:
         return call(*args)
     except HTTPError as error:
@@ -236,7 +258,7 @@ def _network(url: str, call: Callable[..., Any], *args: object) -> Any:
             f"{url}: {answer}; open the URL in a browser to see whether your network lets it "
             "through, or name a mirror that has the files with --base_url."
         ) from error
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to no URL
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect without a URL
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise Gpt1Error(

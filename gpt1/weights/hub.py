@@ -1,10 +1,10 @@
-"""The model hub's directories, transformers' ``openai-gpt`` layout, in and out.
+"""Read and write directories of the model hub in transformers' ``openai-gpt`` layout.
 
-Such a directory holds sizes (``config.json``), arrays (``model.safetensors``, or
-``pytorch_model.bin``), and the vocabulary and merges under other names (``vocab.json``,
-``merges.txt``). Where the original has one matrix ``we``, it has two: token rows, which the rows
-of special tokens may follow, and position rows. transformers itself is not needed here, and
-nothing in a file is run.
+Such a directory holds the sizes (``config.json``), the arrays (``model.safetensors``, or
+``pytorch_model.bin``), and the vocabulary and merges under other names than the released ones
+(``vocab.json``, ``merges.txt``). The layout has two matrices in place of the original's ``we``:
+token rows, which the rows of special tokens may follow, and position rows. transformers itself is
+not needed here, and no code in a file is run.
 
 Axes: D width, V rows of ``we``.
 """
@@ -52,9 +52,10 @@ MODEL_TYPE = "openai-gpt"
 UNKNOWN = "<unk>"
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-# transformers' names of activations, and ours. Its "gelu" is the tanh form for this model.
+# The original's name of each activation by transformers' name. In this model transformers computes
+# "gelu" in its tanh form, as the original does.
 AFN = {"gelu": "gelu", "relu": "relu", "swish": "swish", "silu": "swish"}
-PDROP = 0.1  # the original's rate at every place: no file of parameters records rates
+PDROP = 0.1  # the original's dropout rate at every place; no file of parameters records rates
 # The choice head as the original has it: one logit from the state at _classify_.
 _SUMMARY = {
     "summary_type": "cls_index",
@@ -68,19 +69,20 @@ _POSITIONS = "positions_embed.weight"
 _LM_HEAD = "lm_head.weight"
 _CLF_W = "multiple_choice_head.summary.weight"
 _CLF_B = "multiple_choice_head.summary.bias"
-_BUFFERS = re.compile(r"h\.\d+\.attn\.bias|position_ids")  # masks that old files hold
+_BUFFERS = re.compile(r"h\.\d+\.attn\.bias|position_ids")  # constants that old files hold
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubConfig:
-    """Sizes from a ``config.json``, and what else shapes the computation.
+    """The sizes and the activation in a ``config.json``.
 
     Attributes:
-        vocab_size: token rows, those of special tokens included.
-        n_positions: position rows.
+        vocab_size: number of token rows, including those of special tokens.
+        n_positions: number of position rows.
         n_embd, n_layer, n_head: as in the original.
         afn: the activation, under the original's name.
-        has_choice_settings: whether a choice head would be the original's.
+        has_choice_settings: whether a choice head with these settings computes what the original's
+            classifier computes.
     """
 
     vocab_size: int
@@ -96,7 +98,7 @@ class HubConfig:
 
 
 def read_config(model_dir: str | Path) -> HubConfig:
-    """Sizes of the model in ``model_dir``.
+    """Read the sizes of the model in ``model_dir`` from its ``config.json``.
 
     Raises:
         InputError: ``config.json`` is missing or damaged, or describes another model than GPT-1.
@@ -125,21 +127,21 @@ def read_config(model_dir: str | Path) -> HubConfig:
 
 
 def n_special_rows(config: HubConfig, n_vocab: int, path: str | Path) -> int:
-    """Rows of special tokens in the token matrix: 0 or 3.
+    """Return how many rows of special tokens the token matrix has: 0 or 3.
 
     Args:
         config: from :func:`read_config`.
-        n_vocab: pieces in the vocabulary.
+        n_vocab: number of tokens in the vocabulary.
         path: the directory, for the message.
 
     Raises:
-        InputError: the matrix has neither as many rows as the vocabulary nor three more.
+        InputError: the matrix has neither one row per token of the vocabulary nor three more.
     """
     n_special = config.vocab_size - n_vocab
     if n_special not in (0, len(SPECIAL_TOKENS)):
         raise InputError(
             f"{Path(path) / HUB_CONFIG}: vocab_size is {config.vocab_size}, but the vocabulary has "
-            f"{n_vocab} pieces; expected {n_vocab}, or {n_vocab + len(SPECIAL_TOKENS)} with rows "
+            f"{n_vocab} tokens; expected {n_vocab}, or {n_vocab + len(SPECIAL_TOKENS)} with rows "
             f"for {', '.join(SPECIAL_TOKENS)}; use the vocabulary that came with the weights."
         )
     return n_special
@@ -157,15 +159,18 @@ def load_hub(
 ) -> dict[str, Array]:
     """Read parameters from a hub directory, as :func:`gpt1.weights.load_released` does.
 
-    float16 and bfloat16 are widened to float32, which is exact.
+    float16 and bfloat16 are converted to float32, which is exact.
 
     Args:
-        model_dir: with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
-        n_vocab: pieces in the vocabulary; three more token rows are those of special tokens.
-        special: rows for the special tokens where the directory has none, [any, D].
-        n_ctx: position rows to take, from the first.
-        n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing (and reads nothing).
-        classifier: whether a choice head is taken, too. Fine-tuning starts from a fresh one.
+        model_dir: the directory with ``config.json`` and the arrays, ``model.safetensors`` or
+            ``pytorch_model.bin``.
+        n_vocab: number of tokens in the vocabulary; three token rows after them are taken for
+            those of the special tokens.
+        special: [n_special, D], rows for the special tokens if the directory has none.
+        n_ctx: number of position rows to take, from the first.
+        n_transfer: number of layers to take; with 0 only ``we`` is taken, with -1 nothing is taken
+            or read.
+        classifier: whether to take a choice head, too. Fine-tuning starts from a fresh one.
         spell: how messages name ``n_ctx`` and ``n_transfer``.
 
     Returns:
@@ -173,8 +178,8 @@ def load_hub(
         special rows, positions; twelve arrays per layer; ``clf/w`` [D, 1] and ``clf/b`` [1].
 
     Raises:
-        InputError: more is asked for than there is, or a file is missing, damaged, or does not
-            fit the others; names the array.
+        InputError: the model has fewer layers or position rows than ``n_transfer`` or ``n_ctx``;
+            or a file is missing, damaged, or does not fit the others. The message names the array.
     """
     if n_transfer == -1:
         return {}
@@ -192,9 +197,9 @@ def load_hub(
 
 
 def _read_arrays(path: Path, config: HubConfig) -> dict[str, Array]:
-    """All arrays of a file by its names, as float32; each is checked."""
+    """Read and check all arrays of a file: float32, by their names in the hub's layout."""
     tensors = _without_prefix(path, _read_tensors(path))
-    if _LM_HEAD in tensors:  # files hold the tied matrix as input, as output, or as both
+    if _LM_HEAD in tensors:  # A file holds the tied matrix as input, as output, or as both.
         tensors.setdefault(_TOKENS, tensors[_LM_HEAD])
     shapes = _expected_shapes(config, path, tensors)
     arrays = {name: _to_array(path, name, tensors[name], shapes[name]) for name in shapes}
@@ -223,12 +228,12 @@ def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
 
 
 def _shown(value: object) -> str:
-    """A value from a file as a message quotes it: short, on one line."""
+    """Return a value from a file as a message quotes it: short, on one line."""
     return shorten(json.dumps(value), 40)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All arrays of a file; a pickle may build tensors and their dictionary, nothing else."""
+    """Read all tensors of a file; a pickle may build tensors and a dictionary, nothing else."""
     is_safetensors = path.name == HUB_SAFETENSORS
     try:
         if is_safetensors:
@@ -237,9 +242,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
         raise unreadable(path, "the parameters", error) from error
-    except Exception as error:  # torch's own, and others from damaged files
+    except Exception as error:  # A damaged file can raise almost any exception in torch.
         what = "safetensors file" if is_safetensors else "file of torch tensors alone"
-        # torch's message may recommend to load the file without protection: it is not passed on.
+        # torch's message is not quoted: it may recommend loading the file without protection.
         detail = f": {error!s:.200}" if is_safetensors else ""
         raise InputError(
             f"{path}: not a whole {what}{detail}. Nothing in it was run; copy it again, or use a "
@@ -257,7 +262,10 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _without_prefix(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the bare model's names, which heads put ``transformer.`` before; no buffers."""
+    """Return the parameters by their names in a model without a head.
+
+    Models with a head have the prefix ``transformer.`` before these names. Buffers are left out.
+    """
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         bare = name.removeprefix("transformer.")
@@ -275,8 +283,12 @@ def _without_prefix(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str
 def _expected_shapes(
     config: HubConfig, path: Path, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, Shape]:
-    """Shapes of all arrays that the file must hold, by its names; it may not hold others."""
-    if config.n_layer > len(tensors):  # before a table of absurd length is made
+    """Return the shape of each array that the file must hold, by its name in the hub's layout.
+
+    Raises:
+        InputError: the file lacks one of these arrays, or holds another one.
+    """
+    if config.n_layer > len(tensors):  # so that an absurd n_layer makes no table of that length
         raise InputError(
             f"{path}: holds {len(tensors)} arrays, too few for the {config.n_layer} layers in "
             f"{HUB_CONFIG}; use the files of one checkpoint."
@@ -287,7 +299,7 @@ def _expected_shapes(
         _POSITIONS: (config.n_positions, d),
     }
     for name, shape in layer_shapes(d, config.n_layer).items():
-        shapes[hub_name(name)] = shape[-2:]  # kernels [1, n_in, n_out] are [n_in, n_out] there
+        shapes[hub_name(name)] = shape[-2:]  # A kernel [1, n_in, n_out] is [n_in, n_out] here.
     if _LM_HEAD in tensors:
         shapes[_LM_HEAD] = shapes[_TOKENS]
     if tensors.keys() & {_CLF_W, _CLF_B}:
@@ -306,14 +318,22 @@ def _expected_shapes(
 
 
 def hub_name(name: str) -> str:
-    """``h0/attn/c_attn/w`` is ``h.0.attn.c_attn.weight`` in the hub's layout."""
+    """Return a layer parameter's name in the hub's layout.
+
+    For example, ``h0/attn/c_attn/w`` is ``h.0.attn.c_attn.weight`` there.
+    """
     *path, last = re.sub(r"^h(\d+)/", r"h/\1/", name).split("/")
     return ".".join([*path, "bias" if last == "b" else "weight"])
 
 
 def _to_array(path: Path, name: str, tensor: torch.Tensor, shape: Shape) -> Array:
-    """A tensor from a file as a float32 array that the file really held."""
-    # A pickle can claim more than it holds: one number repeated, a sparse or an empty tensor.
+    """Convert a tensor from a file to a float32 array, and check it.
+
+    Raises:
+        InputError: the tensor is not stored number by number, has another shape or dtype, or holds
+            a value that is not finite.
+    """
+    # A pickle can describe a tensor larger than its data: one number repeated, or a sparse tensor.
     plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_meta)
     if not plain or tensor.is_neg() or not tensor.is_contiguous():
         raise InputError(
@@ -344,17 +364,18 @@ def write_hub(
     vocabulary: tuple[str | Path, str | Path],
     config: ModelConfig,
 ) -> None:
-    """Write a directory that transformers opens with ``from_pretrained``, bit for bit.
+    """Write a directory that transformers opens with ``from_pretrained``; arrays stay bit for bit.
 
-    Special rows follow the tokens, with the special tokens in the tokenizer's settings; a
+    Special rows follow the token rows, and the tokenizer's settings name the special tokens. A
     classifier becomes the choice head of ``OpenAIGPTDoubleHeadsModel``. Each file is written
-    whole, ``config.json`` last, so that a directory that has it has the rest.
+    whole or not at all, and ``config.json`` last, so that a directory with ``config.json`` is
+    complete.
 
     Args:
-        model_dir: made if it is not there.
+        model_dir: the directory to write; made if it does not exist.
         params: float32 arrays by the original's names, in file shapes, with or without a
-            classifier. The position rows in ``we`` are all that transformers will have.
-        vocabulary: the files of its vocabulary and merges, copied byte for byte.
+            classifier. In transformers the model has only the position rows of this ``we``.
+        vocabulary: the files of the vocabulary and the merges, which are copied byte for byte.
         config: sizes and activation of the model.
 
     Raises:
@@ -370,7 +391,7 @@ def write_hub(
         "tokenizer_class": "OpenAIGPTTokenizer",
         "unk_token": UNKNOWN,
         "model_max_length": config.n_ctx,
-        # What is additional gets the ids after the vocabulary's.
+        # transformers gives additional tokens the ids after those of the vocabulary.
         **({"additional_special_tokens": list(SPECIAL_TOKENS)} if config.n_special else {}),
     }
     write_json(model_dir / HUB_TOKENIZER_CONFIG, tokenizer, indent=2)
@@ -380,7 +401,7 @@ def write_hub(
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    """What ``OpenAIGPTConfig`` reads, new (n_positions) and old (n_ctx)."""
+    """Return the settings for ``OpenAIGPTConfig``, whose old versions read n_ctx."""
     return {
         "model_type": MODEL_TYPE,
         "vocab_size": config.first_position,
@@ -402,7 +423,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def _tensors(params: Mapping[str, Array], config: ModelConfig) -> dict[str, Array]:
-    """The arrays under the hub's names, in its shapes; the tied output matrix is left out."""
+    """Return the arrays under the hub's names and in its shapes, without the tied output matrix."""
     n_tokens = config.first_position
     body = {_TOKENS: params["we"][:n_tokens], _POSITIONS: params["we"][n_tokens:]}
     for name in layer_shapes(config.n_embd, config.n_layer):
@@ -410,5 +431,5 @@ def _tensors(params: Mapping[str, Array], config: ModelConfig) -> dict[str, Arra
     tensors = {f"transformer.{name}": array for name, array in body.items()}
     if "clf/w" in params:
         tensors |= {_CLF_W: params["clf/w"].reshape(1, -1), _CLF_B: params["clf/b"]}
-    # The package writes the raw buffer, whatever the strides say.
+    # safetensors writes the raw buffer and ignores the strides.
     return {name: np.asarray(array, order="C") for name, array in tensors.items()}

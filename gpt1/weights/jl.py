@@ -1,9 +1,10 @@
-"""Lists of number arrays in joblib's files (``.jl``), read without running anything from them.
+"""Read and write lists of number arrays in joblib's format (``.jl``) without running code in files.
 
-A ``.jl`` file is a pickle, a program that builds objects by calling what it names, with the bytes
-of each array after the operations that describe the array. Plain ``joblib.load`` calls whatever a
-file names. :func:`read_jl` restricts the standard library's unpickler to the operations and the
-names that a list of number arrays needs, and lets the names stand for classes of this module.
+A ``.jl`` file is a pickle: a sequence of operations that build objects, which can import and call
+any function by its name. The bytes of each array follow the operations that describe the array.
+``joblib.load`` calls every function that a file names. :func:`read_jl` restricts the standard
+library's unpickler to the operations and the names that a list of number arrays needs, and
+replaces the named classes by classes of this module.
 """
 
 from __future__ import annotations
@@ -44,26 +45,27 @@ _NUMBER_TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4
 
 
 def write_jl(path: str | Path, arrays: Sequence[Array]) -> None:
-    """Write arrays as a joblib file that plain ``joblib.load`` reads as a list (``save`` there).
+    """Write arrays as a file that ``joblib.load`` reads as a list (the original's ``save``).
 
     Raises:
-        Gpt1Error: the file cannot be written; an old one is then whole.
+        Gpt1Error: the file cannot be written; an earlier file of that name is then unchanged.
     """
-    # order="C" and asarray: joblib records a memmap or a transposed array as something special.
+    # joblib would record a memmap or a transposed array differently from a plain C-ordered array.
     plain = [np.asarray(array, order="C") for array in arrays]
     with atomic_write(path) as file:
         joblib.dump(plain, file)
 
 
 def read_jl(path: str | Path) -> list[Array]:
-    """Read a list of number arrays that joblib 0.10 or newer wrote, without running any of it.
+    """Read a list of number arrays that joblib 0.10 or newer wrote, without running code in it.
 
-    Compression by zlib, gzip, bz2, xz or lzma is undone; NumPy 1 and 2 files are both read. Arrays
-    that joblib wrote come back in C order and in this machine's byte order, whichever it was.
+    Files that were compressed by zlib, gzip, bz2, xz or lzma are read, and files of NumPy 1 and 2.
+    Arrays that joblib wrote are returned in C order and in this machine's byte order. The memory
+    used is bounded by the size of the file.
 
     Raises:
-        InputError: the file is missing, damaged, not a list of arrays, or asks for anything but
-            number arrays. The memory used is bounded by the size of the file.
+        InputError: the file is missing or damaged, is not a list of arrays, or names any function
+            or class that number arrays do not need.
     """
     check_regular(path, "the parameters")
     with read_errors(path, "the parameters"), open(path, "rb") as file:
@@ -86,15 +88,19 @@ def _require(module: ModuleType | None, name: str) -> Any:
 
 
 def _decompressed(file: io.BufferedReader) -> io.BufferedReader | io.BytesIO:
-    """Undo the compression that the first bytes announce, if there is one, up to a limit."""
+    """Return the decompressed content, in memory; the file itself if it is not compressed.
+
+    Raises:
+        ValueError: the compressed data are damaged, or larger than the limit when decompressed.
+    """
     head = file.peek(6)
     decompressor: Any
     if head.startswith((b"\x78", b"\x1f\x8b")):
-        decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: of zlib or of gzip
+        decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: detect zlib or gzip
     elif head.startswith(b"BZ"):
         decompressor = _require(bz2, "bz2").BZ2Decompressor()
     elif head.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-        # "xz -9" needs a quarter of this memory.
+        # Files that "xz -9" wrote need a quarter of this memory.
         decompressor = _require(lzma, "lzma").LZMADecompressor(memlimit=1 << 28)
     else:
         return file
@@ -112,14 +118,14 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader | io.BytesIO:
 
 
 class _Array:
-    """Stands for an array in a pickle, or for its class, until the array's state follows."""
+    """Stands for an array in a pickle, or for the array's class, until the state is read."""
 
     def __init__(self, *arguments: object) -> None:
         pass  # NumPy's arguments say nothing about the array
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype``: the type of a number, and of nothing else."""
+    """Stands for ``numpy.dtype``, and accepts types of numbers only."""
 
     def __init__(self, code: object, *flags: object) -> None:
         if type(code) is not str or code not in _NUMBER_TYPES:
@@ -128,7 +134,8 @@ class _Dtype:
 
 
 def _n_values(shape: object) -> int:
-    # The bound of a size matters beside an axis of 0: there the file bounds no other axis.
+    # If one axis is 0, the array has no bytes, and the size of the file bounds no other axis. So
+    # each axis has a bound of its own.
     sizes = shape if isinstance(shape, tuple) and len(shape) <= 32 else [-1]
     if not all(type(size) is int and 0 <= size < 1 << 31 for size in sizes):
         raise ValueError("the shape of an array does not consist of sizes")
@@ -157,15 +164,16 @@ _OPERATIONS = (
 class _ListUnpickler(pickle._Unpickler):
     """The standard library's unpickler, restricted to ``_OPERATIONS`` and ``_STAND_INS``.
 
-    The public one, in C, executes all operations that there are. This one, in Python, has a table
-    of them; its name is private, but joblib is built on it, too.
+    The public ``pickle.Unpickler``, written in C, executes every operation. The one used here,
+    written in Python, has a table of operations, which can be restricted. Its name is private, but
+    joblib is built on it, too.
     """
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: io.BufferedReader | io.BytesIO) -> None:
-        super().__init__(self)  # reads by the two methods below, which check what the file claims
+        super().__init__(self)  # It reads by the methods below, which check the claimed sizes.
         self._file, self._reads = file, 0
         self._size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -186,7 +194,7 @@ class _ListUnpickler(pickle._Unpickler):
         try:
             arrays = super().load()
         except (LookupError, TypeError, AttributeError, OverflowError) as error:
-            # An operation that is not in the table, or whose operands are missing or wrong.
+            # An operation is not in the table, or its operands are missing or wrong.
             raise ValueError("its operations do not make a list of arrays") from error
         if not isinstance(arrays, list) or not all(isinstance(a, np.ndarray) for a in arrays):
             raise ValueError("it holds something else than a list of arrays")
@@ -201,22 +209,23 @@ class _ListUnpickler(pickle._Unpickler):
         return _STAND_INS[full_name]
 
     def load_frame(self) -> None:
-        self.read(8)  # the length of a part to be read ahead, which is not done here
+        self.read(8)  # the length of a frame, which a reader may buffer; this one does not
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
-        if not all(isinstance(key, str) for key in items[::2]):  # to hash a tuple may take for ever
+        # Hashing a tuple nested by a hostile file can take for ever: keys must be strings.
+        if not all(isinstance(key, str) for key in items[::2]):
             raise ValueError("it has a dict whose keys are not strings")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def load_build(self) -> None:
-        """Give a dtype its byte order, or put the array in the place of what stands for it."""
+        """Set the byte order of a dtype, or replace an :class:`_Array` by the array."""
         state = self.stack.pop()
         match self.stack[-1], state:
             case _Dtype() as it, (int(), "<" | ">" | "|" as byte_order, None, None, None, *_):
                 it.dtype = it.dtype.newbyteorder(byte_order)
             case _Array(), {"shape": shape, "order": "C" | "F" as order, "dtype": _Dtype() as it}:
-                # joblib's array: its bytes follow in the file, after padding since joblib 1.2.
+                # An array that joblib wrote: the bytes follow, after padding since joblib 1.2.
                 if state.get("numpy_array_alignment_bytes") is not None:
                     self.read(self.read(1)[0])
                 data = np.empty(self._checked(_n_values(shape) * it.dtype.itemsize), np.uint8)
@@ -225,7 +234,8 @@ class _ListUnpickler(pickle._Unpickler):
                 array = data.view(it.dtype).reshape(shape, order=order)
                 self.stack[-1] = array.astype(it.dtype.newbyteorder("="), order="C", copy=False)
             case _Array(), (int(), shape, _Dtype() as it, bool() as fortran, bytes() as values):
-                # NumPy's own; no copy, as a file may use the same bytes for any number of arrays.
+                # An array that NumPy pickled. It is not copied, because a file may use the same
+                # bytes for any number of arrays.
                 array = np.frombuffer(values, it.dtype)
                 self.stack[-1] = array.reshape(shape, order="F" if fortran else "C")
             case _:

@@ -1,7 +1,7 @@
-"""Where the files of a model are: names, layouts, vocabulary. Needs neither NumPy nor torch.
+"""Find the files of a model: names, layouts, vocabulary. Imports neither NumPy nor torch.
 
-A model lies in a directory in the released layout, in a directory in the model hub's layout, or in
-one file with a full parameter list, which a run leaves in its own directory ``save/<desc>/``.
+A model is a directory in the released layout, a directory in the model hub's layout, or one file
+with a full parameter list, which a training run writes into the directory ``save/<desc>/``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpt1.runtime.files import atomic_write, read_bytes, read_text
 N_SHARDS = 10
 SHARDS = tuple(f"params_{index}.npy" for index in range(N_SHARDS))
 SHAPES_FILE = "params_shapes.json"
-CONFIG_FILE = "gpt1_config.json"  # holds the number of heads where it is not the released model's
+CONFIG_FILE = "gpt1_config.json"  # holds the number of heads if it is not the released model's
 RELEASED_N_HEAD = 12
 ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
 RELEASED_FILES = (ENCODER_FILE, BPE_FILE, SHAPES_FILE, CONFIG_FILE, *SHARDS)
@@ -32,30 +32,33 @@ HUB_FILES = (HUB_CONFIG, HUB_SAFETENSORS, HUB_ENCODER, HUB_MERGES, HUB_TOKENIZER
 
 LIST_SUFFIXES = (".jl", ".safetensors")
 RUN_LIST = "best_params.jl"
-# Of a size that a file gives: no model comes near, and products of a few sizes stay printable.
+# The largest size that a file may give. No model comes near it, and the product of a few sizes can
+# still be printed.
 LARGEST_SIZE = 2**31 - 1
 
-# Not Path.is_file(): it raises for names too long and for directories that are closed to us.
+# Path.is_file() is not used: it raises an error for a name that is too long, and for a directory
+# that this process may not read.
 _is_file = os.path.isfile
 
 
 def is_released(model_dir: str | Path) -> bool:
-    """Whether a directory has the table of a checkpoint in the released layout."""
+    """Return whether a directory has the table of a checkpoint in the released layout."""
     return _is_file(Path(model_dir) / SHAPES_FILE)
 
 
 def is_hub(model_dir: str | Path) -> bool:
-    """Whether a directory is in the hub's layout, and not (also) in the released one."""
+    """Return whether a directory is in the hub's layout and not also in the released one."""
     return _is_file(Path(model_dir) / HUB_CONFIG) and not is_released(model_dir)
 
 
 def list_file(path: str | Path) -> Path | None:
-    """The file with a full parameter list that ``path`` names; None if it names a directory.
+    """Return the file with a full parameter list that ``path`` names; None if there is none.
 
-    The directory of a run, in which there is no other model, stands for its best parameters.
+    The directory of a run, which holds no model in another layout, names the file with the run's
+    best parameters.
 
     Raises:
-        InputError: the file has another suffix.
+        InputError: ``path`` is a file with another suffix than ``.jl`` and ``.safetensors``.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -74,7 +77,7 @@ def list_file(path: str | Path) -> Path | None:
 
 
 def vocabulary_files(model_dir: str | Path) -> tuple[Path, Path]:
-    """Vocabulary and merges of a model directory, under the names of its layout."""
+    """Return the paths of the vocabulary and the merges in a model directory of either layout."""
     model_dir = Path(model_dir)
     if is_hub(model_dir) and not _is_file(model_dir / ENCODER_FILE):
         return model_dir / HUB_ENCODER, model_dir / HUB_MERGES
@@ -87,7 +90,7 @@ def copy_vocabulary(
     """Copy vocabulary and merges, byte for byte, into a directory under other names.
 
     Raises:
-        InputError: one cannot be read; nothing is written then.
+        InputError: one of the files cannot be read; nothing is written then.
         Gpt1Error: a file cannot be written.
     """
     contents = [read_bytes(file, "the vocabulary") for file in files]
@@ -97,10 +100,10 @@ def copy_vocabulary(
 
 
 def missing_vocabulary(path: Path, remedy: str) -> str | None:
-    """A message if there is no vocabulary or no merges at ``path``.
+    """Return a message if a file of the vocabulary or the merges is missing, else None.
 
-    transformers 5 saves one file ``tokenizer.json`` instead: then the message says how to make
-    both files of it, and else ``remedy``.
+    transformers 5 saves one file ``tokenizer.json`` in place of the two files. If it is there, the
+    message says how to make the two files from it; otherwise the message ends with ``remedy``.
     """
     if _is_file(path):
         return None
@@ -115,10 +118,10 @@ def missing_vocabulary(path: Path, remedy: str) -> str | None:
 
 
 def hub_weights(model_dir: str | Path) -> Path:
-    """The file with a hub directory's arrays; safetensors if there are both kinds.
+    """Return the file with a hub directory's arrays; the safetensors file if there are two.
 
     Raises:
-        InputError: there is none, or it comes in parts.
+        InputError: there is no such file, or the arrays are split over several files.
     """
     model_dir = Path(model_dir)
     for name in (HUB_SAFETENSORS, HUB_PICKLE):
@@ -138,10 +141,10 @@ def hub_weights(model_dir: str | Path) -> Path:
 
 
 def require_released(model_dir: Path, names: Sequence[str]) -> None:
-    """See that a directory has these files of the released layout.
+    """Check that a directory has these files of the released layout.
 
     Raises:
-        InputError: with the names of all that are missing.
+        InputError: a file is missing; the message names all missing files.
     """
     missing = [name for name in names if not _is_file(model_dir / name)]
     if missing:
@@ -154,7 +157,7 @@ def require_released(model_dir: Path, names: Sequence[str]) -> None:
 
 
 def default_model_dir() -> Path:
-    """``model/``, or the bundled demo while ``model/`` has no vocabulary."""
+    """Return ``model/``, or the demo's directory ``model/demo`` if ``model/`` has no vocabulary."""
     model_dir, demo = Path("model"), Path("model/demo")
     if _is_file(vocabulary_files(model_dir)[0]) or not _is_file(demo / ENCODER_FILE):
         return model_dir
@@ -162,12 +165,13 @@ def default_model_dir() -> Path:
 
 
 def read_n_head(model_dir: str | Path) -> int | None:
-    """Attention heads from ``gpt1_config.json`` beside the checkpoint; None without that file.
+    """Read the number of attention heads from ``gpt1_config.json``; None without that file.
 
-    The released layout does not record them. Whether they divide the width is not checked here.
+    The other files of the released layout do not record it. This function does not check whether
+    it divides the width.
 
     Raises:
-        InputError: the file is not ``{"n_head": N}`` with N a size.
+        InputError: the file is not ``{"n_head": N}`` with N a positive whole number.
     """
     path = Path(model_dir) / CONFIG_FILE
     if not os.path.lexists(path):
@@ -183,16 +187,16 @@ def read_n_head(model_dir: str | Path) -> int | None:
 
 
 def is_size(value: Any) -> bool:
-    """Whether a value from a JSON file can be a number of rows, of layers, or the like."""
+    """Return whether a value from a JSON file can be a size, such as a number of rows or layers."""
     return type(value) is int and 0 < value <= LARGEST_SIZE
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The value in a JSON file.
+    """Read the value in a JSON file.
 
     Args:
         path: the file.
-        what: what it should be, for the message.
+        what: what the file should be, for the message.
 
     Raises:
         InputError: the file cannot be read or is not JSON.

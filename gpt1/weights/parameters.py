@@ -1,9 +1,9 @@
-"""The original's list of parameters: names and shapes, to and from a model, to and from files.
+"""The original's list of parameters: their names and shapes, and how they are read and written.
 
 A full list holds float32 arrays in the original's order, ``we, h0/attn/c_attn/w, ..., clf/w,
-clf/b``; its file is a joblib file (``best_params.jl``) or, under these names, a safetensors file.
-Kernels are [1, n_in, n_out] in files (the original's convolutions of width one) and [n_in, n_out]
-in the model. Nothing here runs code from a file (see :mod:`gpt1.weights.jl`).
+clf/b``. It is stored in a joblib file (``best_params.jl``) or, with these names, in a safetensors
+file. Kernels are [1, n_in, n_out] in files (the original's convolutions of width one) and
+[n_in, n_out] in the model. No code in a file is run (see :mod:`gpt1.weights.jl`).
 
 Axes: D width, V rows of ``we``.
 """
@@ -31,7 +31,7 @@ from gpt1.weights.locate import LIST_SUFFIXES
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
-# The entry of a safetensors file's metadata that holds what no array shows, as JSON.
+# The entry of a safetensors file's metadata with the settings that no array shows, as JSON.
 CONFIG_KEY = "config"
 
 
@@ -39,7 +39,7 @@ CONFIG_KEY = "config"
 
 
 def _layer_shapes(n_embd: int) -> dict[str, Shape]:
-    """The twelve arrays of a layer, in the original's order, with their shapes in files."""
+    """Return the shape in files of each of a layer's twelve arrays, in the original's order."""
     d = n_embd
     return {
         "attn/c_attn/w": (1, d, 3 * d),
@@ -61,19 +61,19 @@ PER_LAYER = len(_layer_shapes(1))
 
 
 def layer_shapes(n_embd: int, n_layer: int) -> dict[str, Shape]:
-    """Names of the parameters of all layers, in the original's order, with their shapes."""
+    """Return the shape in files of each parameter of the layers, in the original's order."""
     layer = _layer_shapes(n_embd)
     return {f"h{i}/{name}": shape for i in range(n_layer) for name, shape in layer.items()}
 
 
 def list_shapes(rows: int, n_embd: int, n_layer: int) -> dict[str, Shape]:
-    """As :func:`parameter_shapes`, for a model whose ``we`` has ``rows`` rows."""
+    """Return what :func:`parameter_shapes` does, for a model whose ``we`` has ``rows`` rows."""
     layers = layer_shapes(n_embd, n_layer)
     return {"we": (rows, n_embd), **layers, "clf/w": (n_embd, 1), "clf/b": (1,)}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Names of all parameters, in the original's order, with their shapes in files.
+    """Return the shape in files of each parameter, by name, in the original's order.
 
     ``we`` is [n_vocab + n_special + n_ctx, n_embd]; kernels are [1, n_in, n_out]. The names are
     the original's TensorFlow variables without ``model/`` and ``:0``.
@@ -82,21 +82,21 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def count_layers(names: Mapping[str, object]) -> int:
-    """The number of layers whose parameters have these names."""
+    """Return the number of layers whose parameters have these names."""
     return sum(name.endswith("/attn/c_attn/w") for name in names)
 
 
 def list_sizes(arrays: Sequence[Array], source: str | Path) -> tuple[int, int, int]:
-    """Find rows of ``we``, width and number of layers of a full parameter list.
+    """Return the rows of ``we``, the width and the number of layers of a full parameter list.
 
-    The shape of each array is checked against them.
+    The shape of each array is checked against these sizes.
 
     Args:
         arrays: ``we``, twelve arrays per layer, ``clf/w`` and ``clf/b``.
-        source: where they come from, for messages.
+        source: where the arrays come from, for messages.
 
     Raises:
-        InputError: the number of arrays or the shape of one does not fit such a list.
+        InputError: the number of arrays is not that of a full list, or an array has another shape.
     """
     n_layer, rest = divmod(len(arrays) - 3, PER_LAYER)
     if n_layer < 1 or rest:
@@ -126,10 +126,10 @@ def _check_shape(array: Array, name: str, shape: Shape, source: str | Path) -> N
 
 
 def check_array(array: Array, name: str, shape: Shape, source: str | Path) -> None:
-    """Refuse what must not enter a model: another shape, another dtype, NaN, infinity.
+    """Check the shape, the dtype (float32) and the values (all finite) of an array.
 
     Raises:
-        InputError: names the array and ``source``.
+        InputError: a check fails; the message names the array and ``source``.
     """
     _check_shape(array, name, shape, source)
     if array.dtype != np.float32:
@@ -147,7 +147,7 @@ def check_array(array: Array, name: str, shape: Shape, source: str | Path) -> No
 
 
 def to_list(model: torch.nn.Module) -> list[Array]:
-    """All parameters as float32 copies, in the original's order and shapes."""
+    """Return float32 copies of all parameters, in the original's order and shapes."""
     return [
         np.array(parameter.detach().to("cpu", torch.float32).numpy()).reshape(shape)
         for shape, parameter in _model_table(model).values()
@@ -155,15 +155,16 @@ def to_list(model: torch.nn.Module) -> list[Array]:
 
 
 def from_list(model: torch.nn.Module, arrays: Sequence[Array], source: str | Path) -> None:
-    """Copy a full parameter list into the model, in place; nothing is shared.
+    """Copy a full parameter list into the parameters of the model.
 
     Args:
         model: a :class:`gpt1.model.transformer.DoubleHeadsModel`, unwrapped.
         arrays: float32 arrays in the original's order and shapes.
-        source: where they come from, for messages.
+        source: where the arrays come from, for messages.
 
     Raises:
-        InputError: count, shape or dtype differs from the model's, or a value is not finite.
+        InputError: the number of arrays, a shape or a dtype does not fit the model, or a value is
+            not finite.
             The model is then untouched.
     """
     names = list(_model_table(model))
@@ -178,15 +179,15 @@ def from_list(model: torch.nn.Module, arrays: Sequence[Array], source: str | Pat
 def set_parameters(
     model: torch.nn.Module, params: Mapping[str, Array], source: str | Path = "parameters"
 ) -> None:
-    """Copy arrays into the parameters they name, in place; the other parameters stay.
+    """Copy arrays into the parameters of these names; the other parameters stay as they are.
 
     Args:
         model: a :class:`gpt1.model.transformer.DoubleHeadsModel`, unwrapped.
         params: float32 arrays by the original's names, in file shapes.
-        source: where they come from, for messages.
+        source: where the arrays come from, for messages.
 
     Raises:
-        InputError: a name, shape or dtype is not the model's, or a value is not finite.
+        InputError: a name, a shape or a dtype does not fit the model, or a value is not finite.
             The model is then untouched.
     """
     table = _model_table(model)
@@ -204,7 +205,7 @@ def set_parameters(
 
 
 def _model_table(model: torch.nn.Module) -> dict[str, tuple[Shape, torch.nn.Parameter]]:
-    """File shape and parameter by the original's name, in the original's order."""
+    """Return each parameter and its shape in files by the original's name, in its order."""
     parameters = dict(model.named_parameters())
     rows, n_embd = parameters["we"].shape
     n_layer = sum(name.endswith(".attn.c_attn.w") for name in parameters)
@@ -216,7 +217,7 @@ def _model_table(model: torch.nn.Module) -> dict[str, tuple[Shape, torch.nn.Para
 
 
 def _model_name(name: str) -> str:
-    """``h0/attn/c_attn/w`` in files is ``h.0.attn.c_attn.w`` in the model."""
+    """Return a parameter's name in the model: ``h.0.attn.c_attn.w`` for ``h0/attn/c_attn/w``."""
     return re.sub(r"^h(\d+)/", r"h.\1.", name).replace("/", ".")
 
 
@@ -227,7 +228,8 @@ def read_params(path: str | Path) -> list[Array]:
     """Read a full parameter list from a ``.jl`` or ``.safetensors`` file.
 
     Raises:
-        InputError: another suffix, or what :func:`read_jl` and :func:`read_safetensors` refuse.
+        InputError: the file has another suffix, is missing or damaged, or is not a list of number
+            arrays.
     """
     suffix = Path(path).suffix
     if suffix not in LIST_SUFFIXES:
@@ -241,11 +243,11 @@ def read_params(path: str | Path) -> list[Array]:
 def write_safetensors(path: str | Path, arrays: Sequence[Array], config: ModelConfig) -> None:
     """Write a full parameter list under the original's names, in file shapes.
 
-    The metadata say what no array shows: the number of heads and the activation.
+    The metadata record the number of heads and the activation, which no array shows.
 
     Raises:
         InputError: the arrays are not those of a model with ``config``.
-        Gpt1Error: the file cannot be written; an old one is then whole.
+        Gpt1Error: the file cannot be written; an earlier file of that name is then unchanged.
     """
     shapes = parameter_shapes(config)
     if len(arrays) != len(shapes):
@@ -261,10 +263,13 @@ def write_safetensors(path: str | Path, arrays: Sequence[Array], config: ModelCo
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], list[Array]]:
-    """Read a full parameter list from its names: metadata, and arrays in the original's order.
+    """Read a full parameter list from a safetensors file.
+
+    Returns:
+        The metadata, and the arrays in the original's order.
 
     Raises:
-        InputError: the file is missing or damaged, or its names are not a full list's.
+        InputError: the file is missing or damaged, or its names are not those of a full list.
     """
     check_regular(path, "the parameters")
     try:

@@ -1,7 +1,7 @@
-"""The released layout: one flat vector in ten ``.npy`` shards, and the table that cuts it.
+"""The released layout: one flat vector in ten ``.npy`` shards, and a table of the arrays in it.
 
-The vector holds positions, tokens and layers as float32; it has no rows of special tokens and no
-classifier. Nothing in a file is run.
+The vector holds positions, tokens and layers as float32. It has no rows of special tokens and no
+classifier. No code in a file is run.
 
 Axes: D width, V rows of ``we``.
 """
@@ -46,7 +46,7 @@ from gpt1.weights.parameters import (
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedShapes:
-    """Sizes of a checkpoint in the released layout: position rows, tokens, width, layers."""
+    """The sizes of a checkpoint in the released layout: position rows, tokens, width, layers."""
 
     n_ctx: int
     n_vocab: int
@@ -54,7 +54,7 @@ class ReleasedShapes:
     n_layer: int
 
     def table(self) -> dict[str, Shape]:
-        """Names and shapes of the parts of the flat vector, in their order: positions first."""
+        """Return the shape of each array in the flat vector, by name, in order: positions first."""
         return {
             "positions": (self.n_ctx, self.n_embd),
             "tokens": (self.n_vocab, self.n_embd),
@@ -63,10 +63,10 @@ class ReleasedShapes:
 
 
 def read_shapes(model_dir: str | Path) -> ReleasedShapes:
-    """Sizes of the checkpoint in ``model_dir``, from its ``params_shapes.json`` alone.
+    """Read the sizes of the checkpoint in ``model_dir`` from ``params_shapes.json`` alone.
 
     Raises:
-        InputError: the file is missing, or is not exactly positions [n_ctx, n_embd], tokens
+        InputError: the file is missing, or does not list exactly positions [n_ctx, n_embd], tokens
             [n_vocab, n_embd] and the twelve arrays of each layer.
     """
     model_dir = Path(model_dir)
@@ -110,16 +110,17 @@ def load_released(
     n_transfer: int,
     spell: Spelling = as_keyword,
 ) -> dict[str, Array]:
-    """Read parameters from the released shards, only those that are asked for.
+    """Read the requested parameters from the released shards (the original's ``init_params``).
 
-    The sizes of all ten shards are checked before any memory is set aside; values go straight
-    into the arrays that are returned (section 4.1 of the paper; ``init_params`` there).
+    The sizes of all ten shards are checked before any memory is allocated, and the values are read
+    directly into the arrays that are returned.
 
     Args:
         model_dir: directory of ``params_shapes.json`` and ``params_0.npy`` ... ``params_9.npy``.
         special: rows for the special tokens, [n_special, n_embd]; rounded to float32.
-        n_ctx: position rows to take, from the first.
-        n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing at all (and reads nothing).
+        n_ctx: number of position rows to take, from the first.
+        n_transfer: number of layers to take; with 0 only ``we`` is taken, with -1 nothing is taken
+            or read.
         spell: how messages name ``n_ctx`` and ``n_transfer``.
 
     Returns:
@@ -127,8 +128,9 @@ def load_released(
         n_ctx, n_embd] as tokens, special rows, positions; then twelve arrays per layer.
 
     Raises:
-        InputError: more is asked for than there is, a shard is missing or damaged, the shards
-            hold more or fewer values than the table says, or a value is not finite.
+        InputError: the checkpoint has fewer layers or position rows than ``n_transfer`` or
+            ``n_ctx``; a shard is missing or damaged; the shards hold more or fewer values than the
+            table says; or a value is not finite.
     """
     if n_transfer == -1:
         return {}
@@ -156,15 +158,15 @@ def check_request(
     """Refuse to take more layers or position rows from a checkpoint than it has.
 
     Args:
-        source: where the checkpoint is.
-        depth: the layers that it has.
-        n_transfer: the layers to take.
-        n_rows: the position rows that it has.
-        n_ctx: the position rows to take.
+        source: the path of the checkpoint.
+        depth: number of layers that the checkpoint has.
+        n_transfer: number of layers to take.
+        n_rows: number of position rows that the checkpoint has.
+        n_ctx: number of position rows to take.
         spell: how messages name ``n_ctx`` and ``n_transfer``.
 
     Raises:
-        InputError: names what is asked for.
+        InputError: the checkpoint has too few; the message names the argument.
     """
     if not 0 <= n_transfer <= depth:
         raise InputError(
@@ -190,18 +192,19 @@ def save_released(
 
     The layout has no place for the special rows of ``we`` and for the classifier: both are left
     out. ``gpt1_config.json`` is written if ``n_head`` is not 12, and removed if it is. Each file
-    is written whole; the table comes last, so that a directory with a table has its shards.
+    is written whole or not at all, and the table last, so that a directory with a table has all
+    shards.
 
     Args:
-        model_dir: made if it is not there.
+        model_dir: the directory to write; made if it does not exist.
         params: float32 arrays by the original's names, in file shapes: ``we`` [n_vocab +
             n_special + n_ctx, n_embd] and the layers.
-        n_vocab, n_special: where the rows of ``we`` are cut.
-        n_head: attention heads of the model.
+        n_vocab, n_special: numbers of token rows and special rows in ``we``.
+        n_head: number of attention heads of the model.
 
     Raises:
         InputError: an array's shape or dtype is wrong, or a value is not finite.
-        ValueError: no layer, or no position row after ``n_vocab + n_special`` rows.
+        ValueError: there is no layer, or no position row after ``n_vocab + n_special`` rows.
         Gpt1Error: a file cannot be written.
     """
     model_dir = Path(model_dir)
@@ -218,7 +221,7 @@ def save_released(
 
     flat = np.concatenate([parts[name].ravel() for name in shapes])
     for name, shard in zip(SHARDS, np.array_split(flat, N_SHARDS), strict=True):
-        data = io.BytesIO()  # into a file itself, NumPy does not notice when its last bytes fail
+        data = io.BytesIO()  # NumPy does not notice if a file cannot take its last bytes.
         np.save(data, shard, allow_pickle=False)
         with atomic_write(model_dir / name) as file:
             file.write(data.getbuffer())
@@ -231,7 +234,7 @@ def save_released(
 
 @dataclass(frozen=True)
 class _Shard:
-    """``size`` float32 values that begin ``offset`` bytes into a file."""
+    """A shard's file, which holds ``size`` float32 values from byte ``offset`` on."""
 
     path: Path
     offset: int
@@ -239,7 +242,7 @@ class _Shard:
 
 
 def _open_shards(model_dir: Path, sizes: ReleasedShapes) -> list[_Shard]:
-    """All ten shards, their headers checked and their sizes together those of the table."""
+    """Read the headers of all ten shards, and check that their sizes add up to the table's."""
     require_released(model_dir, SHARDS)
     shards = [_open_shard(model_dir / name) for name in SHARDS]
     found = sum(shard.size for shard in shards)
@@ -254,12 +257,12 @@ def _open_shards(model_dir: Path, sizes: ReleasedShapes) -> list[_Shard]:
 
 def _open_shard(path: Path) -> _Shard:
     try:
-        with warnings.catch_warnings():  # of headers as Python 2 wrote them
+        with warnings.catch_warnings():  # about headers that Python 2 wrote
             warnings.simplefilter("ignore")
             header = np.lib.format.open_memmap(path, mode="r")  # never unpickles; reads no values
     except OSError as error:
         raise unreadable(path, "the weights", error) from error
-    except Exception as error:  # NumPy parses Python source there, and raises what that raises
+    except Exception as error:  # NumPy parses the header as Python source: any error may come.
         raise InputError(
             f"{path}: not a whole .npy file of numbers: {error!s:.200}; copy it again."
         ) from error
@@ -277,9 +280,9 @@ def _open_shard(path: Path) -> _Shard:
 def _fill_from_shards(
     shards: Sequence[_Shard], targets: Mapping[str, Array], shapes: Mapping[str, Shape]
 ) -> None:
-    """Read each target from the front of the part of the flat vector that has its name.
+    """Fill each target with the first values of the array of its name in the flat vector.
 
-    A part may begin and end in any shard. Targets shorter than their part leave its rest unread.
+    An array may begin and end in any shard. The values after those of a shorter target are skipped.
     """
     starts = dict(zip(shapes, accumulate(map(math.prod, shapes.values()), initial=0), strict=False))
     shard_start = 0

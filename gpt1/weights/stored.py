@@ -1,6 +1,6 @@
-"""A model in files, whatever their layout: what the files say of it, and the way to its arrays.
+"""Find a model in files of any layout, read what the files record about it, and read its arrays.
 
-Every program opens a model by :func:`find_model`, and :func:`resolve` decides the sizes that the
+Every program finds a model by :func:`find_model`. :func:`resolve` decides the sizes, which the
 user or a file may give.
 """
 
@@ -42,12 +42,12 @@ from gpt1.weights.parameters import (
 )
 from gpt1.weights.released import ReleasedShapes, load_released, read_shapes
 
-# The original's values, for what neither the user nor a file gives.
+# The original's values, which are used if neither the user nor a file gives others.
 DEFAULTS: dict[str, Any] = {"n_embd": 768, "n_head": 12, "n_layer": 12, "afn": "gelu"}
 
 
 class Fact(NamedTuple):
-    """A value that a file gives, and the file, as a message names it."""
+    """A value that a file records, and the name of the file for messages."""
 
     value: Any
     file: str
@@ -58,13 +58,14 @@ Facts = Mapping[str, Fact]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """A model in files: what they say of it, and the way to its arrays.
+    """A model in files of any layout.
 
     Attributes:
         path: the directory, or the file with a full parameter list.
-        facts: ``n_embd``, ``n_layer``, and where they are recorded ``n_head`` and ``afn``.
-        sizes: what the file with the sizes says: of the released layout, or of the hub's.
-        arrays: of a full parameter list, which had to be read to know its sizes.
+        facts: ``n_embd`` and ``n_layer``, and ``n_head`` and ``afn`` if files record them.
+        sizes: all sizes that the files of a directory record; None for a full parameter list.
+        arrays: the arrays of a full parameter list, which had to be read to find its sizes; empty
+            for a directory.
     """
 
     path: Path
@@ -74,32 +75,32 @@ class StoredModel:
 
     @property
     def is_list(self) -> bool:
-        """Whether it is a full parameter list, which has special rows and a classifier."""
+        """Whether the model is a full parameter list, which has special rows and a classifier."""
         return self.sizes is None
 
     def rows(self, n_vocab: int, encoder_path: str | Path) -> tuple[int, int]:
         """Find how many special rows (0 or 3) and how many position rows ``we`` has.
 
         Args:
-            n_vocab: pieces in the vocabulary.
+            n_vocab: number of tokens in the vocabulary.
             encoder_path: the file of the vocabulary, for messages.
 
         Raises:
-            InputError: the vocabulary is not the model's.
+            InputError: the model was trained with another vocabulary.
         """
         if isinstance(self.sizes, HubConfig):
             return n_special_rows(self.sizes, n_vocab, self.path), self.sizes.n_positions
         if isinstance(self.sizes, ReleasedShapes):
             if self.sizes.n_vocab != n_vocab:
                 raise InputError(
-                    f"{encoder_path} has {n_vocab} pieces, but {self.path / SHAPES_FILE} is for "
+                    f"{encoder_path} has {n_vocab} tokens, but {self.path / SHAPES_FILE} is for "
                     f"{self.sizes.n_vocab}; use the vocabulary that came with the weights"
                 )
             return 0, self.sizes.n_ctx
         rows = len(self.arrays[0])
         if rows <= n_vocab + N_SPECIAL:
             raise InputError(
-                f"{self.path}: {rows} rows of we are too few for the {n_vocab} pieces of "
+                f"{self.path}: {rows} rows of we are too few for the {n_vocab} tokens of "
                 f"{encoder_path}; name the directory of the vocabulary it was trained with (on the "
                 "command line with --model_dir)"
             )
@@ -115,14 +116,14 @@ class StoredModel:
         classifier: bool = False,
         spell: Spelling = as_keyword,
     ) -> dict[str, Array]:
-        """Read arrays, only those that are asked for; of a full list all.
+        """Read the requested arrays; from a full parameter list, all arrays.
 
         Args:
-            n_vocab: pieces in the vocabulary.
-            special: rows for the special tokens, where the model has none.
-            n_ctx: position rows to take, from the first.
-            n_transfer: layers to take; 0 takes ``we`` alone, -1 nothing.
-            classifier: whether a classifier is taken, too.
+            n_vocab: number of tokens in the vocabulary.
+            special: [n_special, n_embd], rows for the special tokens if the model has none.
+            n_ctx: number of position rows to take, from the first.
+            n_transfer: number of layers to take; with 0 only ``we`` is taken, with -1 nothing.
+            classifier: whether to take a classifier, too.
             spell: how messages name ``n_ctx`` and ``n_transfer``.
 
         Returns:
@@ -143,10 +144,15 @@ class StoredModel:
 def open_vocabulary(
     files: tuple[Path, Path], spell: Spelling, spacy_rules: str = "2.0"
 ) -> TextEncoder:
-    """Open a vocabulary and its merges; if they are missing, the message says how to name them.
+    """Open a vocabulary and its merges.
+
+    Args:
+        files: the files of the vocabulary and the merges.
+        spell: how the message about a missing file names the argument for the directory.
+        spacy_rules: see :class:`gpt1.text_utils.encoder.TextEncoder`.
 
     Raises:
-        InputError: a file is missing or is not what it should be.
+        InputError: a file is missing or malformed.
     """
     remedy = f"name the directory of the model's vocabulary with {spell('vocabulary', 'DIR')}"
     for path in files:
@@ -156,13 +162,13 @@ def open_vocabulary(
 
 
 def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredModel:
-    """Find the model that a path names, and read what its files say of it.
+    """Find the model that a path names, and read the sizes that its files record.
 
     Args:
         path: a directory in the released layout or the hub's, a full parameter list (``.jl`` or
             ``.safetensors``), or the directory of a run with its ``best_params.jl``.
-        model_dir: the directory with the vocabulary of a list, whose records of the number of
-            heads and of the activation count for the list [the directory of the list].
+        model_dir: the directory with the vocabulary of a list. If files in it record the number of
+            heads and the activation, these hold for the list [the directory of the list].
 
     Raises:
         InputError: there is no model, or a file is damaged.
@@ -185,10 +191,10 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
 
 
 def recorded(model_dir: Path) -> dict[str, Fact]:
-    """Read what a directory says of its model besides sizes: ``n_head``, or that and ``afn``.
+    """Read the settings besides sizes that a directory records: ``n_head``, and ``afn`` of the hub.
 
     Raises:
-        InputError: such a file is damaged.
+        InputError: the file that records them is damaged.
     """
     if is_hub(model_dir):
         config, file = read_config(model_dir), str(model_dir / HUB_CONFIG)
@@ -207,7 +213,10 @@ def _find_list(path: Path, model_dir: Path) -> StoredModel:
 
 
 def _facts_of_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Fact]:
-    """What metadata of a list say; they may be another program's, so that all else is ignored."""
+    """Return the settings in the metadata of a list.
+
+    Entries that are not understood are ignored, because another program may have written them.
+    """
     try:
         config = json.loads(metadata.get(CONFIG_KEY, "{}"))
     except (ValueError, RecursionError):
@@ -222,7 +231,7 @@ def _facts_of_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Fac
 
 
 def special_rows(stream: np.random.RandomState, n_embd: int) -> Array:
-    """Draw rows [3, n_embd] for special tokens that no file holds, as the original does."""
+    """Draw the rows [3, n_embd] of special tokens that no file holds, as the original does."""
     return (stream.randn(N_SPECIAL, n_embd) * SPECIAL_STD).astype(np.float32)
 
 
@@ -236,26 +245,27 @@ def resolve(
     fixed: Collection[str] = ("n_embd",),
     spell: Spelling = as_keyword,
 ) -> tuple[dict[str, Any], int]:
-    """Decide what the user left open: sizes, activation, and how many layers are taken.
+    """Decide the sizes, the activation and the number of layers to take from the stored model.
 
-    A value that the user does not give is the stored model's, or the original's where no file
-    gives it either. As in the original, the model may have fewer or more layers than the stored
-    one, and another number of heads: its first ``n_transfer`` layers are the stored ones, all
-    others are fresh. A full parameter list gives all layers there are.
+    A value that the user does not give is that of the stored model, or the original's if no file
+    records it. As in the original, the model may have fewer or more layers than the stored one,
+    and another number of heads: its first ``n_transfer`` layers are taken from the stored model,
+    the others are fresh. From a full parameter list all layers are taken.
 
     Args:
-        stored: the model to take parameters from, if there is one.
+        stored: the model to take parameters from; None if there is none.
         given: any of ``n_embd``, ``n_head``, ``n_layer``, ``afn`` and ``n_transfer``; None stands
-            for a value that is not given.
-        fixed: the names of which the user may not contradict a file.
+            for a value that the user does not give.
+        fixed: names of values that must equal those in files, if files record them.
         spell: how messages name a value.
 
     Returns:
         ``n_embd``, ``n_head``, ``n_layer`` and ``afn`` of the model to make, and ``n_transfer``,
-        how many layers it takes from the stored one; -1: nothing, embeddings neither.
+        the number of layers that it takes from the stored one; -1 if it takes no parameter.
 
     Raises:
-        InputError: with every value that contradicts a file or does not fit the others.
+        InputError: a value contradicts a file or does not fit the others; the message has all such
+            values.
     """
     given = {name: value for name, value in given.items() if value is not None}
     facts: Facts = {} if stored is None else stored.facts
@@ -287,7 +297,7 @@ def _size_problems(
     fixed: Collection[str],
     spell: Spelling,
 ) -> Iterator[str]:
-    """Find sizes that cannot be, contradict a file, or do not fit each other."""
+    """Find sizes that are not allowed, contradict a file, or do not fit each other."""
     for item in settings_of(OpenSettings):
         if item.name in given and (message := item.problem(given[item.name])):
             yield f"{spell(item.name, given[item.name])}: {message}"

@@ -1,9 +1,9 @@
 """Safetensors files: a JSON header, then the bytes of tensors one after another.
 
-The safetensors package writes these files, and this module reads them. The package's reader cannot
-tell a damaged file from a machine in trouble: it reports too many open files and a missing
-permission as a missing file, and because it maps the file into memory, a disk that fails ends the
-process by SIGBUS. Ordinary reads report each of these by its own :class:`OSError`.
+The safetensors package writes these files, and this module reads them. The package's reader does
+not tell a damaged file from a failure of the machine: it reports too many open files and a missing
+permission as a missing file, and because it maps the file into memory, a failing disk ends the
+process by SIGBUS. Ordinary reads report each of these failures by an :class:`OSError` of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpt1.runtime.files import atomic_write, write_errors
 
-_LONGEST_HEADER = 100_000_000  # bytes; the package's limit, too
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors package has the same limit
 _MOST_AXES = 32
 _MOST_NUMBERS = 1 << 60  # in one tensor; torch counts bytes in 64 bits
 _TYPES = {
@@ -54,30 +54,33 @@ class _Entry(NamedTuple):
 
 @contextmanager
 def saved_by_name(path: str | Path) -> Iterator[str]:
-    """Give the name under which the safetensors package may write what becomes ``path``.
+    """Yield the name of a temporary file, which the safetensors package can write.
 
-    The file appears under ``path`` when the block ends well
+    The file is renamed to ``path`` when the block ends without an error
     (:func:`gpt1.runtime.files.atomic_write`).
 
     Raises:
-        Gpt1Error: the file cannot be written; an old one is then whole.
+        Gpt1Error: the file cannot be written; an earlier file of that name is then unchanged.
     """
     with atomic_write(path) as file, write_errors(path):
         try:
             yield file.name
-        except SafetensorError as error:  # the package wraps a full disk
+        except SafetensorError as error:  # The package raises it for a full disk, too.
             raise OSError(str(error)) from error
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read a safetensors file: its metadata, and its tensors in the order of the file.
+    """Read a safetensors file.
 
-    The sizes that the header claims are checked against the file's size before any memory is set
-    aside, and the numbers are read once, straight into the tensors.
+    The sizes in the header are compared with the size of the file before any memory is allocated,
+    and the numbers are read once, directly into the tensors.
+
+    Returns:
+        The metadata, and the tensors by name in the order of the file.
 
     Raises:
-        ValueError: the file is damaged or is no safetensors file.
-        OSError, MemoryError: the machine could not read it, whatever the file holds.
+        ValueError: the file is damaged or is not a safetensors file.
+        OSError, MemoryError: the file could not be read; its content is not known to be wrong.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for its other end
         raise ValueError("not a file")
@@ -101,7 +104,7 @@ def _take(file: IO[bytes], n: int) -> bytes:
 
 
 def _parse_header(data: bytes) -> tuple[dict[str, str], list[_Entry]]:
-    """The metadata, and the tensors in the order in which their bytes follow each other."""
+    """Return the metadata, and the entries of the tensors in the order of their bytes."""
     try:
         header = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -137,7 +140,10 @@ def _parse_entry(name: str, entry: Any) -> _Entry:
 
 
 def _read_tensor(file: IO[bytes], entry: _Entry) -> Tensor:
-    """The next tensor; memory comes from NumPy, which raises MemoryError where there is none."""
+    """Read the next tensor of a file.
+
+    NumPy allocates the memory, because it raises MemoryError if there is too little.
+    """
     if entry.end == entry.begin:
         return torch.empty(entry.shape, dtype=entry.dtype)
     data = np.empty(entry.end - entry.begin, np.uint8)

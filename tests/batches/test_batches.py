@@ -1,4 +1,4 @@
-"""Encoded stories to arrays, and arrays to packed batches."""
+"""Arrays made of encoded stories, and packed batches made of arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gpt1.text_utils.special import N_SPECIAL, SPECIAL_TOKENS, SpecialTokens
 if TYPE_CHECKING:
     from gpt1.batches.task_data import TaskData
 
-N_VOCAB = 4  # few, so that stories repeat themselves and endings begin alike
+N_VOCAB = 4  # few, so that tokens repeat in stories and endings begin alike
 SPECIAL = SpecialTokens.after(N_VOCAB)
 START, DELIMITER, CLASSIFY = 4, 5, 6
 FIRST_POSITION = 7
@@ -151,7 +151,7 @@ def rows_of(batch: Batch, arrays: ChoiceArrays, share_prefix: bool) -> list[list
             story.append([*prefix, *range(begin, begin + len(choice) - shared)])
             begin += len(choice) - shared
         rows.append(story)
-    assert begin == len(batch.tokens)  # no row belongs to no choice
+    assert begin == len(batch.tokens)  # every row belongs to a choice
     return rows
 
 
@@ -196,7 +196,7 @@ def test_attention_sees_the_choices_own_earlier_tokens(
         visible = torch.ones(T, T, dtype=torch.bool).tril().expand(S, 1, T, T)
     assert visible is not None
     assert visible.shape == (S, 1, T, T)
-    assert visible.any(-1).all()  # a row of padding alone would make NaN of its softmax
+    assert visible.any(-1).all()  # The softmax of a row of padding alone would be NaN.
     expected = torch.zeros(len(batch.tokens), len(batch.tokens), dtype=torch.bool)
     for story in rows_of(batch, arrays, share_prefix):
         for choice in story:
@@ -303,7 +303,7 @@ def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[str], TaskD
     from gpt1.training.sources import find_sources
 
     places = ["--data_dir", str(rocstories_dir), "--model_dir", str(released_dir)]
-    places += ["--n_transfer", "-1"]  # the weights themselves are not needed
+    places += ["--n_transfer", "-1"]  # The weights are not needed.
 
     def load(spacy_rules: str) -> TaskData:
         run_settings = parse([*places, "--spacy_rules", spacy_rules])
@@ -316,7 +316,7 @@ def load_real(rocstories_dir: Path, released_dir: Path) -> Callable[[str], TaskD
 def test_real_arrays_are_the_originals_bit_for_bit(
     load_real: Callable[[str], TaskData], references_dir: Path
 ) -> None:
-    task = load_real("installed")  # the recorded run of the original had spaCy 3.8 beside it
+    task = load_real("installed")  # The recorded run of the original used spaCy 3.8.
     with np.load(references_dir / "rocstories_run.npz") as expected:
         assert task.n_ctx == int(expected["n_ctx"]) == 77
         for name, split in (("trX", task.train), ("vaX", task.valid), ("teX", task.test)):

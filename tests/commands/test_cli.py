@@ -1,4 +1,4 @@
-"""One name for all programs, and what is installed under it."""
+"""The command ``gpt1`` with all its commands, and its installation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def status_of(argv: list[str]) -> int:
-    """As the shell sees it: --help ends by SystemExit."""
+    """Return the exit status of the command, also if --help ends it by SystemExit."""
     try:
         return cli.main(argv)
     except SystemExit as end:
@@ -47,7 +47,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_program_is_a_command() -> None:
-    """Each module of the commands is there by its name, and the other way round."""
+    """Each command has a module, and each module a command."""
     modules = (ROOT / "gpt1" / "commands").glob("[a-z]*.py")
     programs = {path.stem for path in modules if "\ndef main(" in path.read_text()}
     assert programs - {"cli"} == set(cli.COMMANDS)
@@ -169,7 +169,7 @@ def test_a_mistyped_flag_of_a_command_is_one_problem(
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    """Nothing heavy is imported by the help of any command."""
+    """The help of a command imports no large library."""
     names = [*cli.COMMANDS, *(command.name for command in every_command())]
     code = (
         "import sys, contextlib, io\n"
@@ -191,12 +191,12 @@ def test_the_module_and_the_installed_name_are_the_same_program() -> None:
 
 
 def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # setuptools leaves files where it builds
+    source = tmp_path / "source"  # setuptools leaves files in the directory that it builds.
     shutil.copytree(ROOT / "gpt1", source / "gpt1")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
-    command += ["--no-build-isolation", str(source)]  # it would fetch setuptools from the network
+    command += ["--no-build-isolation", str(source)]  # pip would download setuptools
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("gpt1-*.whl")
@@ -218,5 +218,5 @@ def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
         "".join(c for c in word if c.isalnum() or c == "-").rstrip("0123456789") for word in core
     }
     allowed = {"torch", "numpy", "ftfy", "spacy", "scikit-learn", "tqdm", "joblib", "safetensors"}
-    allowed |= {"filelock", "scipy"}  # which torch and scikit-learn bring
+    allowed |= {"filelock", "scipy"}  # dependencies of torch and scikit-learn
     assert bare <= allowed

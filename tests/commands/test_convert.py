@@ -1,4 +1,4 @@
-"""``gpt1 convert``: bits kept, losses said, nothing overwritten; a fine-tuned model abroad."""
+"""``gpt1 convert``: it keeps bits, names losses, overwrites nothing; results in transformers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 @pytest.fixture(scope="module")
 def run(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with what a few updates of fine-tuning leave."""
+    """A directory with the files of a short fine-tuning run."""
     out = tmp_path_factory.mktemp("run")
     kinds = ("log", "save", "submission")
     places = [word for kind in kinds for word in (f"--{kind}_dir", str(out / kind))]
@@ -64,16 +64,16 @@ def run(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def best(run: Path) -> Path:
-    """The parameters of a really fine-tuned model."""
+    """The parameters of a fine-tuned model."""
     return run / "save" / "rocstories" / "best_params.jl"
 
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory to work in, so that targets have short names and no model is near."""
+    """An empty current directory, so that targets have short names and there is no other model."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    assert not list(tmp_path.rglob(".*"))  # no temporary file stays
+    assert not list(tmp_path.rglob(".*"))  # No temporary file is left.
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 
 def same_bits(one: Path, other: Path) -> bool:
-    """Whether two full lists hold the same arrays."""
+    """Return whether two full parameter lists hold the same arrays."""
     lists = [read_params(path) for path in (one, other)]
     return len(lists[0]) == len(lists[1]) and all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -97,7 +97,7 @@ def same_bits(one: Path, other: Path) -> bool:
 
 
 def test_released_to_hub_and_back(out: Path) -> None:
-    """Every file comes back byte for byte, vocabulary, merges and number of heads included."""
+    """Every file is the same byte for byte, including vocabulary, merges and number of heads."""
     convert(DEMO, "hub", "hub")
     _, notes = convert("hub", "back", "released")
     assert files_of(out / "back") == files_of(DEMO)
@@ -135,7 +135,7 @@ def test_a_fine_tuned_list_to_released_keeps_all_but_special_rows_and_choice_hea
 
 
 def test_the_demo_is_converted_and_loads(out: Path) -> None:
-    """The command in the help."""
+    """The first example of the help works."""
     assert command.main([str(DEMO), "demo_hub", "--to", "hub"]) == 0
     ours, theirs = open_model(DEMO), open_model("demo_hub")
     for name, parameter in ours.module.named_parameters():
@@ -148,7 +148,7 @@ def test_the_demo_is_converted_and_loads(out: Path) -> None:
 def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
     transformers: ModuleType, task: tiny.Tiny, run: Path, best: Path, out: Path
 ) -> None:
-    """Logits of all test stories to 1e-5, and the very submission of the run."""
+    """The logits of all test stories agree within 1e-5, and the submission is that of the run."""
     words = [str(best), "hub", "--to", "hub", "--model_dir", str(task.model_dir)]
     assert command.main(words) == 0
     theirs, info = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(
@@ -181,7 +181,7 @@ def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
 def test_a_converted_model_is_used_by_model_dir_alone(
     task: tiny.Tiny, best: Path, out: Path
 ) -> None:
-    """The same numbers as the list with its vocabulary."""
+    """The results are those of the full parameter list with its vocabulary."""
     convert(best, "hub", "hub", vocabulary=task.model_dir)
     from_list, from_hub = open_model(best, vocabulary=task.model_dir), open_model("hub")
     assert from_hub.has_choice_head
@@ -197,7 +197,7 @@ def test_python_in_the_docs_runs(
     out: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each block of docs/hub.md, on the directories that its commands make."""
+    """Each Python block of docs/hub.md runs in the directories that its commands make."""
     convert(DEMO, "demo_hub", "hub")
     convert(best, "finetuned", "hub", vocabulary=task.model_dir)
     capsys.readouterr()
@@ -226,9 +226,9 @@ def test_the_hub_lacks_things_and_notes_say_so(
         f"hub: hub layout, 2 layers of width 16, {n_vocab} tokens, 3 special tokens, "
         f"{rows} positions, choice head\n"
     )
-    for words in ("softmax over token rows alone", "dropout falls on sums", "docs/hub.md"):
+    for words in ("softmax over token rows alone", "dropout applies to sums", "docs/hub.md"):
         assert words in said.err  # type: ignore[operator]
-    assert "piece 0 of the vocabulary is 'a' and not '<unk>'" in said.err
+    assert "token 0 of the vocabulary is 'a' and not '<unk>'" in said.err
     assert all(line.startswith("gpt1 convert: note: ") for line in said.err.splitlines())
 
 
@@ -270,12 +270,12 @@ def test_a_list_does_not_record_heads_and_activation(
         (["DEMO", "x", "--to", "hub", "--model_dir", "y"], "is missing: name the directory of"),
         (
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
-            "TINY/encoder_bpe_40000.json has 100 pieces, but DEMO/params_sh",
+            "TINY/encoder_bpe_40000.json has 100 tokens, but DEMO/params_sh",
         ),
         (["BEST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
-            "too few for the 3590 pieces of DEMO/enc",
+            "too few for the 3590 tokens of DEMO/enc",
         ),
         (["BEST", "x", "--to", "hub", "--model_dir", "TINY", "--n_head", "5"], "not divide the"),
         (["HUB/model.safetensors", "x", "--to", "hub"], "is part of a hub model; name the dir"),
@@ -284,8 +284,8 @@ def test_a_list_does_not_record_heads_and_activation(
             "HUB/config.json has gelu; give --afn gelu",
         ),
         (["HUB", "x", "--to", "released", "--n_head", "2"], "HUB/config.json has 4; leave"),
-        (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source itself; name another"),
-        (["BEST", "BEST", "--force"], "BEST: is the source itself; name another"),
+        (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source, too; name another"),
+        (["BEST", "BEST", "--force"], "BEST: is the source, too; name another"),
         (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (config.json, merges.txt, model"),
         (["BEST", "HUB", "--to", "hub"], "HUB: is there already"),
         (["HUB", "LIST"], "LIST: is there already (list.jl); name another"),

@@ -43,7 +43,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between tries, not waited for."""
+    """Record the pauses between attempts instead of waiting."""
     pauses: list[float] = []
     monkeypatch.setattr(fetching, "sleep", pauses.append)
     return pauses
@@ -53,7 +53,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def start(server: Server, model_dir: Path, before: str = "") -> subprocess.Popen[str]:
-    """The program with our table, in a process of its own."""
+    """Start the program with the test's table of files in a separate process."""
     code = (
         "import sys; from gpt1.commands import download; from gpt1.weights import fetching\n"
         f"{before}\n"
@@ -65,7 +65,7 @@ def start(server: Server, model_dir: Path, before: str = "") -> subprocess.Popen
 
 
 def wait_for_bytes(part: Path) -> None:
-    """Until something of the file is on the disk."""
+    """Wait until a part of the file is on the disk."""
     wait_until(lambda: part.exists() and part.stat().st_size > 0, f"bytes in {part}")
 
 
@@ -104,7 +104,7 @@ def test_two_downloads_at_once_do_not_meet(server: Server, tmp_path: Path) -> No
         download(FILES, server.url, tmp_path)
     assert part_of(tmp_path).read_bytes() == arrived
     assert len(server.ranges()) == 1
-    first.kill()  # the lock goes with the process
+    first.kill()  # The lock ends with the process.
     first.communicate(timeout=DEADLINE)
     download(FILES, server.url, tmp_path)
     assert_there(tmp_path, list(FILES))
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_message(server: Server, tmp_path: Path) -> None:
 
 @pytest.fixture
 def main(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The program with our table, server and directory; further flags follow."""
+    """Return the program with the test's table, server and directory; it takes more flags."""
     monkeypatch.setattr(fetching, "RELEASED_FILES", FILES)
     flags = ["--base_url", server.url, "--model_dir", str(tmp_path)]
     return lambda *more: program.main([*flags, *more])

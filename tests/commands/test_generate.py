@@ -24,7 +24,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def run(model_dir: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The program on the tiny model; its status, stdout and stderr."""
+    """Run the program on the tiny model; return its exit status, stdout and stderr."""
 
     def run(*flags: str) -> tuple[int, str, str]:
         status = generate.main(["--model_dir", model_dir, *flags])
@@ -151,7 +151,7 @@ def test_the_flags_of_the_model_reach_it(run: Run) -> None:
         (["--prompt", "Ben", "--prompt", ""], ["--prompt '': has no tokens"]),
         (["--prompt", "Ben", "--max_new_tokens", "64"], ["(1)", "(64)", "64 positions", "63 or"]),
         (["--prompt", "so " * 64], ["(64)", "(40)", "shorten the prompt"]),
-        (["--prompt", "so " * 300], ["(300)", "shorten the prompt"]),  # longer than a file's name
+        (["--prompt", "so " * 300], ["(300)", "shorten the prompt"]),  # too long for a file name
         (["--prompt", "Ben", "--top_k", "many"], ["--top_k many: must be a whole number"]),
         (["--prompt", "Ben", "--num_samples", "3"], ["greedy texts are all the same"]),
         (["--prompt", "Ben", "--stream", "--json"], ["--stream", "--json"]),

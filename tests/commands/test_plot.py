@@ -80,7 +80,7 @@ def write_log(
     evaluations: Sequence[dict[str, Any]],
     updates: Sequence[dict[str, Any]] | None = None,
 ) -> Path:
-    """Both logs of a run; the path of the first."""
+    """Write both logs of a run; return the path of the log of evaluations."""
     if updates is not None:
         write_lines(directory / f"{name}.updates.jsonl", updates)
     return write_lines(directory / f"{name}.jsonl", [{"desc": name}, *evaluations])
@@ -268,7 +268,7 @@ def test_maps_are_those_of_transformers(T: int) -> None:
     maps = attention_maps(model, ids)
     assert maps.shape == (SMALL.n_layer, SMALL.n_head, T, T)
     torch.testing.assert_close(maps, torch.cat(expected), rtol=0, atol=1e-5)
-    if T > 9:  # they are neither even nor the same in all heads
+    if T > 9:  # The weights are neither even nor the same in all heads.
         assert maps[:, :, -1].max() > 3 / T
         assert (maps[1, 0] - maps[1, 1]).abs().max() > 0.1
 
@@ -316,7 +316,7 @@ def test_a_choice_is_laid_out_as_in_training() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    """The tiny task, and ``best_params.jl``: its checkpoint with a classifier."""
+    """The files of the tiny task, and ``best_params.jl``: its checkpoint with a classifier."""
     files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = files.settings(), files.sources()
     task = prepare.load_data(settings, sources, verbose=False)
@@ -409,7 +409,7 @@ STORIES = [
 
 
 def test_the_average_is_that_of_the_maps() -> None:
-    """Summed once more token by token."""
+    """The average agrees with a sum over the maps, token by token."""
     model = reference.random_model(SMALL, std=0.5).float()
     classify, ending = np.zeros((2, 3, 8)), np.zeros((2, 3, 8))
     even_classify, even_ending = np.zeros(8), np.zeros(8)
@@ -524,7 +524,7 @@ def test_panels_without_figures_are_left_out() -> None:
 
 @pytest.mark.parametrize("n", [2, 7, 12])
 def test_runs_have_colours_of_their_own_and_a_legend(n: int) -> None:
-    runs = [some_run(f"_run${i}$") for i in range(n)]  # neither left out nor set as a formula
+    runs = [some_run(f"_run${i}$") for i in range(n)]  # not left out, not a formula
     figure = figures.curves(runs)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [run.name for run in runs]
@@ -545,7 +545,7 @@ def test_a_diverged_run_and_one_of_one_update_can_be_drawn(tmp_path: Path) -> No
     figures.save(figures.curves([lost], smooth=3), tmp_path / "lost.png")
     one = figures.curves([some_run(n_updates=1)])
     (line,) = panels(one)["Learning rate"].lines
-    assert line.get_marker() == "."  # else nothing would be seen
+    assert line.get_marker() == "."  # Otherwise the line would be invisible.
 
 
 def some_maps(*shape: int) -> np.ndarray:
@@ -578,7 +578,7 @@ def test_large_maps_are_labelled_with_words(tmp_path: Path) -> None:
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
             assert [text.get_text() for text in labels] == tokens
             assert not any(text.get_parse_math() for text in labels)
-    figures.save(figure, tmp_path / "a.svg")  # nor does a character without a glyph matter
+    figures.save(figure, tmp_path / "a.svg")  # A character without a glyph does no harm.
 
 
 def test_many_tokens_are_labelled_as_far_as_there_is_room() -> None:
@@ -622,7 +622,7 @@ def test_a_picture_is_the_same_bytes_every_time(tmp_path: Path, suffix: str) -> 
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """What TensorBoard shows: step, value and time of each scalar, by name."""
+    """Return what TensorBoard shows: step, value and time of each scalar, by name."""
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulators.EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
@@ -669,7 +669,7 @@ def test_a_run_that_goes_on_shows_no_update_twice(tmp_path: Path) -> None:
     killed.evaluation(6, {"va_acc": 50.0})
     killed.close()
     resumed = TensorBoard(tmp_path)
-    for n in range(1, 5):  # what the log keeps up to the checkpoint, then the rest
+    for n in range(1, 5):  # the lines that the log keeps up to the checkpoint, then the others
         resumed.update(n, {"clf_cost": 10.0 * n, "time": 2.0})
     resumed.close()
     assert scalars(tmp_path) == {
@@ -689,7 +689,7 @@ def test_the_mirror_of_resumed_logs_shows_what_they_hold(tmp_path: Path) -> None
             log.write(desc="a", lr=0.5)
         for n in updates:
             update_log.write(**update(n, lm_cost=None))
-            if n == 3:  # the resumed log keeps it, and has no figures to show of it
+            if n == 3:  # The resumed log keeps the line, which has no figures.
                 update_log.write(n_updates=n, event="diverging", message="too high")
         for n in evaluations:
             log.write(**evaluation(n, 50.0 + n))
@@ -700,7 +700,7 @@ def test_the_mirror_of_resumed_logs_shows_what_they_hold(tmp_path: Path) -> None
     assert [step for step, *_ in shown["update/lr"]] == list(range(1, 10))
     assert [step for step, *_ in shown["evaluation/va_acc"]] == [3, 6, 9]
     assert "update/lm_cost" not in shown
-    assert "evaluation/lr" not in shown  # the settings are no figures
+    assert "evaluation/lr" not in shown  # Settings are not figures.
 
 
 def test_tensorboard_that_cannot_write_is_one_clear_message(
@@ -764,7 +764,7 @@ def model_flags(files: tiny.Tiny) -> list[str]:
 
 
 def opened(arguments: Sequence[str]) -> OpenedModel:
-    """The model that a command of attention opens."""
+    """Return the model that a command for attention opens."""
     command = {"attention": plot_attention.ATTENTION, "attention-average": plot_attention.AVERAGE}
     name, *words = arguments
     return plot_attention._open(command[name].parse(words))
@@ -831,7 +831,7 @@ def test_attention_average(
             row = shares[i].mean(0) if i < 2 else shares.mean((0, 1))
             assert line.split()[2:] == [f"{share * 100:.1f}" for share in row.tolist()]
         assert last.split() == ["even", *(f"{share * 100:.1f}" for share in even.tolist())]
-    assert plot.main([*flags, *model_flags(files)]) == 0  # no picture was asked for
+    assert plot.main([*flags, *model_flags(files)]) == 0  # No picture was requested.
     assert capsys.readouterr().out == text
 
 
@@ -849,12 +849,12 @@ def test_stories_that_cannot_be_used_are_counted(
     assert "mean of 3 stories" in out
     n_ctx = opened(flags).module.config.n_ctx
     assert err == (
-        f"gpt1 plot: {path}: of 6 stories, left out 1 whose sentences have other tokens apart than "
-        f"together and 2 longer than the model's {n_ctx} positions\n"
+        f"gpt1 plot: {path}: of 6 stories, left out 1 whose tokens cannot be assigned to "
+        f"sentences and 2 longer than the model's {n_ctx} positions\n"
     )
     write_stories(path, unsplit)
     assert plot.main(flags) == 2
-    assert "no story can be used: 1 whose sentences have other tokens" in capsys.readouterr().err
+    assert "no story can be used: 1 whose tokens cannot be assigned" in capsys.readouterr().err
 
 
 def test_a_model_that_was_never_fine_tuned_is_said(
@@ -866,7 +866,7 @@ def test_a_model_that_was_never_fine_tuned_is_said(
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
-    """The message of a command that must fail as a user's mistake."""
+    """Return the message of a command that must fail because of a user's mistake."""
     assert plot.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""``gpt1 score``: the choices of a submission, what goes where, and mistakes."""
+"""``gpt1 score``: the choices of a submission, where the output goes, and mistakes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def scored(run: Run, stories: Path, *words: str) -> int:
-    """The exit status of the command on the model of a run."""
+    """Return the exit status of the command on the model of a run."""
     model = ["--model_dir", str(run.task.model_dir), "--params", str(run.params)]
     return score.main([str(stories), *model, "--device", "cpu", *words])
 
 
 def submission_of(table: str) -> str:
-    """The columns of a submission in a table of scores."""
+    """Return the columns of a submission from a table of scores."""
     return "".join("\t".join(row.split("\t")[:2]) + "\n" for row in table.splitlines())
 
 
@@ -52,7 +52,7 @@ def test_test_set_gets_them_where_training_cut_parts_too(
     assert submission_of(captured.out) == run.submission
     assert "24 of 24 stories are longer than the model was trained on" in captured.err
     assert scored(run, run.test_csv) == 0
-    assert capsys.readouterr().out != captured.out  # the flag matters
+    assert capsys.readouterr().out != captured.out  # The flag changes the result.
     log = str(run.directory / "log" / "rocstories.jsonl")
     words = [str(run.test_csv), "--params", str(run.params), "--config", log]
     assert score.main(words) == 0  # the first line of the log holds the settings of the run
@@ -79,7 +79,7 @@ def test_out_has_what_stdout_has_and_reads_back(
     path.write_text("story,ending1,ending2\nAnna ran.,Anna won.,Anna cried.\n")
     assert scored(run, path) == 0
     table, err = capsys.readouterr()
-    assert err == ""  # no labels, nothing to say
+    assert err == ""  # There are no labels to compare with.
     assert scored(run, path, "--out", str(out)) == 0
     assert capsys.readouterr() == ("", "")
     assert out.read_text() == table
@@ -95,7 +95,7 @@ def test_a_model_that_was_not_fine_tuned_is_refused(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{run.task.model_dir} was never trained to choose" in captured.err
-    assert "a fine-tuned model is needed: --params FILE" in captured.err
+    assert "name a fine-tuned model with --params FILE" in captured.err
 
 
 @pytest.mark.parametrize("which", ["stories", "params"])
@@ -107,7 +107,7 @@ def test_nothing_that_is_read_is_overwritten(
     assert (
         scored(run, run.test_csv, "--out", f"{path.parent}/../{path.parent.name}/{path.name}") == 2
     )
-    assert "would overwrite what is read; name another file" in capsys.readouterr().err
+    assert "would overwrite a file that is read; name another file" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

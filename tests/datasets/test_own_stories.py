@@ -28,7 +28,7 @@ def test_cloze_and_simple_form_are_the_same_stories(tmp_path: Path, cloze_csv: P
     path = tmp_path / "simple.csv"
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["label", "ending2", "ending1", "story"])  # the header decides
+        rows.writerow(["label", "ending2", "ending1", "story"])  # The header decides the order.
         rows.writerows([y + 1, two, one, story] for story, one, two, y in zip(*test, strict=True))
     assert read_stories(path) == Stories(*test)
 

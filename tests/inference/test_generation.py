@@ -1,6 +1,6 @@
-"""Generation: equal to transformers', whatever the batch, the cache and the layout of weights.
+"""Generation gives transformers' texts for any batch, cache and layout of weights.
 
-Models here are random and bold enough that no two tokens are all but equally likely.
+The models are random, with parameters so large that no two tokens are almost equally likely.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPTS = [[5, 9, 2, 33, 5, 17], [1], [40, 41, 42], [7, 7, 7, 58, 0, 12, 3, 21, 
 
 
 def bold_model(config: ModelConfig = CONFIG) -> DoubleHeadsModel:
-    """Random parameters much larger than usual, so that texts differ."""
+    """Make a model with random parameters much larger than usual, so that texts differ."""
     model = DoubleHeadsModel(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def model() -> DoubleHeadsModel:
 
 @pytest.fixture(scope="module")
 def peer(model: DoubleHeadsModel) -> Any:
-    """transformers' model with the same weights; its vocabulary is the pieces alone."""
+    """Make transformers' model with the same weights, without special tokens in its vocabulary."""
     transformers = pytest.importorskip("transformers")
     peer = transformers.OpenAIGPTLMHeadModel(
         transformers.OpenAIGPTConfig(
@@ -79,7 +79,7 @@ def ask_peer(peer: Any, prompt: Sequence[int], n_new: int, **options: Any) -> An
 
 
 def full_logits(model: DoubleHeadsModel, ids: Sequence[int]) -> Tensor:
-    """[T, V] from the model's own forward pass over a whole sequence."""
+    """Return logits [T, V] from the model's forward pass over a whole sequence."""
     with torch.no_grad():
         states = model.sequence_states(torch.tensor([ids]))[0]
         return states @ model.we[: model.config.n_vocab].T
@@ -108,7 +108,7 @@ def test_steps_equal_the_models_forward_pass_over_the_whole(
     for _ in range(20):
         for row, found in zip(rows, logits, strict=True):
             torch.testing.assert_close(found, full_logits(model, row)[-1], rtol=0, atol=2e-4)
-        tokens = torch.from_numpy(rng.integers(0, V + 3, len(rows)))  # special ones, too
+        tokens = torch.from_numpy(rng.integers(0, V + 3, len(rows)))  # special tokens, too
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.append(token)
         logits = decoder.step(cache, tokens)
@@ -188,7 +188,7 @@ def test_special_and_position_rows_are_never_produced() -> None:
     logits = full_logits(model, PROMPTS[0])
     with torch.no_grad():
         states = torch.linalg.lstsq(model.we[:V], logits.T).solution.T
-        assert (states @ model.we.T).argmax(-1).min() >= V  # the model's softmax prefers them
+        assert (states @ model.we.T).argmax(-1).min() >= V  # The softmax prefers these rows.
     decoder = Decoder(model)
     assert max(map(max, greedy(decoder, PROMPTS, 30))) < V
     u = search.draws(0, range(4), range(8), 30)
@@ -265,7 +265,7 @@ def test_probabilities_equal_transformers(
 ) -> None:
     warpers = pytest.importorskip("transformers.generation.logits_process")
     scores = torch.randn(7, V, generator=torch.Generator().manual_seed(3)).double() * 2
-    scores[0, :10] = 4.0  # equal ones at the border of top_k
+    scores[0, :10] = 4.0  # equal scores at the limit of top_k
     seen = torch.randint(0, V, (7, 9), generator=torch.Generator().manual_seed(4))
     chain = [
         warpers.RepetitionPenaltyLogitsProcessor(1.3),
@@ -373,7 +373,7 @@ def test_a_prompt_gives_the_same_alone_and_in_any_batch(
     if choice != "sampled":
         alone = [next(generation.continuations(opened, [p], options)) for p in PROMPTS]
         assert ids_of(alone) == ids_of(together)
-    else:  # the place of a prompt counts, its neighbours do not
+    else:  # The number of a prompt matters, the other prompts do not.
         others = [[3, 3], PROMPTS[1], [9], PROMPTS[3]]
         changed = list(generation.continuations(opened, others, options))
         assert ids_of(changed[1::2]) == ids_of(together[1::2])

@@ -1,4 +1,4 @@
-"""One way to open a model: every layout gives the same one, and messages suit who asks."""
+"""Opening a model: every layout gives the same model; messages name arguments or flags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(task: tiny.Tiny) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def module(config: ModelConfig) -> DoubleHeadsModel:
-    """A model none of whose parameters can be a fresh one."""
+    """A model whose parameters all differ from freshly initialised ones."""
     model = DoubleHeadsModel(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -53,13 +53,13 @@ def module(config: ModelConfig) -> DoubleHeadsModel:
 
 @pytest.fixture
 def run(module: DoubleHeadsModel, tmp_path: Path) -> Path:
-    """The directory of a run, with nothing but its best parameters."""
+    """The directory of a run, which holds only the best parameters."""
     write_jl(tmp_path / "save" / "mine" / "best_params.jl", to_list(module))
     return tmp_path / "save" / "mine"
 
 
 def assert_same(found: LanguageModel, expected: DoubleHeadsModel) -> None:
-    """The same configuration, and the same parameters bit for bit."""
+    """Check that two models have the same configuration and the same parameters, bit for bit."""
     assert found.module.config == expected.config
     for name, parameter in expected.named_parameters():
         assert torch.equal(found.module.get_parameter(name), parameter), name
@@ -129,7 +129,7 @@ def test_a_released_checkpoint_beside_the_best_parameters_comes_first(
 def test_a_safetensors_list_knows_its_heads_and_activation(
     task: tiny.Tiny, module: DoubleHeadsModel, tmp_path: Path
 ) -> None:
-    """They count more than those of the directory with the vocabulary, and less than the user's."""
+    """The list's values override those of the vocabulary's directory; the user's override both."""
     path = tmp_path / "list.safetensors"
     write_safetensors(path, to_list(module), replace(module.config, n_head=8, afn="relu"))
     found = open_model(path, vocabulary=task.model_dir).module.config
@@ -212,12 +212,12 @@ def test_a_path_without_a_model(task: tiny.Tiny, tmp_path: Path) -> None:
     assert "no params_shapes.json" in message(tmp_path / "empty", vocabulary=vocabulary)
     (tmp_path / "weights.pt").touch()
     assert "ends in .jl or .safetensors" in message(tmp_path / "weights.pt", vocabulary=vocabulary)
-    assert "too few for the 3590 pieces" in message(save_list(tmp_path), vocabulary=DEMO)
-    assert "100 pieces, but" in message(DEMO, vocabulary=vocabulary)
+    assert "too few for the 3590 tokens" in message(save_list(tmp_path), vocabulary=DEMO)
+    assert "100 tokens, but" in message(DEMO, vocabulary=vocabulary)
 
 
 def save_list(directory: Path) -> Path:
-    """A list whose ``we`` has 30 rows."""
+    """Save a full parameter list whose ``we`` has 30 rows."""
     small = DoubleHeadsModel(ModelConfig(n_vocab=20, n_ctx=7, n_embd=4, n_head=1, n_layer=1))
     with torch.no_grad():
         for parameter in small.parameters():

@@ -1,4 +1,4 @@
-"""Predictions of a whole split: the same for any batches, scored as torch would score them."""
+"""Predictions of a whole split: the same for any batches, with costs as torch computes them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_logits_do_not_depend_on_the_batches(
     logits = predict_logits(model, arrays, ALONE, n_batch=n_batch)
     assert logits.shape == (24, 2)
     assert logits.dtype == np.float32
-    assert np.ptp(logits) > 0.5  # differences would show
+    assert np.ptp(logits) > 0.5  # so that differences would show
     expected = one_by_one(model, arrays, share_prefix)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 

@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_probabilities_are_those_of_choices_one_by_one(run: Run) -> None:
-    """Against the arrays of training, a batch a choice, nothing shared."""
+    """The probabilities agree with those of single choices, one per batch, in training's arrays."""
     opened, test = run.opened(), read_cloze(run.test_csv)
     encoded = EncodedCloze(*(opened.text_encoder.encode(texts) for texts in test[:3]), labels=None)
     rows = opened.module.config.n_ctx

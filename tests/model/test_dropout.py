@@ -30,7 +30,7 @@ def test_elements_of_a_mask_are_independent():
     for distance in (1, 2, 3, 4, 5):
         correlation = (mask[distance:] * mask[:-distance]).mean() * 4
         assert abs(correlation) < 5 / 400_000**0.5
-    for lane in range(4):  # each part of a word has the rate
+    for lane in range(4):  # Each of the four parts of a word has the rate.
         assert abs(mask[lane::4].mean()) < 5 * 0.5 / 100_000**0.5
 
 

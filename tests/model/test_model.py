@@ -156,7 +156,7 @@ def comparable(name: str, case: reference.Case) -> Tensor:
 
 
 def assert_costs_are_near(case: reference.Case, update: int, found: Tensor) -> None:
-    """What :func:`backward` found before an update is what the original found there."""
+    """Check that the results of :func:`backward` before an update are the original's."""
     logits = torch.from_numpy(case["logits"][update])
     # clf.b, moved by noise, shifts both logits alike: only their difference is compared.
     differences = found[:, 0] - found[:, 1], logits[:, 0] - logits[:, 1]
@@ -273,7 +273,7 @@ def test_hidden_states_are_those_of_transformers(length: int) -> None:
         found = padded(model.hidden_states(packed(arrays)), arrays)
     real = torch.from_numpy(arrays.M).bool().flatten(0, 1)
     assert_close(found[real], states[real], 1e-5)
-    assert states[real].abs().max() > 0.5  # they are not all nothing
+    assert states[real].abs().max() > 0.5  # The states are not all 0.
 
 
 @SHARING

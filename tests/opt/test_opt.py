@@ -454,7 +454,7 @@ def through_pickle(optimizer: OpenAIAdam, params: list[torch.Tensor]) -> OpenAIA
 
 
 def same_state_for(copied: OpenAIAdam, params: list[torch.Tensor]) -> OpenAIAdam:
-    """A copy has its own parameters, which its updates change."""
+    """Give a copied optimizer its own parameters, which its updates change."""
     own = copied.param_groups[0]["params"]
     assert all(torch.equal(a, b) for a, b in zip(own, params, strict=True))
     params[:] = own

@@ -1,4 +1,4 @@
-"""What the analysis prints, and what it complains of."""
+"""The report of the analysis, and its error messages."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def log_text(*lines: dict[str, Any]) -> str:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A directory with all that a finished run and its test set leave."""
+    """A directory with the files of a finished run and the test CSV."""
     rows = [f"id{n},A.,B.,C.,D.,Good.,Bad.,{label + 1}" for n, label in enumerate(LABELS)]
     (tmp_path / TEST_CSV).write_text("\n".join([CSV_HEADER, *rows, ""]))
     (tmp_path / "first.tsv").write_text(submission_text(FIRST))
@@ -165,7 +165,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([f"data/{TEST_CSV}", f"data/demo/{TEST_CSV}", f"data/demo/{VALIDATION_CSV}"], 0, ""),
         ([f"data/demo/{TEST_CSV}", f"data/demo/{VALIDATION_CSV}"], 0, "using the demo"),
-        # Half a real data set is a mistake to report, not a reason to take the demo.
+        # If one of two CSVs is missing, that is reported; the demo does not replace it.
         (
             [f"data/{VALIDATION_CSV}", f"data/demo/{TEST_CSV}", f"data/demo/{VALIDATION_CSV}"],
             2,
@@ -194,7 +194,7 @@ def test_data_dir_is_data_or_else_the_demo(
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
-    """As in ``scripts/analysis.py ... | head -1``."""
+    """The reader ends as in ``scripts/analysis.py ... | head -1``."""
     body = "import sys; from gpt1.runtime.errors import report_errors\n"
     body += "sys.exit(report_errors('x', lambda: [print('y' * 100) for _ in range(10**5)] and 0))"
     command = f'"{sys.executable}" -c "{body}" | head -1'

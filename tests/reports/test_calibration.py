@@ -1,4 +1,4 @@
-"""Probabilities beside a submission: the file, what they are worth, and the picture of it."""
+"""Probabilities beside a submission: the file, their calibration, and the picture of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt1.reports import calibration
 from gpt1.reports.calibration import Bin
 from gpt1.results.submissions import Choices, choices_of
 
-# Story by story: who is chosen, how surely, and whether that is right.
+# For each story: the chosen ending, the confidence, and whether the ending is right.
 PREDICTIONS = [0, 1, 0, 1, 0, 1]
 CONFIDENCE = [0.625, 0.75, 0.9375, 1.0, 0.5, 0.9375]
 LABELS = [0, 0, 1, 1, 0, 0]
@@ -38,7 +38,7 @@ CLOZE = Cloze(
 
 
 def choices(predictions: list[int], confidence: list[float]) -> Choices:
-    """Choices of these confidences."""
+    """Return choices with these confidences."""
     rows = [
         (1 - p, p) if choice else (p, 1 - p)
         for choice, p in zip(predictions, confidence, strict=True)
@@ -56,9 +56,9 @@ def test_reliability_by_hand() -> None:
     bins = calibration.reliability(SIX, LABELS, n_bins=4)
     assert bins == [
         Bin(0.5, 0.625, n=1, n_right=1, confidence=0.5),
-        Bin(0.625, 0.75, n=1, n_right=1, confidence=0.625),  # an edge is its upper bin's
+        Bin(0.625, 0.75, n=1, n_right=1, confidence=0.625),  # An edge belongs to its upper bin.
         Bin(0.75, 0.875, n=1, n_right=0, confidence=0.75),
-        Bin(0.875, 1.0, n=3, n_right=1, confidence=2.875 / 3),  # 1 itself is in the last
+        Bin(0.875, 1.0, n=3, n_right=1, confidence=2.875 / 3),  # The last bin includes 1.
     ]
     assert [item.accuracy for item in bins] == [1, 1, 0, 1 / 3]
     # |1 - 0.5| + |1 - 0.625| + |0 - 0.75| + |1 - 2.875|, over six stories
@@ -140,7 +140,7 @@ def test_most_confident_mistakes() -> None:
     def mistakes(n: int) -> list[int]:
         return calibration.most_confident_mistakes(SIX, LABELS, n)
 
-    assert mistakes(10) == [2, 5, 1]  # 2 and 5 are equally sure: in their order
+    assert mistakes(10) == [2, 5, 1]  # 2 and 5 are equally confident, and keep their order.
     assert mistakes(1) == [2]
     assert mistakes(0) == []
 
@@ -245,9 +245,9 @@ def test_probs_add_to_the_analysis(run_dir: Path, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     first, second = text.split("\nMean confidence: ")
     assert first.startswith(without)
-    assert "no difference to test" in first  # the second submission still counts
+    assert "no difference to test" in first  # The second submission is compared all the same.
     assert second.endswith("Bad.\n")
-    assert second.count("A. B. C. D.") == 3  # all mistakes: fewer than the default
+    assert second.count("A. B. C. D.") == 3  # all mistakes, which are fewer than the default
     assert analyse("--probs", "s.probs.tsv", "--mistakes", "1") == 0
     assert capsys.readouterr().out.count("A. B. C. D.") == 1
 

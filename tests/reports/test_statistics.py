@@ -1,4 +1,4 @@
-"""Intervals and tests, against hand calculation and their definitions."""
+"""Intervals and tests agree with calculations by hand and with their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that a run leaves, as they are read: logs, submissions and probabilities."""
+"""Reading the files of a run: logs, submissions and probabilities."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def log_text(*lines: dict[str, Any]) -> str:
 
 
 def message(read: Callable[[Path], Any], path: Path, content: str | bytes) -> str:
-    """What ``read`` complains about in a file of this content."""
+    """Return the error message of ``read`` for a file of this content."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError) as caught:
         read(path)
@@ -210,7 +210,7 @@ def test_choices_are_argmax_and_softmax() -> None:
     np.testing.assert_allclose(found.probs, expected, rtol=1e-6, atol=0)
     assert found.probs.dtype == np.float64
     assert found.confidence.tolist() == found.probs.max(-1).tolist()
-    assert logits.tolist()[0][0] == 0  # left alone
+    assert logits.tolist()[0][0] == 0  # not checked
 
 
 def test_softmax_is_taken_in_float64() -> None:

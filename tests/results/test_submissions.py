@@ -1,4 +1,4 @@
-"""Submissions keep to their runs: records say which run made what, and a proven mix is refused."""
+"""Records tell which run made a submission, and files that prove to be of two runs are refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_log(settings: dict[str, Any], *accuracies: float) -> None:
 
 
 def identify(submission: Path | str = "s.tsv", log: Path | str | None = "a.jsonl") -> str:
-    """What the files say about the run."""
+    """Return what the files say about the run."""
     run_log = None if log is None else read_run_log(log)
     return analysis.identify_run(submission, submissions.read_submission(submission), run_log)
 
@@ -118,7 +118,7 @@ def test_without_a_record_the_run_is_unknown(place: Path) -> None:
 
 
 def test_a_record_of_another_submission_proves_nothing(place: Path) -> None:
-    """As when two runs replace the copy of the last submission at the same time."""
+    """This happens when two runs replace the copy of the last submission at the same time."""
     Path("s.tsv").write_text(TEXT.replace("0\t0", "0\t1"))
     write_log({**SETTINGS, "run_id": "2"}, 50.0)
     says = "Run unknown: s.run.json is the record of another submission than s.tsv."
@@ -126,7 +126,7 @@ def test_a_record_of_another_submission_proves_nothing(place: Path) -> None:
 
 
 def test_a_record_of_a_log_without_a_run_id_proves_nothing(place: Path) -> None:
-    """As when a run goes on whose log is of a version that wrote no ``run_id``."""
+    """This happens when a run is resumed whose log an earlier version wrote without ``run_id``."""
     submissions.write(Path("s.tsv"), PREDICTIONS, replace(RECORD, run_id=None))
     assert identify(log=None) == "Run: mine"
     assert identify() == "Run unknown: the log of the run mine had no run_id, says s.run.json."
@@ -151,7 +151,7 @@ def test_a_record_of_a_log_without_a_run_id_proves_nothing(place: Path) -> None:
 def test_the_log_of_another_run_is_refused(
     place: Path, settings: dict[str, Any], remedy: str
 ) -> None:
-    """Also where the other run was equally good."""
+    """It is refused even if the other run has the same accuracy."""
     write_log({**SETTINGS, "run_id": "2", **settings}, 50.0, 62.5, 25.0)
     with pytest.raises(InputError) as caught:
         identify()
@@ -166,7 +166,7 @@ def test_the_log_of_another_run_is_refused(
 def test_a_log_with_another_best_epoch_is_refused(
     place: Path, accuracies: tuple[float, ...]
 ) -> None:
-    """As when the run was resumed from an earlier checkpoint, and its log was cut back."""
+    """This happens when the run is resumed from an earlier checkpoint, and its log is cut back."""
     write_log(SETTINGS, *accuracies)
     with pytest.raises(InputError) as caught:
         identify()
@@ -227,7 +227,7 @@ def finished(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def other(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Another run, in directories of its own."""
+    """Another run, in other directories."""
     run = Run(task, tmp_path_factory.mktemp("second"), desc="second")
     assert run.do(*SECOND).status == 0
     return run
@@ -240,7 +240,7 @@ def first(finished: Run, tmp_path: Path) -> Run:
 
 
 def last(run: Run) -> Path:
-    """The copy in the original's place."""
+    """Return the path of the copy at the original's path."""
     return run.directory / "submission/ROCStories.tsv"
 
 
@@ -279,7 +279,7 @@ def test_results_that_moved_are_known(first: Run, tmp_path: Path) -> None:
 
 @on_linux
 def test_a_log_begun_anew_is_not_that_of_the_older_submission(first: Run) -> None:
-    """The run is the same to the bit; its log may yet come to other evaluations."""
+    """The run has the same bits, but its log may get other evaluations."""
     stopped = before("gpt1.training.runs:_submit", sends_itself(SIGKILL))
     assert first.do(*FIRST, changes=[stopped]).status == -SIGKILL
     with pytest.raises(InputError, match="another run of the name first began this log: finish"):
@@ -300,7 +300,7 @@ def test_a_resumed_run_keeps_its_identity(first: Run, tmp_path: Path) -> None:
 def test_a_log_that_was_cut_back_is_not_that_of_the_submission(
     task: tiny.Tiny, tmp_path: Path
 ) -> None:
-    """A run that is over is resumed from its first epoch, as from an older copy of its files."""
+    """A finished run is resumed from its first epoch, as from an older copy of its files."""
     run, words = Run(task, tmp_path / "run"), ("--lr", "5e-3")
     dies_in_epoch_2 = processes.update(6, sends_itself(SIGKILL))
     assert run.do(*words, changes=[dies_in_epoch_2]).status == -SIGKILL
@@ -327,10 +327,10 @@ def test_a_log_that_was_cut_back_is_not_that_of_the_submission(
 def test_a_kill_among_the_writes_makes_no_mix(
     first: Run, other: Run, desc: str, place: str, file: str
 ) -> None:
-    """Before each of the four renames of a run that ends after another one.
+    """It is tried before each of the four renames of a run that ends after another one.
 
-    It has the name of the earlier run, or another. Each submission is the whole old or the whole
-    new one, and is said to be of the run that made it or of an unknown one.
+    The run has the earlier run's name, or another. Each submission is the whole old or the whole
+    new one, and is reported as that of the run that made it or as that of an unknown run.
     """
     run = Run(first.task, first.directory, desc=desc)
     path = run.submission if place == "own" else last(run)
@@ -357,7 +357,7 @@ def test_probabilities_stay_beside_their_own_submission(first: Run) -> None:
     probs = first.submission.with_name("ROCStories.probs.tsv")
     assert probs.exists()
     assert not last(first).with_name(probs.name).exists()
-    assert first.do("--resume").status == 0  # the same run, which need not write them again
+    assert first.do("--resume").status == 0  # The same run need not write them again.
     assert probs.exists()
     assert first.do(*SECOND).status == 0
     assert not probs.exists()

@@ -407,7 +407,7 @@ def test_torchrun_equals_one_process_with_dropout_too(
     command += [f"--nproc_per_node={world}", "-m", "gpt1.train", *flags, *two.flags()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3  # a line an epoch, from one process only
+    assert len(done.stdout.splitlines()) == 3  # one line per epoch, from one process only
     assert two.lines("log/rocstories.jsonl")[0]["n_processes"] == world
     assert_same(two, one, 1e-6)
 

@@ -1,4 +1,4 @@
-"""The demo's stories: reproducible, sound English, and fair: endings alone tell nothing."""
+"""The demo's stories are reproducible and correct English; endings alone give nothing away."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ DEMO = ROOT / "data" / "demo"
 
 
 def sentences(text: str) -> list[str]:
-    """Cut after a full stop, be it inside or outside of closing quotes."""
+    """Split a text after each full stop, which may be inside or outside of closing quotes."""
     return re.split(r"""(?:(?<=[.!?])|(?<=[.!?]")) (?=["A-Z])""", text)
 
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    """The script as a module: scripts/ is no package."""
+    """The script as a module, since scripts/ is not a package."""
     path = ROOT / "scripts" / "make_demo_stories.py"
     spec = importlib.util.spec_from_file_location("make_demo_stories", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
+    sys.modules[spec.name] = module  # dataclasses need the module in sys.modules
     spec.loader.exec_module(module)
     return module
 
@@ -88,7 +88,7 @@ def test_stories_are_sentences_of_fitting_length(splits: tuple[Cloze, Cloze, Clo
     ]
     assert 35 <= statistics.mean(len(story.split()) for story in stories) <= 60
     for story in stories:
-        assert len(sentences(story)) in (5, 6), story  # one middle speaks in two sentences
+        assert len(sentences(story)) in (5, 6), story  # quoted speech of two sentences
         assert story[-1] in '."!?', story
         assert not re.search(r"[\[\]{}|/]|  |\ba [aeio]|\ban (?!hour)[^aeiou]", story), story
 
@@ -111,7 +111,7 @@ def test_each_ending_is_right_as_often_as_wrong_in_each_split(
 def test_right_ending_belongs_to_the_storys_topic_and_the_wrong_one_does_not(
     demo: ModuleType,
 ) -> None:
-    """Whatever the label, and with the same people in both endings' stories."""
+    """This holds for both labels, and both stories have the same people."""
     _, topics = demo.read_grammar()
     teller = demo.StoryTeller(3)
     seen = Counter()
@@ -141,7 +141,7 @@ def test_grammar_is_rich_and_its_outcomes_are_apart(demo: ModuleType) -> None:
 
 
 def test_endings_alone_are_at_chance(splits: tuple[Cloze, Cloze, Cloze]) -> None:
-    """A bag of words trained on both endings without their story learns nothing that lasts."""
+    """A bag-of-words classifier trained on endings without stories is right by chance only."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -159,7 +159,7 @@ def test_endings_alone_are_at_chance(splits: tuple[Cloze, Cloze, Cloze]) -> None
 
 
 def test_story_tells_the_ending(demo: ModuleType, splits: tuple[Cloze, Cloze, Cloze]) -> None:
-    """Which words go together in unlabelled stories is enough to choose well above chance."""
+    """Co-occurrence of words in unlabelled stories suffices to choose well above chance."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     told = [sentences(story) for story in demo.unlabelled_stories(6000, seed=1)]
@@ -193,7 +193,7 @@ def test_unlabelled_stories_are_reproducible_and_new(
 
 
 def test_half_of_the_unlabelled_stories_go_on_in_the_same_mood(demo: ModuleType) -> None:
-    """What follows an ending is why a language model learns what the ending means."""
+    """The text after an ending makes a language model learn what the ending means."""
     teller = demo.StoryTeller(8)
     closings = [
         (outcome, teller.closing(topic, outcome))
@@ -210,7 +210,7 @@ def test_half_of_the_unlabelled_stories_go_on_in_the_same_mood(demo: ModuleType)
 def test_unlabelled_stories_leave_out_a_cloze_story(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check above would pass by luck alone; here the first story told is a forbidden one."""
+    """The check above could pass by luck; here the first story made is a forbidden one."""
     teller = demo.StoryTeller(5)
     topic, outcome = teller.pick(teller.topics), teller.pick(demo.OUTCOMES)
     told = teller.four_sentences(topic, outcome, teller.cast(topic))

@@ -1,4 +1,4 @@
-"""Many seeds: what is done is not done again, and what is reported is right."""
+"""Runs with several seeds: finished runs are not repeated, and the report is right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["run_seeds"] = module  # its dataclass looks itself up there
+    sys.modules["run_seeds"] = module  # dataclasses need the module in sys.modules
     spec.loader.exec_module(module)
     return module
 
@@ -61,7 +61,7 @@ def test_runs_once_and_reports(
     assert f"median {statistics.median(found):.2f}, range {min(found):.2f} to" in shown
     assert "needs 6 runs" in shown
 
-    # What is done stays; what is missing is done; what was made otherwise is refused.
+    # Finished runs stay, missing runs are made, and runs with other flags are refused.
     first = tmp_path / "submission/rocstories-seed5/ROCStories.tsv"
     stamp = first.stat().st_mtime_ns
     (tmp_path / "submission/rocstories-seed6/ROCStories.tsv").unlink()

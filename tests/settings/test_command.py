@@ -28,7 +28,7 @@ class Cooking:
     salt: float | None = setting(None, "grams", between(0, 9))
 
     def contradictions(self) -> list[str]:
-        """Nobody covers what is fried in butter."""
+        """Find the combination of frying and a lid, which is not allowed."""
         return ["--lid: not with --fat butter"] if self.lid and self.fat == "butter" else []
 
 
@@ -407,7 +407,8 @@ def test_a_setting_of_training_is_taken_over(name: str, text: str, value: Any) -
 
 WHOLE, NUMBER = "must be a whole number", "must be a number"
 FINITE, RATE = "must be a finite number", "must be at least 0 and less than 1"
-PLAIN_NAME = "must be a plain name, without slashes: it names log and save files"
+NO_SHARE = "must be from 0 to 1: it is a share of all updates, not a number of updates"
+PLAIN_NAME = "must be a name without slashes, because log and save files are named after it"
 
 
 @pytest.mark.parametrize(
@@ -431,14 +432,14 @@ PLAIN_NAME = "must be a plain name, without slashes: it names log and save files
         ("lr", "nan", FINITE),
         ("lr", "inf", FINITE),
         ("lr", "fast", NUMBER),
-        ("lr_warmup", "1.5", "must be from 0 to 1: a share of all updates, not their number"),
-        ("lr_warmup", "-0.1", "must be from 0 to 1: a share of all updates, not their number"),
-        ("lm_coef", "-0.5", "must be at least 0; the original takes a negative value for 0"),
-        ("l2", "-1", "must be at least 0; the original takes a negative value for 0"),
+        ("lr_warmup", "1.5", NO_SHARE),
+        ("lr_warmup", "-0.1", NO_SHARE),
+        ("lm_coef", "-0.5", "must be at least 0; the original treats a negative value as 0"),
+        ("l2", "-1", "must be at least 0; the original treats a negative value as 0"),
         ("lm_coef", "nan", FINITE),
         ("max_grad_norm", "nan", FINITE),
         ("embd_pdrop", "1", RATE),
-        ("attn_pdrop", "-0.1", "must be at least 0; the original takes a negative value for 0"),
+        ("attn_pdrop", "-0.1", "must be at least 0; the original treats a negative value as 0"),
         ("resid_pdrop", "nan", FINITE),
         ("clf_pdrop", "2", RATE),
         ("b1", "1", RATE),
@@ -455,7 +456,11 @@ PLAIN_NAME = "must be a plain name, without slashes: it names log and save files
         ("desc", "a\\b", PLAIN_NAME),
         ("desc", "..", PLAIN_NAME),
         ("desc", "", PLAIN_NAME),
-        ("desc", "x" * 101, "must be at most 100 characters: it names log and save files"),
+        (
+            "desc",
+            "x" * 101,
+            "must be at most 100 characters, because log and save files are named after it",
+        ),
         ("desc", "漢" * 90, "must be a name that a file can have"),
         ("log_dir", "", "must not be empty"),
     ],
@@ -482,7 +487,7 @@ def test_what_is_wrong_about_training_comes_in_one_message() -> None:
 
 @pytest.mark.parametrize("word", ["--n_itr", "--n_it", "n_iter", "-n_iter"])
 def test_a_mistyped_flag_of_training(word: str) -> None:
-    """A flag cut short is refused too: which one it means may change with the next version."""
+    """A shortened flag is refused, too: a later version may have two flags that begin with it."""
     expected = "there is no such flag or argument; did you mean --n_iter? See --help"
     assert problems(word, *(["2"] if word.startswith("-") else []), command=TRAIN) == (
         f"{word}: {expected}"

@@ -1,4 +1,4 @@
-"""Flags: the original's names and defaults, what is refused and how, and the demo's rule."""
+"""Flags: the original's names and defaults, refused values, and the rule for the demo."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_there_are_no_other_flags() -> None:
 
 @pytest.mark.parametrize("model", ["released", "nothing"])
 def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_path: Path) -> None:
-    """Sizes left out come from the released checkpoint, and without one they are its sizes."""
+    """Sizes that are not given are those of the checkpoint, or without one the released sizes."""
     import released
 
     from gpt1.batches.task_data import TaskData
@@ -115,7 +115,7 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
         bpe_path=tmp_path / "merges",
         demo=False,
     )
-    nothing: Any = None  # arrays are not looked at
+    nothing: Any = None  # The arrays are not used.
     data = TaskData(
         task=ROCSTORIES, train=nothing, valid=nothing, test=nothing, n_vocab=40478, n_ctx=77
     )
@@ -238,7 +238,7 @@ def test_all_wrong_flags_come_in_one_message() -> None:
 
 @pytest.mark.parametrize("word", ["--n_iters", "--n_it", "n_iter", "-n"])
 def test_an_unknown_flag_is_refused(word: str) -> None:
-    """A flag cut short too: which one it means may change with the next version."""
+    """So is a shortened flag: a later version may have two flags that begin with it."""
     message = complaint(word)
     assert message.startswith(f"{word}: ")
     assert "--help" in message
@@ -277,7 +277,7 @@ def test_the_demos_own_defaults_give_way_to_what_is_given() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place to run in, with the demo."""
+    """A current directory that holds the demo and no other files."""
     monkeypatch.chdir(tmp_path)
     put_data(Path("data/demo"))
     put_model(Path("model/demo"))

@@ -1,4 +1,4 @@
-"""What a run needs of memory and disks: the formula, the pages' figures, and the refusals."""
+"""The memory and disk space of a run: the formula, the documented figures, the refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GPT1 = ModelConfig(n_ctx=77)  # on ROCStories
 
 
 class Usage(NamedTuple):
-    """What ``shutil.disk_usage`` gives."""
+    """The result of ``shutil.disk_usage``."""
 
     total: int
     used: int
@@ -44,7 +44,7 @@ class Usage(NamedTuple):
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
-    """Let every file system have so much room."""
+    """Let every file system have ``n_bytes`` of free space."""
     usage = Usage(10**15, 10**15 - n_bytes, n_bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
@@ -75,7 +75,7 @@ def test_the_pages_figures_follow_from_the_formula() -> None:
 
 
 def rounded(n_bytes: int) -> str:
-    """Three digits."""
+    """Return a number of bytes rounded to three digits."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
@@ -102,7 +102,7 @@ def test_sizes_in_messages(n_bytes: int, up: str, down: str) -> None:
 def test_the_memory_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, device: str, copies: int
 ) -> None:
-    """On a CPU gradients too; elsewhere the machine holds only what a checkpoint is made of."""
+    """On a CPU it holds gradients, too; otherwise only the arrays of a checkpoint."""
     needed = copies * 4 * capacity.n_parameters(GPT1)
     monkeypatch.setattr(capacity, "host_memory", lambda: needed)
     capacity.check_memory(GPT1, torch.device(device), "model/")
@@ -134,7 +134,7 @@ def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_memory_of_this_machine() -> None:
-    """The least of all limits; /proc/meminfo gives the same pages as sysconf."""
+    """It is the smallest of all limits; /proc/meminfo gives the same pages as sysconf."""
     found = capacity.host_memory()
     if sys.platform == "linux":
         total = re.search(r"^MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
@@ -198,7 +198,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 
 def written(directory: Path) -> list[str]:
-    """The names of all files but locks."""
+    """Return the names of all files except locks."""
     found = (path for path in directory.rglob("*") if path.is_file())
     return sorted(path.name for path in found if not path.name.endswith(".lock"))
 
@@ -207,7 +207,7 @@ def outputs_in(directory: Path, **files: int) -> Outputs:
     """The outputs of a run with ``--submit``, some of which exist, with their sizes.
 
     Args:
-        directory: where they all go.
+        directory: the directory of all outputs.
         files: ``best_params``, ``updates``, ``submission``, or ``c3`` for the checkpoint of the
             third update.
     """
@@ -233,9 +233,9 @@ P = 1000  # parameters, so that 4000 bytes are one copy of them
         (2, False, {}, 7, 0),
         (3, False, {}, 10, 0),
         (9, False, {}, 10, 0),
-        # What an earlier run left is replaced; its checkpoints go first of all.
+        # Files of an earlier run are replaced; its checkpoints are removed before all else.
         (9, False, {"best_params": 3900, "c3": 100, "c6": 10}, 10, 4010),
-        # The first parameters are written while the old ones are there still.
+        # The first parameters are written while the old ones still exist.
         (1, False, {"best_params": 10**6, "c3": 100}, 1, 100),
         # A resumed run has its best parameters, and writes one checkpoint more than it keeps.
         (0, True, {"best_params": 4000, "c3": 12000, "c6": 12000}, 0, 0),
@@ -252,7 +252,7 @@ def test_what_is_saved(
     copies: int,
     saved: int,
 ) -> None:
-    """So many copies of the parameters, less what is replaced."""
+    """The need is a number of copies of the parameters, less the replaced files."""
     outputs = outputs_in(tmp_path, **files)
     need, *_ = needs_of(outputs, n_checkpoints=n_checkpoints, resumed=resumed)
     assert need == ("--save_dir", outputs.directory, 4 * P * copies - saved)
@@ -264,7 +264,7 @@ def needs_of(outputs: Outputs, **changes: Any) -> list[Need]:
 
 
 def test_what_is_logged_and_submitted(tmp_path: Path) -> None:
-    """Two submissions: the run's own, and the copy in the original's place."""
+    """There are two submissions: the run's own, and the copy at the original's path."""
     outputs = outputs_in(tmp_path, updates=500)
     size = len("index\tprediction\n") + 10 * len("0\t0\n") + 10 * len("10\t0\n")
     for resumed, logged in ((False, 12 * 80 - 500), (True, 12 * 80)):
@@ -278,7 +278,7 @@ def test_what_is_logged_and_submitted(tmp_path: Path) -> None:
 
 
 def test_a_line_in_the_log_of_updates_has_no_fewer_bytes(tmp_path: Path) -> None:
-    """Even with the shortest numbers."""
+    """This holds even with the shortest numbers."""
     path = tmp_path / "updates.jsonl"
     shortest = UpdateLine(
         n_updates=1, clf_cost=0.0, lm_cost=None, lr=0.0, grad_norm=0.0, time=time.time()
@@ -375,7 +375,7 @@ def test_the_run_counts_its_checkpoints(
     done: int,
     expected: int,
 ) -> None:
-    """Four updates an epoch; no more than three count, for no more are there at once."""
+    """An epoch has four updates. At most three checkpoints count: no more exist at once."""
     seen: dict[str, Any] = {}
 
     def record(outputs: Outputs, **values: Any) -> list[Need]:
@@ -405,7 +405,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's"
 
 @pytest.fixture(scope="module")
 def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What an undisturbed run makes, with a server for forks."""
+    """The results of an undisturbed run; the fork server runs."""
     with processes.fork_server():
         run = Run(task, tmp_path_factory.mktemp("whole"))
         assert run.do().status == 0
@@ -427,7 +427,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, free: int) -> Path:
-    """Put a file onto a disk that leaves so many bytes."""
+    """Put a file onto a disk that leaves ``free`` bytes."""
     filler = disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(disk).free - free))
     return filler
@@ -449,7 +449,7 @@ def test_a_run_that_fits_is_not_refused_and_one_that_does_not_is(
     filler.unlink()
     kill = update(6, sends_itself(SIGKILL))
     assert run.do(*save, changes=[kill]).status == -SIGKILL
-    # Two checkpoints are there: there must be room for a third, and no more.
+    # Two checkpoints exist; a third one must fit, and no more.
     state = checkpoint.checkpoints(disk / "save/rocstories")[-1].stat().st_size
     filler = fill(disk, free=state // 2)
     refused = run.do(*save, "--resume")
@@ -466,7 +466,7 @@ def test_a_run_that_fits_is_not_refused_and_one_that_does_not_is(
 def test_what_a_run_replaces_counts_as_free(
     whole: dict[str, Any], task: tiny.Tiny, tmp_path: Path, disk: Path
 ) -> None:
-    """A second run of the name has no more room than the first one has left."""
+    """A second run of the same name only has the space that the first one left."""
     run = Run(task, tmp_path / "run")
     save = ("--save_dir", str(disk / "save"))
     assert run.do(*save).status == 0

@@ -1,4 +1,4 @@
-"""A run's state on disk: the same bits back, the last two kept, damage always noticed."""
+"""Checkpoints: reading gives the same bits, the last two are kept, damage is always noticed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDENTITY = {"seed": 3, "lr": 6.25e-5, "afn": "gelu", "vector_l2": False, "model"
 
 
 class Run:
-    """A small model and the optimizer of a run, fed with gradients that follow from t."""
+    """A small model and the optimizer of a run, whose gradients are a function of t."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -182,7 +182,7 @@ def refusal(path: Path, data: bytes) -> str:
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path, whole: bytes) -> None:
-    """Each bit of the header's length and of the numbers, and some hundred others."""
+    """It is tried for each bit of the header's length and the numbers, and some hundred others."""
     rng = random.Random(0)
     bits = {*range(64), *range(8 * len(whole) - 8 * 36, 8 * len(whole))}
     bits |= {rng.randrange(8 * len(whole)) for _ in range(500)}
@@ -248,7 +248,7 @@ def on_a_failing_disk(path: Path) -> Iterator[None]:
 
 @contextmanager
 def too_large_for_the_memory(path: Path) -> Iterator[None]:
-    """Its numbers are cut off and a gigabyte of zeros, which the disk need not keep, follows."""
+    """Replace a file's numbers by a gigabyte of zeros, which takes no space on the disk."""
     n = 1 << 30
     header = {"w": {"dtype": "F32", "shape": [n // 4], "data_offsets": [0, n]}}
     text = json.dumps(header).encode()
@@ -299,7 +299,7 @@ def test_a_directory_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_pa
 
 
 def test_nothing_in_the_file_can_run(whole: bytes) -> None:
-    """It is numbers after a header of JSON, not a pickle or a zip of pickles."""
+    """It holds numbers after a JSON header, and is not a pickle or a zip file of pickles."""
     length = int.from_bytes(whole[:8], "little")
     header: dict[str, Any] = json.loads(whole[8 : 8 + length])
     metadata = header.pop("__metadata__")

@@ -1,4 +1,4 @@
-"""What a run shows: at a terminal, in a pipe, and with --quiet."""
+"""The output of a run: on a terminal, in a pipe, and with --quiet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def at_terminal(words: list[str]) -> str:
     while True:
         try:
             data = os.read(ours, 65536)
-        except OSError:  # the terminal's other end is closed
+        except OSError:  # The other end of the terminal is closed.
             break
         if not data:
             break
@@ -55,7 +55,7 @@ def at_terminal(words: list[str]) -> str:
 
 def test_a_terminal_gets_a_table_a_bar_and_a_summary(task: tiny.Tiny, tmp_path: Path) -> None:
     written = at_terminal(command(task, tmp_path, "--n_iter", "2"))
-    # What stands on each line in the end: the text after the last return of the carriage.
+    # The final text of each line is the text after its last carriage return.
     lines = [line.rpartition("\r")[2].rstrip() for line in written.split("\n")]
     lines = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line) for line in lines]
     shown = "\n".join(line for line in lines if line)

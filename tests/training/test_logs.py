@@ -1,4 +1,4 @@
-"""A log: whole lines at once, cut back on resuming."""
+"""A log: lines are written whole, and cut back when a run is resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def without_time(path: Path) -> list[dict[str, Any]]:
 
 
 def written(path: Path, *numbers: int) -> None:
-    """A log with a line of settings and a line for each number of updates."""
+    """Write a log with a line of settings and a line for each number of updates."""
     log = JsonLines(path)
     log.write(desc="run")
     for n in numbers:

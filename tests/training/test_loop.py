@@ -27,7 +27,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class Counting:
-    """A job whose figures are its numbers: update n costs n + 0.25 and n + 0.5, norm n + 0.75."""
+    """A job with known figures: update n has costs n + 0.25 and n + 0.5, and norm n + 0.75."""
 
     def __init__(
         self, n_updates: int = 7, per_epoch: int = 7, warn_from: int = 99, scores: Any = ()
@@ -64,7 +64,7 @@ class Counting:
 
 
 class Place:
-    """The files of a run, and what its warnings were."""
+    """The files of a run, and its warnings."""
 
     def __init__(self, directory: Path) -> None:
         places = {f"{kind}_dir": str(directory / kind) for kind in ("log", "save", "submission")}
@@ -95,7 +95,7 @@ class Place:
             stop=StopRequests(),
             save_every=save_every,
         )
-        trainer._delay = delay  # as on a GPU, whose figures are read late
+        trainer._delay = delay  # as on a GPU, from which figures are read later
         return trainer
 
 
@@ -126,7 +126,7 @@ def test_figures_wait_at_most_the_delay_and_come_in_order(place: Place, delay: i
     place.trainer(Counting(), place.logs(), counter, delay=delay).train(resumed=False)
     assert without(place.updates(), "time", "lr") == [line(n) for n in range(1, 8)]
     assert [update.n_updates for update in counter.updates] == list(range(1, 8))
-    assert (known == list(range(7))) == (delay == 0)  # otherwise some did wait
+    assert (known == list(range(7))) == (delay == 0)  # otherwise some figures were read later
 
 
 def test_the_keys_of_the_log_and_their_order(place: Place) -> None:
@@ -198,7 +198,7 @@ def test_a_restored_run_makes_only_the_updates_that_are_left(place: Place) -> No
 
 
 class Infinite(Counting):
-    """Its fourth update costs more than any number."""
+    """A job whose fourth update has an infinite cost."""
 
     def gradients(self, replica: Replica[Any], work: int, update: int) -> Tensor:
         costs = super().gradients(replica, work, update)

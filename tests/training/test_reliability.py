@@ -1,4 +1,4 @@
-"""What goes wrong on real machines: a run loses nothing by it, and says what it was."""
+"""Failures of real machines: a run loses nothing, and its message says what failed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def whole(finished: Run) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an undisturbed run of two processes makes."""
+    """The results of an undisturbed run of two processes."""
     run = Run(task, tmp_path_factory.mktemp("pair"))
     assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
     return run.results()
@@ -102,7 +102,7 @@ def run(task: tiny.Tiny, tmp_path: Path) -> Run:
 
 
 def poisons(value: float, where: str) -> Change:
-    """A change that puts a value into the gradients or costs of update 6, and notes its stories."""
+    """Return a change that puts a value into gradients or costs of update 6; note its stories."""
     return partial(_poison, value, where)
 
 
@@ -125,7 +125,7 @@ def _poison(value: float, where: str) -> None:
 
 
 def in_file_order(task: tiny.Tiny) -> np.ndarray:
-    """The stories of the validation CSV as the model sees them, in the order of its rows."""
+    """The arrays of the stories in the validation CSV, in the order of its rows."""
     loaded = prepare.load_data(Settings(), task.sources(), verbose=False)
     encoder = TextEncoder(task.sources().encoder_path, task.sources().bpe_path)
     with open(task.data_dir / datasets.VALIDATION_CSV, newline="") as file:
@@ -139,14 +139,14 @@ def in_file_order(task: tiny.Tiny) -> np.ndarray:
 
 
 def stories_named(message: str) -> list[int]:
-    """The numbers that a message names."""
+    """Return the numbers of stories that a message names."""
     found = re.search(r"The examples of the update are (/.+\.csv), story ([\d, ]+)\.", message)
     assert found is not None, message
     return [int(number) for number in found[2].split(", ")]
 
 
 def assert_only_numbers(run: Run) -> None:
-    """No file of a run holds NaN or infinity."""
+    """Check that no file of a run holds NaN or infinity."""
     processes.lines(run.log)
     processes.lines(run.updates)
     assert all(np.isfinite(array).all() for array in jl.read_jl(run.best))
@@ -180,7 +180,7 @@ def test_what_is_not_a_number_stops_the_run_before_the_update(
     assert run.checkpoints()[-1] == 5
     assert_only_numbers(run)
     if where == "gradient":
-        assert run.do("--resume").status == 0  # nothing poisons it now
+        assert run.do("--resume").status == 0  # now without the change
         assert_same(run, whole)
 
 
@@ -195,7 +195,7 @@ def test_a_run_that_diverges_by_itself(run: Run) -> None:
 
 
 def test_an_evaluation_that_is_not_a_number_is_neither_logged_nor_kept(run: Run) -> None:
-    """The one update of an epoch has a finite loss, and then nothing is finite any more."""
+    """The only update of an epoch has a finite loss, but the parameters are not finite after it."""
     done = run.do("--lr", "1e30", "--n_batch", "16", "--n_iter", "2")
     assert (done.status, done.stdout) == (1, "")
     assert done.message().startswith(
@@ -208,7 +208,7 @@ def test_an_evaluation_that_is_not_a_number_is_neither_logged_nor_kept(run: Run)
 
 
 def test_parameters_that_overflow_are_not_kept(run: Run) -> None:
-    """A finite gradient and a step that no float32 holds."""
+    """The gradient is finite, but the step is too large for float32."""
     done = run.do("--lr", "1e39", "--save_every", "1")
     assert done.status == 1
     assert done.message().startswith("error: update 1: its step has made a parameter infinite")
@@ -222,7 +222,7 @@ def test_parameters_that_overflow_are_not_kept(run: Run) -> None:
 @pytest.mark.parametrize(
     ("costs", "parts"),
     [
-        ((0.693, 10.6), None),  # a guess
+        ((0.693, 10.6), None),  # the cost of a uniform guess
         ((6.93, 31.8), None),  # just below both limits
         ((0.0, 0.0), None),  # without a language-model loss
         ((6.94, 10.6), ["classification cost is 6.94, above 10 times ln 2 = 6.931."]),
@@ -255,7 +255,7 @@ def events(run: Run) -> list[dict[str, Any]]:
 
 
 def delays_numbers() -> None:
-    """Look at numbers as late as on a GPU."""
+    """Return a change that reads figures as late as on a GPU."""
     init = loop.Trainer.__init__
 
     def late(trainer: loop.Trainer, *args: Any, **options: Any) -> None:
@@ -275,7 +275,7 @@ def test_a_run_that_diverges_to_finite_numbers_warns_once(run: Run, changes: lis
     rows = processes.lines(run.updates)
     (event,) = events(run)
     assert event == {"n_updates": 2, "event": "diverging", "message": warning[len("warning: ") :]}
-    assert rows.index(event) == 2  # after the two updates, before all others
+    assert rows.index(event) == 2  # after the two updates, before the others
     assert [line.n_updates for line in read_updates(run.updates)] == list(range(1, 13))
 
 
@@ -405,7 +405,7 @@ def test_a_disk_that_is_full_from_the_beginning(whole: dict[str, Any], small_dis
 
 
 def becomes_read_only(directory: Path) -> None:
-    """Permissions do not bind root, who has to mount."""
+    """Mount a directory read-only, since root may write whatever the permissions are."""
     if os.geteuid():
         directory.chmod(0o500)
         return
@@ -449,20 +449,20 @@ def test_one_message_says_why_two_processes_end(run: Run, kind: str) -> None:
     first, second = run.do_pair(changes=[limit])
     assert (first.status, second.status) == (1, 1)
     assert name in first.message()
-    if kind == "log":  # only the first knows of it
+    if kind == "log":  # Only the first process knows of it.
         assert second.message().startswith("error: another process of this run has ended")
     else:
         assert second.messages() == []
 
 
 def opens_no_more_files() -> None:
-    """From now on a process has as many open files as it may."""
+    """Return an action: from now on a process can open no file."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (faults.next_descriptor(), hard))
 
 
 def contents(run: Run) -> dict[str, bytes]:
-    """All that a run has on the disk."""
+    """Return the content of all files of a run."""
     return {
         str(path): path.read_bytes()
         for path in sorted(run.directory.rglob("*"))
@@ -481,7 +481,7 @@ def contents(run: Run) -> dict[str, bytes]:
 def test_too_many_open_files_on_resuming_lose_nothing(
     whole: dict[str, Any], run: Run, target: str, what: str
 ) -> None:
-    """The newest state is neither renamed nor passed over, and no log begins anew."""
+    """The newest checkpoint is neither renamed nor skipped, and no log begins anew."""
     run.do(changes=[update(6, sends_itself(SIGTERM))])
     before_it = contents(run)
     done = run.do("--resume", changes=[before(target, opens_no_more_files)])
@@ -536,7 +536,7 @@ def test_the_main_process_of_two_dies(whole_pair: dict[str, Any], run: Run) -> N
 
 
 def test_all_backward_passes_add_up_in_the_same_order(run: Run) -> None:
-    """Otherwise the first update of a resumed run would not have an uninterrupted run's bits."""
+    """Otherwise the first update of a resumed run would not give an uninterrupted run's bits."""
     variables = {
         "WORLD_SIZE": "4",
         "MASTER_ADDR": "127.0.0.1",
@@ -590,7 +590,7 @@ def _note_and_train(pids: Path, argv: list[str]) -> int:
 
 
 def _interrupt_group() -> None:
-    """What a terminal does on Ctrl-C."""
+    """Send SIGINT to the process group, as a terminal does on Ctrl-C."""
     if os.environ["RANK"] == "0":
         with processes.sigterm_comes():
             os.killpg(os.getpgrp(), SIGINT)
@@ -641,7 +641,7 @@ def test_a_started_process_that_is_killed_is_named_and_ends_the_others(run: Run)
 
 @pytest.mark.slow
 def test_a_started_process_that_hangs_is_ended(run: Run) -> None:
-    """Stopped, it notices neither the other's death nor SIGTERM."""
+    """A process stopped by SIGSTOP notices neither the death of the other one nor SIGTERM."""
     shorter = partial(processes.set_constant, "gpt1.runtime.launcher", "GRACE", 0.3)
     hangs = update(6, only_rank("0", sends_itself(signal.SIGSTOP)))
     dies = update(6, only_rank("1", partial(_die_when_another_hangs, run.directory / "pids")))
@@ -664,14 +664,14 @@ def test_started_processes_end_with_their_parent(whole_pair: dict[str, Any], run
     group = Group(run, update(6, sends_parent(SIGKILL)))
     assert group.done.status == -SIGKILL
     group.assert_nobody_is_left()
-    assert run.checkpoints()[-1] in (6, 7)  # the second process may hear of it an update later
+    assert run.checkpoints()[-1] in (6, 7)  # The second process may learn of it one update later.
     assert [done.status for done in run.do_pair("--resume")] == [0, 0]
     assert_same(run, whole_pair)
 
 
 @pytest.mark.slow
 def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
-    """It died before they could ask to be told."""
+    """The parent died before they could ask to be told of its death."""
     group = Group(run, before("gpt1.runtime.launcher:end_with_parent", _kill_parent_and_wait))
     assert group.done.status == -SIGKILL
     assert not (run.directory / "pids").exists() or not list((run.directory / "pids").iterdir())
@@ -709,11 +709,11 @@ SIGNAL_PARENT = "processes.sends_parent(signal.{})()"
 
 
 def torchrun(run: Run, *, early: str = "", late: str = "pass", restarts: int = 0) -> Done:
-    """Run in two processes under torchrun, and see that none of them is left in the end.
+    """Run in two processes under torchrun, and check that none of them is left at the end.
 
     Args:
-        early, late: Python code for each of them: before it imports torch, and in update 6.
-        restarts: how often torchrun may start them again.
+        early, late: Python code that each process runs before it imports torch, and in update 6.
+        restarts: how often torchrun may restart the processes.
     """
     pids = run.directory / "pids"
     pids.mkdir(parents=True)
@@ -733,7 +733,7 @@ def torchrun(run: Run, *, early: str = "", late: str = "pass", restarts: int = 0
 
 
 def own_lines(done: Done) -> list[str]:
-    """What the program says, without torchrun's report, which has a traceback of its own."""
+    """Return the lines of the program, without torchrun's report, which has a traceback."""
     return [line for line in done.stderr.splitlines() if line.startswith("gpt1 train: ")]
 
 
@@ -772,7 +772,7 @@ def test_nobody_outlives_torchrun(run: Run) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_starts_as_torchrun_dies_does_not_wait_for_it(run: Run) -> None:
-    """It is too late then to be told of the death, and torch would wait half an hour."""
+    """It can no longer be told of torchrun's death, and torch would wait half an hour."""
     early = """
 if os.environ["RANK"] == "0":
     while os.getppid() == parent and len(list(pids.iterdir())) < 2:  # both know their parent
@@ -787,7 +787,7 @@ while os.getppid() == parent:
 
 
 def test_an_attempt_does_not_meet_the_dead_of_an_earlier_one() -> None:
-    """torchrun's store outlives its processes; the one that is there first must not read it."""
+    """torchrun keeps its store for all attempts; a new process must not read an old address."""
     store = HashStore()
 
     def attempt(late: int) -> list[Store]:
@@ -881,7 +881,7 @@ def test_what_changes_nothing(whole: dict[str, Any], run: Run, words: list[str])
 
 
 def test_threads_that_share_an_encoder_get_what_one_gets(task: tiny.Tiny) -> None:
-    """The encoder remembers words, and its memory is shared."""
+    """The encoder caches the ids of words, and threads share the cache."""
     sources = task.sources()
     with open(task.data_dir / datasets.VALIDATION_CSV, newline="") as file:
         texts = [" ".join(row[1:]) for row in csv.reader(file)] * 5

@@ -41,7 +41,7 @@ from gpt1.training.loop import Trainer
 from gpt1.weights import jl, parameters
 
 ROOT = Path(__file__).parents[2]
-BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates an epoch
+BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates per epoch
 NO_DROPOUT = [
     word for kind in ("embd", "attn", "resid", "clf") for word in (f"--{kind}_pdrop", "0")
 ]
@@ -51,7 +51,7 @@ FIGURES = ("n_epochs", "n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc")
 
 @dataclass(frozen=True)
 class Run:
-    """A run's flags and the files that it leaves."""
+    """The flags of a run, and its files."""
 
     task: tiny.Tiny
     directory: Path
@@ -73,7 +73,7 @@ class Run:
         return self.directory / "submission" / "rocstories" / "ROCStories.tsv"
 
     def flags(self, *words: str) -> list[str]:
-        """The flags of a run in its own directories; later words win over earlier ones."""
+        """Return the flags of the run, with its directories; later words override earlier ones."""
         kinds = ("log", "save", "submission")
         places = [word for kind in kinds for word in (f"--{kind}_dir", str(self.directory / kind))]
         return [*self.task.flags, *places, "--device", "cpu", "--quiet", *BATCH_OF_8, *words]
@@ -85,7 +85,7 @@ class Run:
         return lines(self.log)[1:]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of the newest checkpoint: of the end, after a whole run."""
+        """The tensors of the newest checkpoint, which after a whole run is that of the end."""
         newest = checkpoint.checkpoints(self.best.parent)[-1]
         return checkpoint.load(newest)[0].tensors
 
@@ -99,7 +99,7 @@ def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
-    """What lies in a directory, locks aside: those stay, and hold only who had them last."""
+    """Return the files of a directory by name, without locks, which stay after a run."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -109,7 +109,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Bits depend on the number of threads; runs in other processes have one too."""
+    """Use one thread, as the runs in other processes do, since bits depend on the threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -128,7 +128,7 @@ def run(task: tiny.Tiny, tmp_path: Path) -> Run:
 
 @dataclass(frozen=True)
 class Done:
-    """A run that is over, and what it printed."""
+    """A finished run, and its output."""
 
     run: Run
     status: int
@@ -138,13 +138,13 @@ class Done:
 
 @pytest.fixture(scope="module")
 def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A run with everything on, in a process of its own."""
+    """A run with all outputs, in a separate process."""
     run = Run(task, tmp_path_factory.mktemp("whole"))
     return in_process(run.flags("--submit", "--analysis", "--lr", "1e-3"), run)
 
 
 def in_process(flags: list[str], run: Run, code: str | None = None) -> Done:
-    """The program in a process of its own; ``code`` runs instead of the module, if given."""
+    """Run the program in a separate process, or ``code`` in its place, if given."""
     what = ["-m", "gpt1.train"] if code is None else ["-c", code]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *what, *flags]
@@ -280,7 +280,7 @@ def test_without_submit_there_is_no_submission(
 
 
 class Recorder:
-    """What a run does, seen from outside: rows of each update, evaluated and predicted splits."""
+    """Records what a run does: the rows of each update, evaluated and predicted splits."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.updates: list[ChoiceArrays] = []
@@ -319,7 +319,7 @@ class Recorder:
 def test_numpys_stream_is_used_in_the_originals_order(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seed, special rows, then a shuffle an epoch; nothing else draws from it."""
+    """The stream gives the special rows, then one shuffle per epoch, and nothing else."""
     from sklearn.utils import shuffle
 
     recorder = Recorder(monkeypatch)
@@ -329,7 +329,7 @@ def test_numpys_stream_is_used_in_the_originals_order(
     special = np.random.randn(3, tiny.N_EMBD) * 0.02
     expected = []
     for _ in range(2):
-        X, Y = shuffle(data.train.X, data.train.Y)  # by the global stream, as there
+        X, Y = shuffle(data.train.X, data.train.Y)  # with the global stream, as in the original
         expected += [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
     we = recorder.saved[0][0]
     np.testing.assert_array_equal(we[data.n_vocab : data.n_vocab + 3], special.astype(np.float32))
@@ -346,7 +346,7 @@ def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(
     assert run.main("--n_gpu", "1", "--n_batch", "5", "--n_iter", "2", "--submit") == 0
     assert [stories.n_stories for stories in recorder.updates] == [5] * 6 * 2  # 2 of 32 left over
     assert [row["n_updates"] for row in run.evaluations()] == [6, 12]
-    assert lines(run.updates)[-1]["lr"] == 0  # the schedule ends with the last update
+    assert lines(run.updates)[-1]["lr"] == 0  # The schedule ends with the last update.
     data = loaded_task(run.task)
     expected = [data.train.take(slice(0, 8)), data.valid] * 2 + [data.test]
     assert len(recorder.evaluated) == 5
@@ -379,7 +379,7 @@ def trainer_of(run: Run, *words: str) -> Trainer:
 
 
 def test_logged_figures_are_those_of_the_parameters(run: Run) -> None:
-    """On the first stories in loaded order, as many as are validated on, and without dropout."""
+    """Training figures are of the first ``n_valid`` stories in loaded order, without dropout."""
     assert run.main("--n_iter", "1", "--lr", "1e-2") == 0
     data = loaded_task(run.task)
     model = model_of(run, data)
@@ -399,7 +399,7 @@ def model_of(run: Run, data: TaskData) -> DoubleHeadsModel:
 
 
 def load_last(run: Run, model: DoubleHeadsModel) -> None:
-    """Give the model the parameters that the run ended with, which may not be its best."""
+    """Give the model the last parameters of the run, which may not be its best ones."""
     tensors = run.tensors()
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
 
@@ -420,11 +420,11 @@ def score_instead(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[
 def test_best_parameters_are_kept_only_when_strictly_better(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accuracies 0, 50, 50, 75, 25 of five epochs: kept before training, after 2 and after 4."""
+    """With accuracies 0, 50, 50, 75, 25, they are kept before training and after epochs 2 and 4."""
     recorder = Recorder(monkeypatch)
     pairs = [(99, 0), (1, 50), (100, 50), (2, 75), (100, 25)]
     scores = score_instead(monkeypatch, [score for pair in pairs for score in pair])
-    words = ["--lr", "0.1", "--lr_schedule", "warmup_constant"]  # choices change on to the end
+    words = ["--lr", "0.1", "--lr_schedule", "warmup_constant"]  # Choices change until the end.
     assert run.main("--n_iter", "5", "--submit", *words) == 0
     assert scores == []
     assert recorder.saved_after == [0, 8, 16]
@@ -445,7 +445,7 @@ def test_best_parameters_are_kept_only_when_strictly_better(
 def test_best_parameters_may_be_those_of_an_extra_evaluation(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accuracies 50, 75 and 60 after updates 1, 3 and 4: kept before training and after 1 and 3."""
+    """With accuracies 50, 75, 60 after updates 1, 3, 4, they are kept at first and after 1, 3."""
     recorder = Recorder(monkeypatch)
     score_instead(monkeypatch, [0, 50, 0, 75, 0, 60])
     monkeypatch.setattr(fine_tuning, "EXTRA_EVALUATIONS", (1, 3))
@@ -491,13 +491,13 @@ def test_the_norm_is_logged_before_clipping_and_without(task: tiny.Tiny, tmp_pat
 
 
 def test_towers_are_a_matter_of_where_not_of_what(task: tiny.Tiny, tmp_path: Path) -> None:
-    """Without dropout four towers of two stories are one of eight; gradients are averaged."""
+    """Without dropout, four towers of two stories give the gradients of one tower of eight."""
     four, one = Run(task, tmp_path / "four"), Run(task, tmp_path / "one")
     assert four.main(*NO_DROPOUT, "--n_gpu", "4", "--n_batch", "2") == 0
     assert one.main(*NO_DROPOUT, "--n_gpu", "1", "--n_batch", "8") == 0
     ours, theirs = four.tensors(), one.tensors()
     for name, tensor in theirs.items():
-        if name.startswith("model.") and name != "model.clf.b":  # its gradient is rounding noise
+        if name.startswith("model.") and name != "model.clf.b":  # gradient is rounding error
             np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=1e-6, err_msg=name)
     for own, other in zip(
         lines(four.updates) + four.evaluations(),
@@ -509,7 +509,7 @@ def test_towers_are_a_matter_of_where_not_of_what(task: tiny.Tiny, tmp_path: Pat
 
 
 def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Towers that are given the same stories would otherwise cost the same."""
+    """Towers with the same stories would otherwise have the same cost."""
     costs: list[float] = []
     losses, take = DoubleHeadsModel.losses, ChoiceArrays.take
 
@@ -529,7 +529,7 @@ def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_update_draws_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seeds of the masks change from update to update, not from tower to tower alone."""
+    """The seeds of the masks differ between updates, not only between towers."""
     seeds: list[list[int]] = []
     gradients = fine_tuning.tower_gradients
 
@@ -565,7 +565,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     whole: Done, task: tiny.Tiny, tmp_path: Path
 ) -> None:
     again, other = Run(task, tmp_path / "again"), Run(task, tmp_path / "other")
-    torch.manual_seed(99)  # what was drawn before must not matter
+    torch.manual_seed(99)  # Earlier random numbers must not matter.
     np.random.seed(99)
     assert again.main("--submit", "--lr", "1e-3") == 0
     assert other.main("--submit", "--lr", "1e-3", "--seed", "43") == 0
@@ -603,7 +603,7 @@ def test_flags_of_model_and_optimizer_arrive(run: Run, afn: str, schedule: str) 
 
 
 def refused_flags() -> list[str]:
-    """The examples in the table of flags that the original accepts and this program refuses."""
+    """Return the examples in the documented table of flags that only the original accepts."""
     page = (ROOT / "docs" / "fidelity.md").read_text()
     table = page.partition("### Accepted there, refused here\n")[2].partition("\n#")[0]
     cells = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `--")]
@@ -657,7 +657,7 @@ def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
 
 
 def test_without_epochs_the_first_parameters_are_kept_and_predict(whole: Done, run: Run) -> None:
-    """As in the original; from a run's best parameters the predictions are that run's."""
+    """This is as in the original; from a run's best parameters the predictions are that run's."""
     words = ["--n_iter", "0", "--submit"]
     start = parameters.to_list(start_of(run))
     assert run.main(*words) == 0
@@ -682,12 +682,12 @@ def test_without_epochs_there_is_nothing_to_report(
 
 
 def start_of(run: Run, *words: str) -> DoubleHeadsModel:
-    """The model as training would begin with it."""
+    """Return the model with which training would begin."""
     return trainer_of(run, *words).state.model
 
 
 def test_nothing_transferred_is_the_same_model_from_scratch(run: Run) -> None:
-    """The comparison that the paper makes: sizes are the checkpoint's, values are fresh."""
+    """As in the paper's comparison, the sizes are the checkpoint's and the values are fresh."""
     config = start_of(run, "--n_transfer", "-1").config
     assert (config.n_embd, config.n_head, config.n_layer) == (16, 4, 2)
 
@@ -699,7 +699,7 @@ def test_nothing_transferred_may_have_other_sizes(run: Run) -> None:
 
 
 def test_init_params_go_on_from_a_run(whole: Done, run: Run) -> None:
-    """Classifier and special rows included; the heads are named, for the list has none."""
+    """The list has a classifier and special rows, but does not record the number of heads."""
     words = ["--init_params", str(whole.run.best), "--n_head", "4"]
     start = parameters.to_list(start_of(run, *words))
     assert all(map(np.array_equal, start, jl.read_jl(whole.run.best)))
@@ -708,7 +708,7 @@ def test_init_params_go_on_from_a_run(whole: Done, run: Run) -> None:
 
 
 def test_init_params_take_their_heads_from_beside_the_vocabulary(whole: Done, run: Run) -> None:
-    """Twelve heads would silently be another model wherever twelve divides the width."""
+    """With twelve heads the model would compute something else, without an error."""
     assert start_of(run, "--init_params", str(whole.run.best)).config.n_head == tiny.N_HEAD
 
 
@@ -716,7 +716,7 @@ def test_init_params_take_their_heads_from_beside_the_vocabulary(whole: Done, ru
 
 
 def stale(run: Run) -> dict[str, bytes]:
-    """Results of an earlier run, which a mistake must leave as they are."""
+    """Results of an earlier run, which a run with a mistake must not change."""
     for path in (run.log, run.updates, run.best, run.submission):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"of an earlier run")
@@ -818,7 +818,7 @@ def test_parameters_of_another_model(
     arrays = jl.read_jl(whole.run.best)
     run.directory.mkdir(parents=True)
     path = run.directory / "other.jl"
-    jl.write_jl(path, [arrays[0][:-1], *arrays[1:]])  # a row of `we` less
+    jl.write_jl(path, [arrays[0][:-1], *arrays[1:]])  # one row of `we` less
     assert_refused(run, ["--init_params", str(path), "--n_head", "4"], 2, capsys, "other.jl", "we")
 
 
@@ -826,7 +826,7 @@ def test_parameters_of_another_model(
 def test_a_directory_that_cannot_be_written(
     run: Run, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Noticed before training, not after hours of it, and before an earlier log is begun anew."""
+    """It is noticed before training, and before an earlier log is begun anew."""
     run.directory.mkdir(parents=True)
     (run.directory / "file").touch()
     place = run.directory / "file" / "below"
@@ -837,7 +837,7 @@ def test_a_directory_that_cannot_be_written(
 def test_analysis_without_anything_to_analyse_is_noticed_before_training(
     run: Run, capsys: pytest.CaptureFixture[str], earlier: bool
 ) -> None:
-    """An earlier run's submission beside the log of this run would be a mix."""
+    """Otherwise the analysis would mix an earlier run's submission with the log of this run."""
     before = stale(run) if earlier else {}
     assert run.main("--analysis", "--n_iter", "1") == 2
     stdout, stderr = capsys.readouterr()
@@ -881,7 +881,7 @@ def test_probabilities_are_those_of_the_submission(run: Run) -> None:
 
 
 def scalars(directory: Path) -> dict[str, dict[int, float]]:
-    """Every figure that TensorBoard shows of a directory, by name and step."""
+    """Return every figure that TensorBoard shows of a directory, by name and step."""
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     shown = accumulators.EventAccumulator(str(directory), size_guidance={"scalars": 0})
     shown.Reload()
@@ -918,11 +918,11 @@ RESUMABLE = ["--submit", "--lr", "1e-2", "--save_every", "3"]  # checkpoints 3 4
 
 
 class Crash(BaseException):
-    """Ends a run as a signal would: nothing in the program catches it."""
+    """Ends a run as SIGKILL would: no code of the program catches it."""
 
 
 def crash_at(method: str, count: int, *, before: bool) -> Callable[[pytest.MonkeyPatch], None]:
-    """A change that ends the run around the given call of a method or function of training."""
+    """Return a change that ends the run before or after a call of a function of training."""
     place: Any = runs if method == "_submit" else Trainer
 
     def put(patch: pytest.MonkeyPatch) -> None:
@@ -953,7 +953,7 @@ def uninterrupted(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def assert_same_results(run: Run, expected: Run) -> None:
-    """Bit for bit: parameters and moments, best parameters, submission, logs but for times."""
+    """Check that parameters, moments, submission and logs without times agree bit for bit."""
     ours, theirs = run.tensors(), expected.tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -971,7 +971,7 @@ def assert_same_results(run: Run, expected: Run) -> None:
         crash_at("_update", 8, before=False),
         crash_at("_evaluate", 2, before=False),  # best parameters are newer than the checkpoint
         crash_at("_save", 4, before=False),  # at the end of the second epoch
-        crash_at("_submit", 1, before=True),  # nothing is left to train
+        crash_at("_submit", 1, before=True),  # no update is left
     ],
     ids=["first", "in epoch 2", "end of epoch 2", "evaluated", "checkpoint", "trained"],
 )
@@ -1111,7 +1111,7 @@ def test_another_number_of_threads_is_said_on_resuming(
     assert run.main(*RESUMABLE, "--resume") == 0
     _, warning = capsys.readouterr().err.splitlines()
     assert warning == f"{WARNING}the number of threads was 1 and is now 2"
-    assert run.main(*RESUMABLE, "--resume") == 0  # the new number is in the new checkpoint
+    assert run.main(*RESUMABLE, "--resume") == 0  # The new checkpoint has the new number.
     assert "warning" not in capsys.readouterr().err
 
 
@@ -1132,7 +1132,7 @@ def test_all_that_has_changed_is_said_on_resuming(
         "the processor's instruction set",
         "the number of threads",
     ]
-    # A GPU's environment says nothing of the processor; what one side alone knows is left out.
+    # The environment of a GPU does not name the processor; values of one side alone are left out.
     after = {name: f"another {i}" for i, name in enumerate(before) if "instruction" not in name}
     monkeypatch.setattr(
         checkpoint, "environment", lambda device, world: {**after, "the weather": "fine"}
@@ -1182,7 +1182,7 @@ def test_no_checkpoint_left_is_an_error_that_loses_nothing(
 def test_a_new_run_does_not_mistake_an_older_runs_checkpoints_for_its_own(
     uninterrupted: Run, tmp_path: Path, crash: int
 ) -> None:
-    """The older run got further, so that its checkpoints have the higher numbers.
+    """The older run made more updates, so that its checkpoints have higher numbers.
 
     Crashing in update 2, the new run has no checkpoint yet, but has begun its own logs and best
     parameters; in update 6 it has two.
@@ -1201,7 +1201,7 @@ def test_a_new_run_does_not_mistake_an_older_runs_checkpoints_for_its_own(
 
 @pytest.fixture
 def demo(task: tiny.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place whose data/demo and model/demo hold the tiny task."""
+    """A current directory whose data/demo and model/demo hold the tiny task."""
     shutil.copytree(task.data_dir, tmp_path / "data/demo")
     shutil.copytree(task.model_dir, tmp_path / "model/demo")
     monkeypatch.chdir(tmp_path)

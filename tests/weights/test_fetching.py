@@ -1,4 +1,4 @@
-"""Downloads against a real HTTP server that misbehaves: what arrives is right or is not there."""
+"""Downloads from a real HTTP server that misbehaves: a file is either right or missing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between tries, not waited for."""
+    """Record the pauses between attempts instead of waiting."""
     pauses: list[float] = []
     monkeypatch.setattr(fetching, "sleep", pauses.append)
     return pauses
@@ -86,7 +86,7 @@ def test_right_files_are_kept_without_a_request(server: Server, tmp_path: Path) 
 def test_nothing_is_asked_or_written_when_all_is_there(tmp_path: Path) -> None:
     for name, content in CONTENTS.items():
         (tmp_path / name).write_bytes(content)
-    assert download(FILES, "http://127.0.0.1:9/", tmp_path, retries=0) == []  # no one listens
+    assert download(FILES, "http://127.0.0.1:9/", tmp_path, retries=0) == []  # no server
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
 
 
@@ -153,7 +153,7 @@ def test_a_transfer_that_is_always_cut_at_one_place_ends(
     assert pauses == [1, 2]
     assert part_of(tmp_path).read_bytes() == CONTENTS[LARGE][:HALF]
     part_of(tmp_path).unlink()
-    assert_there(tmp_path, [SMALL])  # what came before it stays
+    assert_there(tmp_path, [SMALL])  # The files before it stay.
 
 
 def test_the_next_call_asks_for_the_rest_only(server: Server, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_next_call_asks_for_the_rest_only(server: Server, tmp_path: Path) ->
 
 
 def test_a_whole_part_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
-    part_of(tmp_path).write_bytes(CONTENTS[LARGE])  # killed before it took its name
+    part_of(tmp_path).write_bytes(CONTENTS[LARGE])  # killed before the file was renamed
     assert download(ONE, server.url, tmp_path) == [LARGE]
     assert server.requests == []
     assert_there(tmp_path, [LARGE])
@@ -297,7 +297,9 @@ def test_wrong_content_is_asked_for_once_more(server: Server, tmp_path: Path) ->
 @pytest.mark.parametrize("answer", [wrong_bytes, status(204)])
 def test_wrong_content_is_never_kept(server: Server, tmp_path: Path, answer: Answer) -> None:
     server.scripts[LARGE] = [answer]
-    expected = rf"{LARGE}: not the released file, whose .* is {FILES[LARGE]}; nothing .* is kept"
+    expected = (
+        rf"{LARGE}: not the released file, whose .* is {FILES[LARGE]}; the content was discarded"
+    )
     with pytest.raises(Gpt1Error, match=expected):
         download(FILES, server.url, tmp_path)
     assert server.ranges() == [None, None]
@@ -358,10 +360,10 @@ def test_an_untrusted_certificate_is_final(
 
 def test_another_file_of_that_name_is_not_overwritten(server: Server, tmp_path: Path) -> None:
     (tmp_path / LAST).write_bytes(CONTENTS[LAST][:-1])
-    with pytest.raises(InputError, match=rf"{LAST}: there, but damaged .*--force"):
+    with pytest.raises(InputError, match=rf"{LAST}: damaged, or .*--force"):
         download(FILES, server.url, tmp_path)
     assert (tmp_path / LAST).read_bytes() == CONTENTS[LAST][:-1]
-    assert server.requests == []  # found out before anything is fetched
+    assert server.requests == []  # before any file is fetched
 
 
 @pytest.mark.parametrize("answer", [status(404), status(503), cut_after(0), wrong_bytes])

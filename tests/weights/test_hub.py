@@ -1,4 +1,4 @@
-"""Hub directories against transformers itself, both ways; what is damaged or hostile is refused.
+"""Hub directories are exchanged with transformers; damaged and hostile files are refused.
 
 transformers is imported where it is used: it takes seconds.
 """
@@ -58,7 +58,7 @@ def transformers() -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """A model's parameters, cut where the layouts differ; not every model has all of them."""
+    """A model's parameters, divided where the layouts differ; some models lack some of them."""
 
     tokens: np.ndarray
     special: np.ndarray | None
@@ -69,7 +69,7 @@ class Parts:
     afn: str
 
     def params(self, special: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """By the original's names; ``special`` where there are no such rows."""
+        """Return parameters by the original's names; ``special`` replaces missing special rows."""
         own = [rows for rows in (self.special, special) if rows is not None][:1]
         we = np.concatenate([self.tokens, *own, self.positions])
         return {"we": we, **self.layers, **self.classifier}
@@ -90,7 +90,7 @@ class Parts:
 
 
 def read_parts(directory: Path) -> Parts:
-    """The whole model in a hub directory."""
+    """Read the whole model in a hub directory."""
     config = hub.read_config(directory)
     params = hub.load_hub(
         directory,
@@ -115,7 +115,7 @@ def read_parts(directory: Path) -> Parts:
 
 
 def random_parts(*, special: bool = True, classifier: bool = True, afn: str = "gelu") -> Parts:
-    """A model with random parameters, large enough that every one of them shows in the output."""
+    """Make random parameters, so large that each of them changes the output."""
     rng = np.random.default_rng(0)
     config = ModelConfig(
         n_vocab=N_VOCAB, n_ctx=N_POSITIONS, n_embd=N_EMBD, n_head=N_HEAD, n_layer=N_LAYER
@@ -152,7 +152,7 @@ def our_model(parts: Parts) -> DoubleHeadsModel:
 
 
 def write_vocabulary(directory: Path) -> None:
-    """A vocabulary of ``N_VOCAB`` pieces that transformers' tokenizer takes, and one merge."""
+    """Write a vocabulary of ``N_VOCAB`` tokens for transformers' tokenizer, and one merge."""
     letters = "abcdefghijklmnopqrstuvw"
     pieces = ["<unk>", *letters, *(letter + "</w>" for letter in letters), "ab", ".</w>", "'</w>"]
     assert len(pieces) == N_VOCAB
@@ -162,7 +162,7 @@ def write_vocabulary(directory: Path) -> None:
 
 
 def write_directory(directory: Path, parts: Parts) -> Path:
-    """A hub directory that we wrote."""
+    """A hub directory that gpt1 wrote."""
     vocabulary = directory.parent / "vocabulary"
     write_vocabulary(vocabulary)
     parts.write(directory, (vocabulary / "vocab.json", vocabulary / "merges.txt"))
@@ -175,7 +175,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def random_choices(*, special: bool = True) -> tuple[ChoiceArrays, Tensor]:
-    """Three stories, two choices each of different lengths, and where `_classify_` is [B, C]."""
+    """Make three stories with choices of different lengths; return also `_classify_` [B, C]."""
     rng = np.random.default_rng(1)
     lengths = np.array([[9, 12], [20, 7], [15, 15]])
     X = np.zeros((3, 2, N_POSITIONS, 2), np.int32)
@@ -206,7 +206,7 @@ def their_output(model: Any, arrays: ChoiceArrays, **inputs: Tensor) -> Any:
 
 
 def their_lm_logits(model: Any, arrays: ChoiceArrays) -> Tensor:
-    """Of all real tokens, [N, rows]."""
+    """Return transformers' logits of all real tokens, [N, rows]."""
     logits = their_output(model, ChoiceArrays(arrays.X.reshape(6, N_POSITIONS, 2), arrays.M, None))
     return logits.logits[torch.from_numpy(arrays.M).reshape(6, N_POSITIONS) > 0]
 
@@ -227,7 +227,7 @@ def test_lm_logits_in_transformers_are_ours(
     assert not info["mismatched_keys"]
     arrays, _ = random_choices()
     ours = our_lm_logits(our_model(parts), arrays, N_VOCAB + 3)
-    assert ours.abs().mean() > 0.1  # not by being nothing
+    assert ours.abs().mean() > 0.1  # The logits are not all 0.
     torch.testing.assert_close(their_lm_logits(theirs, arrays), ours, **TOLERANCE)
     other = replace(parts, afn="relu" if afn == "gelu" else "gelu")
     assert (our_lm_logits(our_model(other), arrays, N_VOCAB + 3) - ours).abs().max() > 1e-2
@@ -273,7 +273,7 @@ def test_transformers_refuses_a_token_beyond_the_positions_carried(
 def test_transformers_softmax_lacks_the_position_rows(
     transformers: ModuleType, directory: Path
 ) -> None:
-    """What docs/hub.md says: equal logits, other probabilities."""
+    """As docs/hub.md says, the logits are equal and the probabilities are not."""
     theirs = transformers.OpenAIGPTLMHeadModel.from_pretrained(directory)
     arrays, _ = random_choices()
     model = our_model(random_parts())
@@ -303,7 +303,7 @@ def their_directory(
     )
     model = getattr(transformers, kind)(config)
     for name, parameter in model.named_parameters():
-        if "bias" in name or "ln_" in name:  # zeros and ones would hide mix-ups
+        if "bias" in name or "ln_" in name:  # Parameters of 0 and 1 would hide exchanged arrays.
             torch.nn.init.normal_(parameter, 0.5, 0.3)
     write_vocabulary(directory)
     if file == "model.safetensors":
@@ -372,7 +372,7 @@ def save_tensors(directory: Path, tensors: Tensors) -> None:
 
 
 def assert_same(found: Parts, expected: Parts) -> None:
-    """Bit for bit."""
+    """Check that two models are equal bit for bit."""
     ours, theirs = found.params(), expected.params()
     assert list(ours) == list(theirs)
     for name in ours:
@@ -439,7 +439,7 @@ def test_the_file_names_its_library(directory: Path) -> None:
 
 
 def test_a_settings_file_as_old_as_the_hubs(directory: Path) -> None:
-    """With keys of its time, and without those that came later."""
+    """It has keys of its time, and lacks later ones."""
     path = directory / "config.json"
     config = json.loads(path.read_text())
     for name in ("tie_word_embeddings", "summary_activation"):
@@ -469,7 +469,7 @@ def test_load_hub_takes_what_is_asked_for(directory: Path) -> None:
     for n_transfer in (N_LAYER, 2, 0):
         found = load(directory, special, n_transfer=n_transfer)
         layers = {name: a for name, a in parts.layers.items() if int(name[1]) < n_transfer}
-        assert list(found) == ["we", *layers]  # and never the classifier
+        assert list(found) == ["we", *layers]  # never the classifier
         for name, array in layers.items():
             np.testing.assert_array_equal(found[name], array)
         assert len(found["we"]) == N_VOCAB + 3 + 7
@@ -507,7 +507,7 @@ def test_load_hub_refuses_more_than_there_is(
 
 
 def set_config(**changes: object) -> Callable[[Path], None]:
-    """A damage to ``config.json``; None takes a key away."""
+    """Return a damage to ``config.json``; None removes a key."""
 
     def damage(directory: Path) -> None:
         path = directory / "config.json"
@@ -520,7 +520,7 @@ def set_config(**changes: object) -> Callable[[Path], None]:
 
 
 def set_tensors(change: Callable[[Tensors], object]) -> Callable[[Path], None]:
-    """A damage to the arrays: ``change`` alters their dictionary."""
+    """Return a damage to the arrays: ``change`` alters their dictionary."""
 
     def damage(directory: Path) -> None:
         tensors = tensors_of(directory)
@@ -531,7 +531,7 @@ def set_tensors(change: Callable[[Tensors], object]) -> Callable[[Path], None]:
 
 
 def put(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
-    """A damage to one array."""
+    """Return a damage to one array."""
     return set_tensors(lambda tensors: tensors.update({name: change(tensors[name])}))
 
 
@@ -540,7 +540,7 @@ def text(name: str, content: bytes) -> Callable[[Path], None]:
 
 
 def cut(name: str) -> Callable[[Path], None]:
-    """The file ends half way."""
+    """Return a damage: the file ends half way."""
 
     def damage(directory: Path) -> None:
         content = (directory / name).read_bytes()
@@ -577,7 +577,7 @@ CONFIG_DAMAGES = [
     (set_config(afn="gelu_new"), r'afn is "gelu_new", expected one of gelu, relu, swish, silu'),
     (set_config(afn=["gelu"]), r"afn is \[.*\], expected one of"),
     (set_config(layer_norm_epsilon=1e-6), r"layer_norm_epsilon is 1e-06, but GPT-1 has 1e-05"),
-    (set_config(vocab_size=N_VOCAB + 1), r"vocab_size is 51, but .* 50 pieces; expected 50, or 53"),
+    (set_config(vocab_size=N_VOCAB + 1), r"vocab_size is 51, but .* 50 tokens; expected 50, or 53"),
     (set_config(summary_activation="tanh"), r"choice head is another than GPT-1's"),
     (set_config(summary_use_proj=False), r"choice head is another than GPT-1's"),
     (set_config(n_layer=2), r'array "h\.2\..*" is not one of .* 2 layers'),
@@ -640,7 +640,7 @@ def test_the_settings_file_itself_missing(tmp_path: Path) -> None:
 
 
 class Payload:
-    """Unpickling it makes a file."""
+    """An object whose unpickling makes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -650,7 +650,7 @@ class Payload:
 
 
 def as_pickle(directory: Path, value: object) -> None:
-    """``value`` as the directory's pickled weights, in place of its safetensors."""
+    """Replace the directory's safetensors file by a pickle of ``value``."""
     torch.save(value, directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
 
@@ -661,9 +661,9 @@ def test_a_payload_in_the_pickle_is_not_run(directory: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"pytorch_model\.bin: not a whole file of torch") as error:
         read_parts(directory)
     assert not proof.exists()
-    assert "weights_only" not in str(error.value)  # torch's advice is to run it
+    assert "weights_only" not in str(error.value)  # torch recommends to run it
     torch.load(directory / "pytorch_model.bin", weights_only=False)
-    assert proof.exists()  # the payload was live
+    assert proof.exists()  # The payload does harm if it runs.
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -712,7 +712,7 @@ def test_open_model_takes_a_hub_directory_as_it_is(directory: Path) -> None:
     assert found.special == SPECIAL
     config = found.module.config
     assert (config.n_ctx, config.n_head, config.afn) == (N_POSITIONS, N_HEAD, "relu")
-    assert found.encode(["ab b"]) == [[1, 25, 25]]  # "b</w>" is no part of a merge
+    assert found.encode(["ab b"]) == [[1, 25, 25]]  # "b</w>" does not occur in a merge
 
 
 def test_open_model_draws_the_same_special_rows_as_for_the_released_layout(
@@ -745,7 +745,7 @@ def test_open_model_with_a_list_takes_heads_and_activation_from_the_hub_director
 def test_a_directory_with_its_vocabulary_in_tokenizer_json_alone(
     transformers: ModuleType, directory: Path
 ) -> None:
-    """What transformers 5 saves; the remedy that the message gives works."""
+    """transformers 5 saves this file; the remedy in the message works."""
     tokenizer = transformers.OpenAIGPTTokenizer.from_pretrained(directory)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (directory / name).unlink()
@@ -764,7 +764,7 @@ def test_a_directory_with_its_vocabulary_in_tokenizer_json_alone(
 
 
 def tiny_hub(task: tiny.Tiny, directory: Path, **changes: Any) -> Path:
-    """The tiny checkpoint as a hub directory."""
+    """Write the tiny checkpoint as a hub directory."""
     sources = task.sources()
     sizes = read_shapes(task.model_dir)
     none = np.zeros((0, sizes.n_embd), np.float32)
@@ -802,7 +802,7 @@ def train_flags(task: tiny.Tiny, model_dir: Path, out: Path, *words: str) -> lis
 def test_training_from_a_hub_directory_is_training_from_the_released_layout(
     task: tiny.Tiny, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    """The same bits, dropout and all."""
+    """Both runs have the same bits, with dropout."""
     for model_dir, out in ((tiny_hub(task, tmp_path / "hub"), "a"), (task.model_dir, "b")):
         assert train.main(train_flags(task, model_dir, tmp_path / out, *words)) == 0
     best = Path("save/rocstories/best_params.jl")
@@ -810,7 +810,7 @@ def test_training_from_a_hub_directory_is_training_from_the_released_layout(
 
 
 def built(task: tiny.Tiny, model_dir: Path, **changes: Any) -> DoubleHeadsModel:
-    """The model that training starts from."""
+    """Return the model from which training starts."""
     sources = replace(
         task.sources(),
         model_dir=model_dir,
@@ -844,7 +844,7 @@ def test_training_takes_rows_of_special_tokens_but_not_the_choice_head(
         ((), {"afn": "relu"}, r"--afn gelu: .*config\.json has relu; give --afn relu"),
         (("--n_transfer", "3"), {}, r"--n_transfer 3: .* 2 layers, .*; give at most 2"),
         ((), {"positions": np.ones((4, tiny.N_EMBD), "f4")}, r"--n_ctx \d+: .* 4 position rows"),
-        ((), {"tokens": np.ones((99, tiny.N_EMBD), "f4")}, r"vocab_size is 99, but .* \d+ pieces"),
+        ((), {"tokens": np.ones((99, tiny.N_EMBD), "f4")}, r"vocab_size is 99, but .* \d+ tokens"),
     ],
 )
 def test_training_refuses_what_does_not_fit_a_hub_directory(
@@ -869,7 +869,7 @@ def test_training_says_which_weights_are_missing_beside_all_else(
     (directory / "model.safetensors").unlink()
     flags = train_flags(task, directory, tmp_path)
     assert train.main([*flags, "--data_dir", str(tmp_path), "--n_transfer", "-1"]) == 2
-    assert "safetensors" not in capsys.readouterr().err  # none are needed
+    assert "safetensors" not in capsys.readouterr().err  # No shards are needed.
     assert train.main([*flags, "--data_dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "2 problems" in error
@@ -882,7 +882,7 @@ def test_training_says_which_weights_are_missing_beside_all_else(
 def their_tokenizer(
     transformers: ModuleType, directory: Path, encoder_path: Path, bpe_path: Path
 ) -> Any:
-    """Of a hub directory with this vocabulary, written by us; the model in it does not matter."""
+    """Return transformers' tokenizer of a hub directory that gpt1 wrote with this vocabulary."""
     n_vocab = len(json.loads(encoder_path.read_text("utf-8")))
     parts = replace(random_parts(), tokens=np.zeros((n_vocab, N_EMBD), np.float32))
     parts.write(directory, (encoder_path, bpe_path))
@@ -890,13 +890,13 @@ def their_tokenizer(
 
 
 def texts_of(data_dir: Path) -> list[str]:
-    """All stories and endings of a data set's three splits."""
+    """Return all stories and endings of a data set's three splits."""
     splits = datasets.rocstories(data_dir)
     return [text for s in splits for part in (s.stories, s.endings1, s.endings2) for text in part]
 
 
 def differences(tokenizer: Any, encoder: TextEncoder, texts: list[str]) -> list[str]:
-    """The texts that transformers' tokenizer gives other ids than we."""
+    """Return the texts for which transformers' tokenizer gives other ids than gpt1's encoder."""
     ours, theirs = encoder.encode(texts, verbose=False), tokenizer(texts)["input_ids"]
     return [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
 
@@ -922,7 +922,7 @@ def test_the_tokenizer_loads_and_knows_the_special_tokens(
         *encoder.decode(ours[0]).split(),
         *encoder.decode(ours[1]).split(),
     ]
-    assert tokenizer.unk_token_id == 0  # as in the original: a piece outside the vocabulary is 0
+    assert tokenizer.unk_token_id == 0  # as in the original: text outside the vocabulary is token 0
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
     assert auto(story)["input_ids"] == ours[0]
 
@@ -937,7 +937,7 @@ def test_without_rows_of_special_tokens_the_tokenizer_has_none(
 
 
 def test_tokenizer_differences_on_the_demo(transformers: ModuleType, tmp_path: Path) -> None:
-    """The figures in docs/hub.md."""
+    """The figures in docs/hub.md are right."""
     vocabulary, merges = DEMO / "encoder_bpe_40000.json", DEMO / "vocab_40000.bpe"
     tokenizer = their_tokenizer(transformers, tmp_path / "hub", vocabulary, merges)
     texts = texts_of(ROOT / "data" / "demo")
@@ -949,7 +949,7 @@ def test_tokenizer_differences_on_the_demo(transformers: ModuleType, tmp_path: P
 def test_tokenizer_differences_on_rocstories(
     transformers: ModuleType, tmp_path: Path, rocstories_dir: Path, released_dir: Path
 ) -> None:
-    """The figures in docs/hub.md, and their cause: words split at other places."""
+    """The figures in docs/hub.md are right, and words split at other places are the cause."""
     import ftfy
     from tokenizers import pre_tokenizers
 
@@ -963,7 +963,7 @@ def test_tokenizer_differences_on_rocstories(
     assert (len(texts), len(differ)) == (11226, 1889)
     assert sum(map(has_apostrophe, differ)) == 1860
 
-    # Given our words, set apart by spaces that it splits at alone, all but two texts agree.
+    # If gpt1's words are given to it, separated by spaces, all texts but two agree.
     words = EnglishWords("2.0")
     spaced = [" ".join(words.split(text_standardize(ftfy.fix_text(text)))) for text in texts]
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -986,10 +986,10 @@ def test_a_machine_in_trouble_is_not_blamed_on_the_arrays(directory: Path, pickl
         path.unlink()
         path = directory / "pytorch_model.bin"
         torch.save(tensors, path)
-    hub._read_tensors(path)  # what is imported late is imported now
+    hub._read_tensors(path)  # Import late imports before the test.
     with faults.no_more_open_files(), pytest.raises(Gpt1Error) as caught:
         hub._read_tensors(path)
-    assert type(caught.value) is Gpt1Error  # not the user's mistake
+    assert type(caught.value) is Gpt1Error  # It is not the user's mistake.
     assert str(caught.value).startswith(f"{path}: the parameters cannot be read: Too many open")
 
 

@@ -1,4 +1,4 @@
-"""Safetensors files are read as the package reads them; a failing machine is no damage."""
+"""Files are read as the safetensors package reads them; a failing machine is not a damaged file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TENSORS = {
 
 
 def write(path: Path, header: object, data: bytes = b"") -> Path:
-    """Write a file with a header of anything."""
+    """Write a file with any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
@@ -64,7 +64,7 @@ def test_a_file_without_numbers_is_read(tmp_path: Path, tensors: dict[str, torch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc")
 def test_no_tensor_lies_in_the_file(tmp_path: Path) -> None:
-    """One that is mapped from it would end the process when the file is cut or the disk fails."""
+    """A mapped tensor would end the process when the file is cut or the disk fails."""
     save_file({"a": torch.zeros(1000)}, tmp_path / "a")
     _, tensors = read_safetensors(tmp_path / "a")
     assert str(tmp_path / "a") not in Path("/proc/self/maps").read_text()
@@ -113,7 +113,7 @@ def test_a_wrong_header_is_a_value_error(tmp_path: Path, what: str) -> None:
     path = write(tmp_path / "a", WRONG[what], data)
     with pytest.raises(ValueError, match=r"\bits?\b"):
         read_safetensors(path)
-    with pytest.raises(safetensors.SafetensorError):  # it is no stricter than the package
+    with pytest.raises(safetensors.SafetensorError):  # The package accepts the file, too.
         load_file(write(tmp_path / "b", WRONG[what], data))
 
 
@@ -160,7 +160,7 @@ def test_changed_bytes_are_read_as_the_package_reads_them_or_not_at_all(tmp_path
             n_read += 1
             for name, tensor in expected.items():
                 assert found[name].numpy().tobytes() == tensor.numpy().tobytes()
-    assert n_read > 20  # or nothing would be compared
+    assert n_read > 20  # otherwise nothing would be compared
 
 
 def test_no_memory_is_set_aside_that_the_file_could_not_fill(tmp_path: Path) -> None:
@@ -201,14 +201,14 @@ def test_a_missing_permission_is_named(tmp_path: Path) -> None:
 def test_too_little_memory_is_a_memory_error(tmp_path: Path) -> None:
     n = 1 << 30
     path = write(tmp_path / "a", entry(shape=[n // 4], data_offsets=[0, n]))
-    os.truncate(path, path.stat().st_size + n)  # takes no place on the disk
+    os.truncate(path, path.stat().st_size + n)  # takes no space on the disk
     with faults.little_memory(n // 2), pytest.raises(MemoryError):
         read_safetensors(path)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_a_value_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    """A pipe would be waited for."""
+    """Reading a pipe would wait for its other end."""
     make(tmp_path / "a")
     with pytest.raises(ValueError, match="not a file"):
         read_safetensors(tmp_path / "a")

@@ -41,8 +41,8 @@ class Checkpoint:
     """A checkpoint of three layers whose values, of spread 1, no fresh parameter can be.
 
     Attributes:
-        sources: where it lies.
-        layers: its arrays in the original's order, twelve for each layer.
+        sources: the paths of the checkpoint.
+        layers: the arrays of the layers in the original's order, twelve per layer.
         tokens: [N_VOCAB, N_EMBD].
         positions: [N_POSITIONS, N_EMBD].
     """
@@ -106,7 +106,7 @@ def model_config(n_layer: int) -> prepare.ModelConfig:
 
 
 def assigned_by_the_original(n_layer: int, n_transfer: int) -> set[int]:
-    """Indices of the model's parameters that come from the checkpoint."""
+    """Return the indices of the model's parameters that come from the checkpoint."""
     n = 0 if n_transfer == -1 else 1 + 12 * n_transfer
     of_model, of_file = range(1 + 12 * n_layer + 2), range(1 + 12 * DEPTH)
     return {i for i, _ in zip(of_model[:n], of_file[:n], strict=False)}
@@ -145,7 +145,7 @@ def test_each_array_is_the_checkpoints_or_fresh_as_in_the_original(
 def test_more_layers_than_model_or_checkpoint_has_are_refused(
     checkpoint: Checkpoint, n_layer: int | None, n_transfer: int, most: int
 ) -> None:
-    """The original would stop with an error of shapes, or take fewer than it was asked for."""
+    """The original would stop with an error about shapes, or take fewer layers than requested."""
     message = rf"--n_transfer {n_transfer}: .* {n_layer or 3} layers, .* 3; give at most {most}$"
     with pytest.raises(InputError, match=message):
         checkpoint.resolved(n_layer=n_layer, n_transfer=n_transfer)
@@ -181,7 +181,7 @@ def test_a_model_is_not_built_before_the_number_of_layers_is_decided(
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    """The tiny task; its model, two layers of four heads, lies there in both layouts."""
+    """The tiny task, with its model, two layers of four heads, in both layouts."""
     task = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     convert(task.model_dir, task.directory / "hub", "hub")
     return task
@@ -189,7 +189,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of two epochs on the tiny task, in directories of its own."""
+    """A run of two epochs on the tiny task, whose directories no other run uses."""
 
     task: tiny.Tiny
     layout: str
@@ -264,7 +264,7 @@ def test_a_whole_run_says_what_it_used(
 
 
 def test_a_whole_run_starts_with_the_layers_that_it_names(run: Run) -> None:
-    """The program, flags and files included: with no epoch the parameters kept are the first."""
+    """The whole program is run: without epochs, the kept parameters are the initial ones."""
     model_dir = run.task.model_dir
     n_ctx = read_shapes(model_dir).n_ctx
     special = np.zeros((3, tiny.N_EMBD), np.float32)

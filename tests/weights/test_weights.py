@@ -1,4 +1,4 @@
-"""Parameter files: what goes in comes out bit for bit, and nothing else comes in."""
+"""Parameter files are read and written bit for bit; damaged and hostile files are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def random_model(config: ModelConfig = CONFIG) -> DoubleHeadsModel:
 
 
 def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    """Equal in number, shape, dtype and every bit."""
+    """Check that lists are equal in number, shape, dtype and every bit."""
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -60,7 +60,7 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 
 def refusal(read, *args, **kwargs) -> str:
-    """The message of the InputError that the call must raise."""
+    """Return the message of the InputError that the call must raise."""
     with pytest.raises(InputError) as caught:
         read(*args, **kwargs)
     message = str(caught.value)
@@ -69,7 +69,7 @@ def refusal(read, *args, **kwargs) -> str:
 
 
 def attempt(read, path: Path, *args, **kwargs):
-    """What the call returns, or None if it says that something at ``path`` is wrong."""
+    """Return the result of the call, or None if it reports a mistake in ``path``."""
     try:
         return read(*args, **kwargs)
     except InputError as error:
@@ -375,7 +375,7 @@ def qualified(function) -> str:
 
 
 def hostile(tmp_path: Path) -> dict[str, tuple[object, str]]:
-    """Objects that leave a file named canary when unpickled, and the name to be refused."""
+    """Return objects that make a file named canary when unpickled, and the name to be refused."""
     canary = tmp_path / "canary"
     code = f"open({str(canary)!r}, 'w')"
     touch = Calls(os.system, f"touch {canary}")
@@ -416,7 +416,7 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(tmp_path, which, protoc
 
 
 def test_the_hostile_pickles_really_do_harm(tmp_path):
-    """Without which the test before would show nothing."""
+    """Otherwise the test before would show nothing."""
     joblib.dump([hostile(tmp_path)["system"][0]], tmp_path / "a.jl")
     joblib.load(tmp_path / "a.jl")
     assert (tmp_path / "canary").exists()
@@ -497,7 +497,7 @@ HANDMADE = {
 
 
 def peak_and_refusal(path: Path) -> tuple[int, str]:
-    """How many bytes were in use at most until the file was refused, and the message."""
+    """Return the peak of used bytes until the file was refused, and the message."""
     tracemalloc.start()
     try:
         message = refusal(jl.read_jl, path)
@@ -518,14 +518,14 @@ def test_handmade_pickles_are_refused_without_memory(tmp_path, which):
 
 
 def test_handmade_wrapper_is_otherwise_right(tmp_path):
-    """The pieces of the test before do make an array when nothing is wrong with them."""
+    """The parts that the test before damages make an array if they are undamaged."""
     path = tmp_path / "a.jl"
     path.write_bytes(b"\x80\x04](" + wrapped(b"K\x02\x85") + np.float32([1, 2]).tobytes() + b"e.")
     assert_same(jl.read_jl(path), [np.float32([1, 2])])
 
 
 def test_doubled_tuples_cost_no_time(tmp_path):
-    """Two to the 64 nested references: hashing, comparing or printing them would never end."""
+    """Hashing, comparing or printing 2**64 nested references would never end."""
     doubled = b")" + b"q\x00h\x00\x86" * 64
     for operations in (b"}(" + doubled + b"K\x01u", doubled, DTYPE + doubled + b"R"):
         (tmp_path / "a.jl").write_bytes(b"\x80\x04](" + operations + b"e.")
@@ -560,13 +560,13 @@ def test_compressed_bombs_are_refused(tmp_path, monkeypatch, compress):
     monkeypatch.setattr(jl, "_INFLATION", (1, 1 << 16))
     peak, message = peak_and_refusal(tmp_path / "a.jl")
     assert "more than is allowed" in message
-    assert peak < 1 << 24  # xz itself uses half of it; the array would be twice as large
+    assert peak < 1 << 24  # xz itself uses half of this memory; the array would need twice as much
 
 
 def test_an_lzma_stream_may_not_ask_for_any_memory(tmp_path):
     joblib.dump(random_list(), tmp_path / "a.jl", compress="lzma")
     data = bytearray((tmp_path / "a.jl").read_bytes())
-    data[1:5] = b"\0\0\0\x40"  # how far the decoder must look back: a gigabyte
+    data[1:5] = b"\0\0\0\x40"  # the dictionary of the decoder: a gigabyte
     (tmp_path / "a.jl").write_bytes(data)
     assert "compressed" in refusal(jl.read_jl, tmp_path / "a.jl")
 
@@ -609,7 +609,7 @@ def test_every_truncation_is_refused(tmp_path, compress):
 
 
 def damaged(data: bytes, changes: list[tuple[int, int]]) -> bytes:
-    """``data`` with some bytes replaced, at places counted round and round."""
+    """Return ``data`` with some bytes replaced; places are taken modulo the length."""
     changed = bytearray(data)
     for place, value in changes:
         changed[place % len(changed)] = value
@@ -755,12 +755,12 @@ def load(directory: Path) -> dict[str, np.ndarray]:
 
 
 def resave(change):
-    """A damage that rewrites a shard's array."""
+    """Return a damage that rewrites the array of a shard."""
     return lambda path: np.save(path, change(np.load(path)))
 
 
 def rewrite(change):
-    """A damage that rewrites a shard's bytes."""
+    """Return a damage that rewrites the bytes of a shard."""
     return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
@@ -952,10 +952,10 @@ def test_a_machine_in_trouble_is_not_blamed_on_a_parameter_file(tmp_path, suffix
         ".safetensors": lambda *a: parameters.write_safetensors(*a, CONFIG),
     }
     write[suffix](path, random_list())
-    parameters.read_params(path)  # what is imported late is imported now
+    parameters.read_params(path)  # Import late imports before the test.
     with faults.no_more_open_files(), pytest.raises(Gpt1Error) as caught:
         parameters.read_params(path)
-    assert type(caught.value) is Gpt1Error  # not the user's mistake
+    assert type(caught.value) is Gpt1Error  # It is not the user's mistake.
     assert str(caught.value).startswith(f"{path}: the parameters cannot be read: Too many open")
     with faults.closed(path):
         assert "Permission denied; name another file" in refusal(parameters.read_params, path)

@@ -1,4 +1,4 @@
-"""What the pages name exists: tests, modules, scripts, flags, files. Nothing is left to fill in."""
+"""The tests, modules, scripts, flags and files that the pages name exist; no gaps are left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *(ROOT / room / "README.md" for room in ("data", "model"))]
 # Names in capitals that no source of the project defines: variables of Slurm's, and what the
-# command in docs/performance.md has in the place of a directory.
+# command in docs/performance.md has in place of a directory.
 OTHER_CAPITALS = {
     "PYTEST_ADDOPTS",
     "SLURM_JOB_ID",
@@ -31,13 +31,13 @@ OTHER_FLAGS = {  # of torchrun, TensorBoard, git and make
     # of Slurm
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--signal", "--requeue"),
     "--open-mode",
-    "--re",  # short for another flag, which docs/fidelity.md says is refused
+    "--re",  # a shortened flag, which is refused according to docs/fidelity.md
 }
 
 
 @cache
 def own_flags() -> set[str]:
-    """The flags of all commands, and those that scripts and benchmarks add in their sources."""
+    """Return the flags of all commands, and the flags in the sources of scripts and benchmarks."""
     sources = [
         path for room in ("gpt1", "scripts", "benchmarks") for path in (ROOT / room).rglob("*.py")
     ]
@@ -74,7 +74,7 @@ def test_named_flags_exist(page: Path) -> None:
 # --------------------------------------------------------------------------- nothing to fill in
 
 CAPITALS = r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+"
-# Words that stand for something still to be written, and figures without digits.
+# Words for text that is not written yet, and figures without digits.
 TO_FILL_IN = re.compile(
     r"\b(?:TODO|FIXME|XXX+|TB[ACD]|TK|WIP|PLACEHOLDER|LOREM IPSUM|NN+|[XN]+\.[XN]+)\b"
     r"|\?\?+|\.{4,}|_{3,}",
@@ -88,7 +88,7 @@ SHOUTED_LINE = re.compile(r"^[A-Z][A-Z0-9 _-]+[A-Z0-9]$", re.M)
 
 @cache
 def defined_capitals() -> set[str]:
-    """Constants, environment variables and values' names in ``--help`` that the sources define."""
+    """Return constants, environment variables and names of values in ``--help`` in the sources."""
     files = [path for room in ("gpt1", "scripts") for path in (ROOT / room).rglob("*.py")]
     text = "\n".join(path.read_text() for path in [*files, ROOT / "tests" / "conftest.py"])
     constants = re.findall(rf"^({CAPITALS})\s*(?::[^=\n]+)?=", text, re.M)
@@ -96,10 +96,10 @@ def defined_capitals() -> set[str]:
 
 
 def placeholders(text: str) -> list[str]:
-    """What in a page looks as if something was still to be put in its place."""
+    """Return the parts of a page that look like placeholders."""
     known = defined_capitals() | OTHER_CAPITALS
     found = [word for word in re.findall(rf"\b{CAPITALS}\b", text) if word not in known]
-    # In code a name in angle brackets may be a flag's: log/<desc>.jsonl.
+    # In code a name in angle brackets may stand for the value of a flag: log/<desc>.jsonl.
     found += [match[0] for match in ANGLES.finditer(text) if f"--{match[1]}" not in own_flags()]
     found += [match[0] for match in TO_FILL_IN.finditer(text)]
     prose = CODE.sub(" ", text)

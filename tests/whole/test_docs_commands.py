@@ -1,6 +1,6 @@
-"""Every command in the README and the docs, run as it stands, offline, on a small demo.
+"""Every command in the README and the docs runs as printed, offline, on a small demo.
 
-The demo's place is taken by a task so small that a run takes a second. The commands of a page run
+A task so small that a run takes a second replaces the demo. The commands of a page run
 one after another in one directory, after those of the README, as a reader would type them.
 """
 
@@ -25,23 +25,23 @@ from gpt1.datasets import story_cloze as datasets
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # tried by hand, or by CI itself
-# Hours, gigabytes or the network: of these only the flags are tried.
+OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # run by hand, or by CI itself
+# Commands that need hours, gigabytes or the network: only their flags are parsed.
 FLAGS_ONLY = re.compile(r"scripts/(stress|make_demo)\w*\.py|benchmarks\.|gpt1[. ]download")
 FLAGS_MISSING = re.compile(r"(there is no such|unrecognized argument|error: argument)")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced blocks of a page in one of these languages; "" is none."""
+    """Return the fenced blocks of a page in one of these languages; "" is no language."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
     return [text for language, text in found if language in languages]
 
 
 def commands(page: Path) -> list[str]:
-    """The commands in a page's plain blocks; output and programs of others are left out."""
+    """Return the commands in a page's plain blocks, without output and other programs."""
     found = []
     for block in blocks(page, "", "bash", "console"):
-        if "<<'" in block:  # a file written by the shell: the block is one command
+        if "<<'" in block:  # The shell writes a file: the block is one command.
             found.append(block)
             continue
         joined = re.sub(r"\\\n\s*", " ", block)
@@ -59,7 +59,7 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     task = tiny.write_tiny(tmp_path_factory.mktemp("task"))
     csv = task.data_dir / datasets.VALIDATION_CSV
-    with open(csv, "a", encoding="utf-8", newline="") as file:  # one as long as the pages' own
+    with open(csv, "a", encoding="utf-8", newline="") as file:  # as long as the name in the pages
         file.write("long" + ",anna had a big big big big big kite" * 4 + ",anna ran,ben ran,1\r\n")
     shutil.copytree(task.data_dir, place / "data/demo")
     shutil.copytree(task.model_dir, place / "model/demo")
@@ -72,7 +72,7 @@ def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(after_readme: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it for one page, and the current directory."""
+    """A copy of that directory for one page; it is the current directory."""
     place = shutil.copytree(after_readme, tmp_path / "root", symlinks=True)
     with _chdir(place):
         yield place
@@ -101,7 +101,7 @@ def test_the_readmes_commands_leave_what_it_says(place: Path) -> None:
 
 
 def run_page(page: Path) -> None:
-    """Its commands, then its Python blocks."""
+    """Run the commands of a page, then its Python blocks."""
     for command in commands(page):
         run(command)
     for block in blocks(page, "python"):
@@ -109,7 +109,7 @@ def run_page(page: Path) -> None:
 
 
 def run(command: str) -> None:
-    """Run a command in this process, if it is one of ours, so that torch is imported once."""
+    """Run a command; in this process if it is one of gpt1's, so that torch is imported once."""
     if "<<'" in command:
         text = re.search(r"cat > (\S+) <<'(\w+)'\n(.*?)^\2\n(.*)", command, re.S | re.M)
         assert text, command
@@ -130,7 +130,7 @@ def run(command: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         begin = next(i for i, word in enumerate(words) if "torchrun" in word)
         command_line = [sys.executable, "-m", "torch.distributed.run", *words[begin + 1 :]]
-        for _ in range(2):  # another program may take the free port that torchrun has found
+        for _ in range(2):  # Another program may take the free port that torchrun has found.
             done = subprocess.run(command_line, env=environment, capture_output=True, text=True)
             if done.returncode == 0:
                 break
@@ -140,7 +140,7 @@ def run(command: str) -> None:
 
 
 def run_ours(words: list[str], command: str) -> int:
-    """The exit status of one of the project's programs; the words may hold a pattern of files."""
+    """Return the exit status of one of the project's programs; words may be patterns of files."""
     words = [
         found
         for word in words

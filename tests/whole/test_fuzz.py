@@ -1,9 +1,9 @@
-"""Whatever a file holds, its reader reads it or refuses it in one message; nothing else happens.
+"""For any content of a file, its reader reads it or refuses it with one message.
 
-Files are damaged in two ways: bytes of a good one are changed, or one is put together from good
+Files are damaged in two ways: bytes of a good one are changed, or a file is made of good
 and hostile parts, so that the damage gets past lengths and checksums. How many inputs each reader
-is given is set in ``tests/conftest.py``; they are the same in each run. The long run tries new
-ones each time, as many as asked for:
+gets is set in ``tests/conftest.py``; they are the same in each run. The long run tries new
+inputs each time, as many as this number says:
 
     GPT1_FUZZ_EXAMPLES=10000 python -m pytest tests/whole/test_fuzz.py
 """
@@ -50,17 +50,17 @@ from gpt1.weights.released import load_released, read_shapes
 FUZZ_RUNS = settings(  # a whole run takes a tenth of a second
     max_examples=max(settings.default.max_examples // 10, 1)
 )
-LONGEST_MESSAGE = 600  # characters besides the path: a message is read, not searched
+LONGEST_MESSAGE = 600  # characters besides the path, so that a user reads the whole message
 
 CONFIG = ModelConfig(n_vocab=11, n_special=3, n_ctx=7, n_embd=4, n_head=2, n_layer=1)
 SIZES = {"n_embd": 4, "n_layer": 1, "n_ctx": 7, "n_vocab": 11}
 
 
 def read_or_refuse(read: Callable[[], Any], start: str | Path, lines: int = 1) -> Any:
-    """What ``read`` gives, or None after one short message that begins with ``start``."""
+    """Return the result of ``read``, or None after one short message that begins with ``start``."""
     with warnings.catch_warnings(record=True) as noise:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # which no user is shown
+        warnings.simplefilter("ignore", DeprecationWarning)  # hidden from users
         try:
             result = read()
         except InputError as error:
@@ -69,7 +69,7 @@ def read_or_refuse(read: Callable[[], Any], start: str | Path, lines: int = 1) -
             assert len(message) - len(str(start)) <= LONGEST_MESSAGE * lines
             assert all(line.isprintable() for line in message.split("\n"))
             assert message.count("\n") < lines
-            assert not re.search("(of|into) memory|allocate", message)  # no file needs any
+            assert not re.search("(of|into) memory|allocate", message)  # no file needs any warning
     assert not noise
     return result
 
@@ -86,7 +86,7 @@ HOSTILE_BYTES = [
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A file changed in one to three places, more of them near its beginning."""
+    """Draw a file with changes in one to three places, more often near its beginning."""
     data = whole
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, min(len(data), 300)) | st.integers(0, len(data)))
@@ -125,7 +125,7 @@ HOSTILE_JSON = [
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) in a JSON value."""
+    """Yield every (container, key) in a JSON value."""
     keys = (
         value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     )
@@ -136,7 +136,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def edited_json(draw: st.DrawFn, value: Any) -> str:
-    """A JSON text with one to three parts replaced, removed, renamed or given twice."""
+    """Draw a JSON text with one to three parts replaced, removed, renamed or given twice."""
     box, new = [copy.deepcopy(value)], []
     for _ in range(draw(st.integers(1, 3))):
         container, key = draw(st.sampled_from(list(places(box))))
@@ -161,7 +161,7 @@ def edited_json(draw: st.DrawFn, value: Any) -> str:
 
 
 def in_file(write: Callable[[Path], Any]) -> bytes:
-    """The bytes of a file that ``write`` makes."""
+    """Return the bytes of a file that ``write`` makes."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "file"
         write(path)
@@ -190,7 +190,7 @@ VOCABULARY, MERGES = "encoder_bpe_40000.json", "vocab_40000.bpe"
 
 
 def encoder_beside(path: Path) -> list[list[int]]:
-    """Ids by the encoder whose other file is a good one; what is accepted can be used."""
+    """Encode with this file and a good second one, since an accepted file must be usable."""
     other = {VOCABULARY: MERGES, MERGES: VOCABULARY}[path.name]
     path.with_name(other).write_bytes(WHOLE({VOCABULARY: "vocabulary", MERGES: "merges"}[other]))
     encoder = text_utils.TextEncoder(path.with_name(VOCABULARY), path.with_name(MERGES))
@@ -201,7 +201,7 @@ def encoder_beside(path: Path) -> list[list[int]]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _words_once() -> Iterator[None]:
-    """spaCy's rules take a tenth of a second to compile, and no file of ours changes them."""
+    """Compile spaCy's rules once, which takes a tenth of a second and depends on no file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_utils, "EnglishWords", functools.cache(text_utils.EnglishWords))
         yield
@@ -209,7 +209,7 @@ def _words_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _little_memory() -> Iterator[None]:
-    """A gigabyte more than now: who believes a header's terabytes fails at once."""
+    """Allow one gigabyte more, so that a reader that believes a header's terabytes fails."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -239,7 +239,7 @@ def list_of_arrays(path: Path) -> None:
 
 
 class Reader(NamedTuple):
-    """What reads a file of a certain name, and a whole one."""
+    """A reader of files with a certain name, and a good file."""
 
     name: str
     whole: Callable[[], bytes]
@@ -294,7 +294,7 @@ WHOLE = functools.cache(lambda kind: READERS[kind].whole())
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_whole_file_is_read(kind: str, tmp_path: Path) -> None:
-    """Without which the tests below could pass on readers that refuse everything."""
+    """Otherwise the tests below could pass with readers that refuse every file."""
     path = tmp_path / READERS[kind].name
     path.write_bytes(WHOLE(kind))
     assert READERS[kind].read(path) != []
@@ -412,7 +412,7 @@ def test_other_headers_of_a_shard(
     version: tuple[int, int],
     surplus: int,
 ) -> None:
-    """An .npy file is a Python expression after a length, then the numbers."""
+    """An .npy file holds a length, then a Python expression, then the numbers."""
     values = np.load(io.BytesIO(whole_shard()))
     shape = axes.replace("{n}", str(values.size))
     header = f"{{'descr': {dtype}, 'fortran_order': {fortran}, '{shape_name}': {shape}, }}\n"
@@ -427,7 +427,7 @@ def test_other_headers_of_a_shard(
 def test_other_headers_of_safetensors(
     kind: str, tmp_path: Path, data: st.DataObject, surplus: int
 ) -> None:
-    """A safetensors file is a length, that many bytes of JSON, then the numbers."""
+    """A safetensors file holds a length, that many bytes of JSON, then the numbers."""
     whole = WHOLE(kind)
     end = 8 + int.from_bytes(whole[:8], "little")
     header = data.draw(edited_json(json.loads(whole[8:end]))).encode()
@@ -437,7 +437,7 @@ def test_other_headers_of_safetensors(
 
 
 def test_more_after_a_zlib_stream_is_refused(tmp_path: Path) -> None:
-    """joblib's own reader would double its memory for ever here."""
+    """joblib's own reader would double its memory without end here."""
     path = tmp_path / "a.jl"
     path.write_bytes(WHOLE("jl in zlib") + b"more")
     with pytest.raises(InputError, match="damaged"):
@@ -507,7 +507,7 @@ def checkpoint_file() -> bytes:
 
 
 def test_a_list_of_no_width_is_refused(tmp_path: Path) -> None:
-    """All its shapes fit one another, but no model can have them."""
+    """Its shapes fit one another, but no model can have them."""
     path = tmp_path / "a.jl"
     shapes = parameters.list_shapes(rows=21, n_embd=0, n_layer=1).values()
     jl.write_jl(path, [np.zeros(shape, np.float32) for shape in shapes])
@@ -557,7 +557,7 @@ def flags_of(task: tiny.Tiny) -> list[str]:
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
-    """All files but locks; a damaged checkpoint that was set aside has its name back."""
+    """Return all files except locks; a damaged checkpoint has the name that it had before."""
     return {
         str(path.relative_to(directory)).removesuffix(checkpoint.DAMAGED): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -570,7 +570,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 def test_a_run_on_a_damaged_file(
     finished: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
 ) -> None:
-    """It trains, or ends with a message and, if a file is at fault, all earlier results."""
+    """It trains, or ends with a message; if a file is at fault, all earlier results stay."""
     name, whole = data.draw(st.sampled_from(sorted(files_of(finished).items())))
     how = data.draw(st.sampled_from([[], ["--resume"], ["--n_transfer", "-1"]]))
     with tempfile.TemporaryDirectory() as temporary:
@@ -584,5 +584,5 @@ def test_a_run_on_a_damaged_file(
     if status:
         assert last.startswith("gpt1 train: error: ")
     assert all(note.startswith("--resume: ") for note in notes)
-    assert status in (0, 1, 2)  # 1: it diverged, from parameters that are numbers still
+    assert status in (0, 1, 2)  # 1: the run diverged, although the damaged parameters were finite
     assert status != 2 or after == before

@@ -1,7 +1,7 @@
-"""Nothing that is handed over runs, hangs, or harms: hostile pickles, and files of the wrong kind.
+"""No file runs code, hangs the program or does harm: hostile pickles, files of the wrong kind.
 
-Each payload makes a directory when it is run, and is first shown to do so where it is trusted.
-Then every reader is given it under the name of what it reads.
+Each payload makes a directory when it runs. A first test shows this with a reader that trusts it.
+Then every reader gets it under the name of the file that it reads.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ class Harm:
 
 
 def text(value: str | Path) -> bytes:
-    """The operation that puts a string on a pickle's stack."""
+    """Return the operation that puts a string on a pickle's stack."""
     data = str(value).encode()
     return b"X" + len(data).to_bytes(4, "little") + data
 
 
 def by_hand(operations: bytes) -> bytes:
-    """A pickle of a list with what the operations leave on the stack."""
+    """Return a pickle of a list with the object that the operations leave on the stack."""
     return b"\x80\x04](" + operations + b"e."
 
 
 MKDIR = b"cposix\nmkdir\n"
-EXTENSION = 0xF7  # of copyreg's registry, while a test runs
+EXTENSION = 0xF7  # a code in copyreg's registry, while a test runs
 WRAPPER = b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81"
-MEMMAP = text("u1") + text("w+") + b"K\x00K\x01\x85t"  # the arguments that make a file
+MEMMAP = text("u1") + text("w+") + b"K\x00K\x01\x85t"  # the arguments with which a file is made
 # Ways to run something from a pickle's operations, given the operation that puts a path there.
 OPERATIONS: dict[str, Callable[[bytes], bytes]] = {
     "GLOBAL": lambda path: MKDIR + path + b"\x85R",
@@ -116,7 +116,7 @@ def objects(marker: Path) -> np.ndarray:
 
 
 class Payload(NamedTuple):
-    """A file made to harm: its bytes, given what to make, and who is harmed."""
+    """A hostile file: its bytes, which make a given directory, and the reader that is harmed."""
 
     make: Callable[[Path], bytes]
     trusting: Callable[[io.BytesIO], object]
@@ -145,7 +145,7 @@ def record_of_objects(marker: Path) -> np.ndarray:
 
 
 class Persistent(pickle.Unpickler):
-    """A program that keeps objects outside its pickles, under names."""
+    """A reader of pickles whose objects are stored elsewhere under names."""
 
     def persistent_load(self, name: str) -> None:
         os.mkdir(name)
@@ -213,7 +213,7 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _extension() -> Iterator[None]:
-    """An extension code that means mkdir: to admit codes is to admit whatever is registered."""
+    """Register an extension code for mkdir: a reader that admits codes admits all of them."""
     copyreg.add_extension("posix", "mkdir", EXTENSION)
     yield
     copyreg.remove_extension("posix", "mkdir", EXTENSION)
@@ -222,11 +222,11 @@ def _extension() -> Iterator[None]:
 @pytest.mark.usefixtures("_extension")
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_a_payload_harms_who_trusts_it(name: str, marker: Path) -> None:
-    """Without which the next test would show nothing."""
+    """Otherwise the next test would show nothing."""
     payload = PAYLOADS[name]
     file = io.BytesIO(payload.make(marker))
     assert not marker.exists()
-    with contextlib.suppress(Exception):  # what mkdir gives is not what was to be built: too late
+    with contextlib.suppress(Exception):  # The result of mkdir is not an array, but mkdir has run.
         payload.trusting(file)
     assert marker.exists()
 
@@ -250,7 +250,7 @@ READ: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("kind", READ)
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_no_reader_runs_a_payload(name: str, kind: str, tmp_path: Path, marker: Path) -> None:
-    """Each kind of hostile file under the name of each kind of file."""
+    """Each kind of hostile file is tried under the name of each kind of file."""
     file_name, read = READ[kind]
     if kind == "shard":
         write_released(tmp_path, **SIZES)
@@ -264,12 +264,12 @@ def test_no_reader_runs_a_payload(name: str, kind: str, tmp_path: Path, marker: 
 
 # ------------------------------------------------------------------------------- the source
 
-# What runs or unpickles what it reads. `compile` and `getattr` are no readers.
+# Functions that run or unpickle what they read. `compile` and `getattr` do not read.
 RUNS_CODE = {"eval", "exec", "__import__", "joblib.load", "runpy.run_path", "np.fromregex"}
 RUNS_CODE |= {"pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler"}
 RUNS_CODE_MODULES = {"cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"}
 RUNS_CODE_MODULES |= {"yaml", "code", "imp", "jsonpickle"}
-# What does so unless it is told not to.
+# Functions that do so unless an argument forbids it.
 SAFE_WITH = {
     "torch.load": ("weights_only", True),
     "np.load": ("allow_pickle", False),
@@ -280,7 +280,7 @@ SAFE_WITH = {
 
 
 def code_runners(source: str) -> list[str]:
-    """What in a module's source may run what it reads."""
+    """Return the calls in a module's source that may run what they read."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -303,7 +303,7 @@ def code_runners(source: str) -> list[str]:
 
 
 def unrestricted_unpicklers(node: ast.ClassDef) -> list[str]:
-    """The unpicklers that a class inherits from without saying what may be named and done."""
+    """Return the unpicklers that a class inherits from without restricting names and operations."""
     bases = [ast.unparse(base) for base in node.bases]
     assigned = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
     methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
@@ -366,7 +366,7 @@ def test_what_runs_nothing_is_left_alone(source: str) -> None:
 
 
 class Case(NamedTuple):
-    """A file of a user's and the program that reads it."""
+    """A file of the user, and the program that reads it."""
 
     path: str
     main: Callable[[list[str]], int] = train.main
@@ -404,7 +404,7 @@ CASES = {
 
 
 def replaced(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    """A damage that changes a file's bytes."""
+    """Return a damage that changes a file's bytes."""
 
     def damage(path: Path) -> None:
         path.write_bytes(change(path.read_bytes()))
@@ -413,7 +413,7 @@ def replaced(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
-    """A damage that puts something else in a file's place."""
+    """Return a damage that puts something else in place of a file."""
 
     def damage(path: Path) -> None:
         path.unlink()
@@ -427,7 +427,7 @@ def middle(data: bytes, insertion: bytes) -> bytes:
 
 
 def make_sparse(path: Path) -> None:
-    """A terabyte that takes no place on the disk, after a good beginning."""
+    """Extend a good file to a terabyte, which takes no space on the disk."""
     os.truncate(path, 1 << 40)
 
 
@@ -457,19 +457,19 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "Latin-1": replaced(lambda data: middle(data, b"\xe9")),
 }
 FOR_TEXT = ("UTF-16", "Latin-1")
-# What a checkpoint holds is not known then: the run must end, and not take an older one.
+# The content of the checkpoint is unknown then: the run must end, and not use an older one.
 UNKNOWN_IN_A_CHECKPOINT = ("a dangling link", "a link to itself", "unreadable")
 HARMLESS_THERE = {
-    ("checkpoint", "missing"),  # a run starts anew, and says so
-    ("heads", "missing"),  # the original's twelve
+    ("checkpoint", "missing"),  # The run starts anew, and says so.
+    ("heads", "missing"),  # the original's twelve heads
     ("log", "a gigantic line"),  # longer text in its settings
-    ("record", "missing"),  # the analysis says that the run is unknown
+    ("record", "missing"),  # The analysis says that the run is unknown.
 }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task, the results of a run on it, and its parameters to start another from."""
+    """A task, the results of a run on it, and parameters from which another run can start."""
     directory = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
@@ -490,10 +490,10 @@ FLAGS += ["--n_batch", "2", "--n_iter", "1", "--quiet"]
 
 @pytest.fixture
 def task(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to damage, and to be in."""
+    """A copy of the finished task to damage; it is the current directory."""
     shutil.copytree(finished, tmp_path / "task")
     monkeypatch.chdir(tmp_path / "task")
-    # Its rules take a tenth of a second to compile, and depend on no file of ours.
+    # spaCy's rules take a tenth of a second to compile, and depend on none of these files.
     monkeypatch.setattr(text_utils, "EnglishWords", ENGLISH)
     return tmp_path / "task"
 
@@ -502,9 +502,9 @@ ENGLISH = functools.cache(text_utils.EnglishWords)
 
 
 def contents(directory: Path) -> dict[str, bytes | str]:
-    """All files below a directory; of what is no plain file of usual size, what it is.
+    """Return the content of all files below a directory; of special or large files, their kind.
 
-    Locks are left out, and a damaged checkpoint that was set aside has its name back.
+    Locks are left out, and a damaged checkpoint has the name that it had before.
     """
     found: dict[str, bytes | str] = {}
     for path in sorted(directory.rglob("*")):
@@ -535,7 +535,7 @@ REMEDIES = re.compile(
 def test_a_damaged_file_is_one_message(
     kind: str, damage: str, task: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It names the file and a remedy; no result of an earlier run is touched."""
+    """The message names the file and a remedy; no result of an earlier run changes."""
     case = CASES[kind]
     if (kind, damage) in HARMLESS_THERE or (damage in FOR_TEXT and not case.is_text):
         pytest.skip("no damage to this kind of file")
@@ -547,7 +547,7 @@ def test_a_damaged_file_is_one_message(
     assert run(case) == (1 if unknown else 2)
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
-    if kind == "checkpoint" and not unknown:  # what is wrong with it, and that there is no other
+    if kind == "checkpoint" and not unknown:  # the file, and that there is no other
         note, stderr = stderr.split("\n", 1)
         assert note.startswith(f"--resume: {case.path}: ")
         assert "checkpoint" in stderr
@@ -558,7 +558,7 @@ def test_a_damaged_file_is_one_message(
     assert len(stderr) < 700
     assert REMEDIES.search(stderr.split("error: ")[1].replace(case.path, ""))
     assert contents(task) == before
-    assert not unknown or os.path.lexists(case.path)  # under its own name, not set aside
+    assert not unknown or os.path.lexists(case.path)  # under its own name, not renamed
 
 
 HARMLESS: dict[str, Callable[[Path], None]] = {
@@ -629,7 +629,7 @@ def test_a_wrong_flag_is_one_message(
 def test_a_table_of_impossible_sizes_is_named(
     task: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With nothing transferred no shard contradicts it, and its sizes would be allocated."""
+    """If no layer is transferred, no shard contradicts the table, and its sizes would be used."""
     table = released_layout(2**20, tiny.N_LAYER, tiny.N_POSITIONS, 2**20)
     Path("model/params_shapes.json").write_text(json.dumps(table))
     assert train.main([*FLAGS, "--n_transfer", "-1"]) == 2

@@ -1,4 +1,4 @@
-"""How the code is put together: what linters have no rule for.
+"""Rules of the code for which linters have none.
 
 The layers of the rooms are a contract of import-linter, in ``pyproject.toml``.
 """
@@ -25,7 +25,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources(*directories: str) -> Iterator[tuple[str, ast.Module]]:
-    """The path below the repository and the tree of each Python file."""
+    """Yield the path and the syntax tree of each Python file."""
     for directory in directories:
         for path in sorted((ROOT / directory).rglob("*.py")):
             yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8"))
@@ -36,7 +36,7 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 
 def n_lines(function: Function) -> int:
-    """Lines from the ``def`` to the end, decorators and the docstring aside."""
+    """Return the lines of a function without decorators and docstring."""
     first = function.body[0]
     docstring = first if ast.get_docstring(function, clean=False) is not None else None
     lines = (function.end_lineno or 0) - function.lineno + 1
@@ -44,7 +44,7 @@ def n_lines(function: Function) -> int:
 
 
 def late_imports(tree: ast.AST) -> list[int]:
-    """Lines inside functions that import a module, or call ``import_module``."""
+    """Return the lines inside functions that import a module, or call ``import_module``."""
     return [
         node.lineno
         for function in functions(tree)
@@ -55,7 +55,7 @@ def late_imports(tree: ast.AST) -> list[int]:
 
 
 def layers() -> list[str]:
-    """The rooms in the contract, from top to bottom."""
+    """Return the rooms in import-linter's contract, from top to bottom."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     return re.findall(r'"\(?(\w+)\)?"', text[text.index("layers = [") :].partition("]")[0])
 
@@ -85,7 +85,7 @@ def test_every_function_fits_a_screen() -> None:
 
 
 def test_late_imports_stand_where_programs_start() -> None:
-    """Elsewhere a module names what it needs at its top, and import-linter sees it."""
+    """All other modules import at their top, where import-linter sees it."""
     late = [
         f"{path}:{line}"
         for path, tree in sources("gpt1")
@@ -104,7 +104,7 @@ def test_the_guide_shows_the_rooms_from_bottom_to_top() -> None:
 
 
 def test_the_guide_shows_every_folder_of_tests() -> None:
-    """The folders of rooms are one row of the table, ``tests/ROOM/``."""
+    """The folders of the rooms share one row of the table, ``tests/ROOM/``."""
     guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     shown = re.findall(r"^\| `tests/(\w+)/` \|", guide, re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.*")}

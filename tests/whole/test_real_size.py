@@ -1,4 +1,4 @@
-"""The paper's size, 116 million parameters, through the whole program (random weights)."""
+"""The whole program at the paper's size, 116 million parameters, with random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N_VOCAB = 40478
 def test_real_size_loads_trains_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     task = tiny.write_tiny(tmp_path)
     pad_vocabulary(task.model_dir / "encoder_bpe_40000.json")
-    (task.model_dir / "gpt1_config.json").unlink()  # the heads are the usual 12 here
+    (task.model_dir / "gpt1_config.json").unlink()  # This model has the usual 12 heads.
     write_released(task.model_dir)
     flags = ["--n_iter", "1", "--n_gpu", "1", "--n_batch", "16", "--device", "cpu", "--submit"]
     places = [f"--{kind}_dir={tmp_path / kind}" for kind in ("log", "save", "submission")]
@@ -48,7 +48,7 @@ def test_real_size_loads_trains_and_predicts(tmp_path: Path, capsys: pytest.Capt
 
 
 def pad_vocabulary(path: Path) -> None:
-    """Add letters that no text uses until there are as many pieces as were released."""
+    """Add letters that no text uses until there are as many tokens as in the released files."""
     encoder = json.loads(path.read_text())
     encoder |= {f"{chr(0x10000 + i)}</w>": i for i in range(len(encoder), N_VOCAB)}
     path.write_text(json.dumps(encoder))

@@ -1,4 +1,4 @@
-"""The whole program against a whole run of the original, on the real data.
+"""Compare the whole program with a whole run of the original, on the real data.
 
 The reference values (``rocstories_run.*``) were printed by the running original on the real
 CSVs with dropout 0, from a small stand-in checkpoint in the released layout.
@@ -37,7 +37,7 @@ FLAGS = [
 
 @dataclass
 class Run:
-    """What a run left behind."""
+    """The files of a run."""
 
     directory: Path
     stdout: str
@@ -65,7 +65,7 @@ def flags(
     golden: dict[str, np.ndarray],
     directory: Path,
 ) -> list[str]:
-    """The flags of the reference run, less its directories, started from the same parameters."""
+    """The flags of the reference run without directories; it starts from the same parameters."""
     checkpoint = directory / "model"
     maker = [sys.executable, references_dir / "make_checkpoint.py", checkpoint]
     sizes = ["--n_embd", "48", "--n_layer", "3", "--seed", "1234", "--scale", "0.08"]
@@ -83,7 +83,7 @@ def flags(
 
 
 def results(directory: Path) -> list[str]:
-    """The flags that put all results of a run into a directory."""
+    """Return the flags that put all results of a run into a directory."""
     kinds = ("log", "save", "submission")
     return [word for kind in kinds for word in (f"--{kind}_dir", str(directory / kind))]
 
@@ -182,7 +182,7 @@ def test_last_parameters_are_the_originals(run: Run, golden: dict[str, np.ndarra
         name = "model." + name.replace("h0.", "h.0.").replace("h2.", "h.2.")
         ours = state.tensors[name].numpy()
         theirs = value.reshape(ours.shape)
-        if name.endswith("c_attn.b"):  # the keys' third is rounding noise: see docs/fidelity.md
+        if name.endswith("c_attn.b"):  # The keys' part is rounding noise: docs/fidelity.md.
             ours, theirs = (np.delete(each, np.s_[48:96]) for each in (ours, theirs))
         assert_within(ours, theirs, 1e-3, name)
         compared += 1

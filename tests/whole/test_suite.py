@@ -1,4 +1,4 @@
-"""The tests themselves: what `make test` contains, and that they leave nothing behind."""
+"""The tests: `make test` contains those it must, and tests leave no process or file behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_leaves_a_child():
     with open("pid", "w") as file:
         file.write(str(subprocess.Popen(["sleep", "600"]).pid))
 """
-# For each command a test that runs it to a good end.
+# For each command, a test that runs it successfully.
 COMMAND_TESTS = {
     "train": ("test_train", "test_a_whole_run_ends_well_and_is_silent_on_stderr"),
     "analysis": ("test_analysis", "test_script_from_another_directory"),
@@ -52,7 +52,7 @@ COMMAND_TESTS = {
 
 
 def is_slow(module_name: str, test_name: str) -> bool:
-    """Whether `make test` leaves a test out, in all of its cases."""
+    """Return whether `make test` leaves out a test with all its cases."""
     (path,) = (ROOT / "tests").rglob(f"{module_name}.py")
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == test_name:
@@ -61,7 +61,7 @@ def is_slow(module_name: str, test_name: str) -> bool:
 
 
 def test_every_comparison_and_every_trap_is_in_make_test() -> None:
-    """The page on fidelity names them all."""
+    """docs/fidelity.md names them all."""
     page = (ROOT / "docs/fidelity.md").read_text()
     named = sorted(set(re.findall(r"\b(test_\w+)\.py::(test_\w+)", page)))
     assert len(named) > 100
@@ -78,11 +78,11 @@ def test_what_make_test_leaves_out_is_seen_here() -> None:
 
 
 def run_pytest(directory: Path, source: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run tests of their own, with the plugin that looks for leftovers alone."""
+    """Run tests in a separate pytest that has only the plugin that looks for leftovers."""
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_inner.py").write_text(source)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *words]
-    # The run is not one of the workers of this one, which pytest-xdist tells by its variables.
+    # This pytest must not take itself for a worker of pytest-xdist, which variables mark.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(command, cwd=directory, env=own, capture_output=True, text=True)
 
@@ -124,7 +124,7 @@ def test_leaves_files():
 
 @pytest.mark.slow
 def test_tests_of_signals_run_where_sigint_is_ignored() -> None:
-    """As in what a shell script starts with ``&``."""
+    """A shell script starts programs with ``&`` in this way."""
     command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "pytest", "-q"]
     command += [
         "-p",

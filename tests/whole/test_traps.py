@@ -1,10 +1,10 @@
-"""The places where other ports left the original without saying so, one named test each.
+"""Deviations of other ports from the original, with one named test each.
 
-Each test shows three things: what ours gives, that it is right (the running original's number, or
+Each test shows three things: gpt1's result, that it is right (the running original's number, or
 the plain transcription's), and that the deviation, put into the transcription, gives something
 else by far more than the tolerance. Put into ``gpt1`` it therefore makes its test fail.
 
-Those of the optimizer are in ``test_opt.py``, those of the tokenizer in ``test_text_utils.py``.
+The optimizer's traps are in ``test_opt.py``, the tokenizer's in ``test_text_utils.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gpt1.training import prepare
 from gpt1.training.sources import Sources
 
 TOLERANCE = 1e-5  # of float32 losses and logits at their usual sizes
-FAR = 100  # a deviation is told apart by this many times the tolerance
+FAR = 100  # A deviation must differ by this many times the tolerance.
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), 0.0)
 
 
@@ -47,7 +47,7 @@ def _same_random_numbers_every_time() -> None:
 
 
 class Case(reference.Case):
-    """A recorded case with what ours and the transcription make of its first update."""
+    """A recorded case, with the results of gpt1 and of the transcription for its first update."""
 
     def ours(self, share_prefix: bool = False) -> Losses:
         batch = pack(self.arrays(0), self.config.clf_token, share_prefix=share_prefix)
@@ -85,12 +85,12 @@ def assert_only_the_rule_is_right(
     deviation: object,
     factor: float = FAR,
 ) -> None:
-    """Ours and the rule give the recorded ``part`` of the losses, the deviation does not.
+    """Check that gpt1 and the rule give the recorded ``part`` of the losses, the deviation not.
 
     Args:
         part: ``clf``, ``lm`` or ``total``.
         rule: name of the function or constant of ``reference`` that the deviation replaces.
-        factor: how many times the tolerance the deviation is away at least.
+        factor: the least difference that the deviation makes, in multiples of the tolerance.
     """
     recorded = getattr(case.recorded(), part)
     for share_prefix in (False, True):
@@ -117,7 +117,7 @@ def over_padding(ce: Tensor, M: Tensor) -> Tensor:
 
 
 def tokens_only(we: Tensor) -> Tensor:
-    """The rows of the vocabulary of 50 and of the three special tokens."""
+    """Return the rows of the vocabulary of 50 tokens and of the three special tokens."""
     return we[:53]
 
 
@@ -134,11 +134,11 @@ def test_loss_is_not_a_sum(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.golden
 def test_lm_coef_in_effect_is_the_flags(base: Case) -> None:
-    """Gradients of the first step: neither a sum's nor those of a doubled lm_coef."""
+    """The gradients of the first update are neither a sum's nor those of a doubled lm_coef."""
     recorded, tolerance = base.values("grad0"), base.gradient_tolerance()
 
     def worst(lm_coef: float) -> float:
-        """The largest distance of a gradient, in units of its tolerance."""
+        """Return the largest distance of a gradient, in units of its tolerance."""
         model = base.model()
         for tower in base.towers(0):
             batch = pack(tower, base.config.clf_token, share_prefix=False)
@@ -155,7 +155,7 @@ def test_lm_coef_in_effect_is_the_flags(base: Case) -> None:
 def test_lm_loss_is_not_a_plain_mean_over_tokens(
     base: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every sequence counts the same, however long it is."""
+    """Every sequence has the same weight, whatever its length."""
     assert_only_the_rule_is_right(monkeypatch, base, "total", "lm_mean", token_mean)
 
 
@@ -287,7 +287,7 @@ def test_positions_are_added(base: Case, monkeypatch: pytest.MonkeyPatch) -> Non
 def with_activation(
     config: ModelConfig, activation: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits in float64 of ours, of the transcription, and of it with this activation."""
+    """Return float64 logits of gpt1, of the transcription, and of it with this activation."""
     config = replace(config, afn="gelu")
     model = reference.random_model(config)
     arrays = stories_of(config)
@@ -346,7 +346,7 @@ def test_layer_norm_epsilon_is_1e_5_under_the_root(
 
 
 def test_mask_is_not_1e4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores below -1e4 are no reason to look ahead."""
+    """A token does not see later tokens even if all its other scores are below -1e4."""
     config = ModelConfig(n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=2, **NO_DROPOUT)
     model = reference.random_model(config)
     for layer in model.h:
@@ -370,7 +370,7 @@ def test_mask_is_not_1e4(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_classify_token_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later one, which no story of the data has, would be the token at the end."""
+    """A later one, which no story of the data has, would be the last token."""
     config = ModelConfig(n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=2, **NO_DROPOUT)
     model, arrays = reference.random_model(config), stories_of(config)
     arrays.X[0, :, 2, 0] = config.clf_token  # within the common prefix
@@ -415,7 +415,7 @@ def test_embedding_dropout_is_not_per_token_occurrence() -> None:
     model.hidden_states(batch)
 
     def spread(x: Tensor) -> float:
-        """The largest difference between two occurrences of one token."""
+        """Return the largest difference between two occurrences of one token."""
         per_token = (x[batch.tokens == token] for token in batch.tokens.unique())
         return max((rows - rows[0]).abs().max().item() for rows in per_token)
 
@@ -463,7 +463,7 @@ def test_classifier_masks_of_a_storys_choices_are_not_separate() -> None:
 
 
 def test_classifier_bias_is_not_drawn() -> None:
-    """It starts at 0 like every bias, and so do not three draws from N(0, 1)."""
+    """It starts at 0 like every bias; random draws from N(0, 1) would not."""
     for seed in range(3):
         model = DoubleHeadsModel(ModelConfig(n_vocab=6, n_ctx=8, n_embd=12, n_head=3, n_layer=1))
         model.init_parameters(torch.Generator().manual_seed(seed))
@@ -471,7 +471,7 @@ def test_classifier_bias_is_not_drawn() -> None:
 
 
 def test_classifier_weights_have_the_spread_of_all_others() -> None:
-    """0.02, of which 768 draws tell 0.01 or 0.03 apart: their spread is right within 13 %."""
+    """It is 0.02. The spread of 768 draws is right within 13 %, which excludes 0.01 and 0.03."""
     model = DoubleHeadsModel(ModelConfig(n_vocab=6, n_ctx=8, n_layer=0))
     model.init_parameters(torch.Generator().manual_seed(0))
     assert model.clf.w.numel() == 768
@@ -530,7 +530,7 @@ def test_we_is_tokens_then_special_rows_then_positions(checkpoint: Sources) -> N
 
 
 class NumbersAsText:
-    """Stands in for the tokenizer: a text is its ids, written out."""
+    """Replaces the tokenizer: a text consists of its ids as numbers."""
 
     def __init__(self, encoder_path: Path, bpe_path: Path, **options: object) -> None:
         self.encoder = {str(i): i for i in range(6)}
@@ -540,7 +540,7 @@ class NumbersAsText:
 
 
 def read_instead(monkeypatch: pytest.MonkeyPatch, *splits: Cloze) -> None:
-    """Let a run read these splits in the place of files."""
+    """Let a run read these splits in place of files."""
     examples = [
         [Example(texts, label, "story 1") for *texts, label in zip(*split, strict=True)]
         for split in splits
@@ -567,7 +567,7 @@ def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
 def test_words_are_split_by_the_rules_of_the_flag(
     checkpoint: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default by those of spaCy 2.0, which the released model's training text was split by."""
+    """The default is spaCy 2.0, which split the training text of the released model."""
     asked: list[object] = []
 
     class Recorder(NumbersAsText):
@@ -608,7 +608,7 @@ def test_reported_cost_is_of_unscaled_logits() -> None:
 
 
 def test_reported_figures_of_the_recorded_run(references_dir: Path) -> None:
-    """Cost and accuracy of the original's own validation logits are those it logged."""
+    """The original's validation logits give the cost and accuracy that it logged."""
     with np.load(references_dir / "rocstories_run.npz") as run:
         logits, labels = run["va_logits"], run["vaY"]
     lines = (references_dir / "rocstories_run.jsonl").read_text().splitlines()[1:]
