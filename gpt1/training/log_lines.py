@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -89,11 +89,13 @@ class Run:
         name: its ``--desc``; with the directory if several runs have that name.
         evaluations: at least one, in the order of the log.
         updates: empty if there is no log of them.
+        settings: the first line of its log.
     """
 
     name: str
     evaluations: list[LogLine]
     updates: list[UpdateLine]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def best(self) -> LogLine:
@@ -181,13 +183,15 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         if path not in logs and log not in logs:
             raise InputError(f"{path}: a log of updates; name the log of evaluations, {log}.")
     stems = [path.with_name(path.name.removesuffix(SUFFIX)) for path in logs]
+    names = [stem.name for stem in stems]
     return [
         Run(
-            name=stem.name if [other.name for other in stems].count(stem.name) == 1 else str(stem),
-            evaluations=read_log(path),
+            name=stem.name if names.count(stem.name) == 1 else str(stem),
+            evaluations=log.evaluations,
             updates=_updates_beside(stem),
+            settings=log.settings,
         )
-        for path, stem in zip(logs, stems, strict=True)
+        for stem, log in zip(stems, map(read_run_log, logs), strict=True)
     ]
 
 
