@@ -26,6 +26,7 @@ _BEST: dict[str, Any] = {"marker": "*", "markersize": 13, "linestyle": "", "zord
 _BEST |= {"markeredgecolor": "white", "markeredgewidth": 0.7}
 _EACH_UPDATE: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.45}
 _MEAN: dict[str, Any] = {"linewidth": 1.8}
+_NO_MEAN: dict[str, Any] = {"linewidth": 1.2}  # the updates of a run that has no mean
 
 
 class _Hues(NamedTuple):
@@ -187,7 +188,9 @@ def _updates(
         at, values = [line.n_updates for line in lines], [getattr(line, field) for line in lines]
         half = half_window(len(lines), smooth)
         marker = "." if len(at) == 1 else ""  # A line of one point is invisible.
-        axes.plot(at, values, marker=marker, color=hues.train, **(_EACH_UPDATE if half else _MEAN))
+        axes.plot(
+            at, values, marker=marker, color=hues.train, **(_EACH_UPDATE if half else _NO_MEAN)
+        )
         if half:
             axes.plot(at, moving_mean(values, half), color=hues.train, **_MEAN)
             spans.add(2 * half + 1)
