@@ -126,7 +126,7 @@ def attention_split(split: AttentionShares, parts: Sequence[str], title: str) ->
     )
     colours = matplotlib().colormaps["RdBu_r"].with_extremes(bad=UNSEEN)
     norm = matplotlib("colors").Normalize(-SURPLUS, SURPLUS)
-    figure = new_figure(1.45 * len(parts) + 1.3, 4.3, "compressed")
+    figure = new_figure(1.45 * len(parts) + 1.3, 4.5, "compressed")
     grid = figure.subplots(len(rows), len(parts), sharex=True, sharey=True)
     for row, (source, shares, even) in enumerate(rows):
         for column, part in enumerate(parts):
