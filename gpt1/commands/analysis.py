@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 
-from gpt1.commands.running import find_data_dir, run_command
+from gpt1.commands.running import find_data_dir, note_written, run_command
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
 
@@ -92,3 +92,5 @@ def _analyse(values: Values) -> None:
         n_mistakes=N_MISTAKES if given.mistakes is None else given.mistakes,
     )
     print(text)
+    if given.plot is not None:
+        note_written(COMMAND.program, given.plot)

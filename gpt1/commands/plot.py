@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING
 
 from gpt1.commands.plot_attention import ATTENTION, AVERAGE, PROGRAM, draw_average, draw_maps
-from gpt1.commands.running import Body, note, run_one_of
+from gpt1.commands.running import Body, note, note_written, run_one_of
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
 
@@ -28,7 +28,7 @@ class CurvesSettings:
     logs: tuple[str, ...] = setting(MISSING, _LOG, argument=True, metavar="FILE")
     out: str = setting(MISSING, "the picture: .png, .svg or .pdf", metavar="FILE")
     smooth: int | None = setting(
-        None, "updates that a thick line averages [a twentieth of the longest run]", at_least(1)
+        None, "updates that a thick line averages [a twentieth of each run]", at_least(1)
     )
 
 
@@ -91,14 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _curves(values: Values) -> None:
-    from gpt1.reports import figures
+    from gpt1.reports import figures, learning_curves
     from gpt1.results.log_lines import read_runs
 
     given = values[CurvesSettings]
     figures.check_picture(given.out)
     runs = read_runs(given.logs)
     _note_missing_updates(runs)
-    figures.save(figures.curves(runs, given.smooth), given.out)
+    figures.save(learning_curves.curves(runs, given.smooth), given.out)
+    note_written(PROGRAM, given.out)
 
 
 def _table(values: Values) -> None:
@@ -116,6 +117,7 @@ def _tensorboard(values: Values) -> None:
     (run,) = read_runs([given.log])
     _note_missing_updates([run])
     write_run(run, given.out)
+    note_written(PROGRAM, given.out)
 
 
 def _note_missing_updates(runs: Sequence[Run]) -> None:

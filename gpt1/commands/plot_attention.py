@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1.commands.running import find_data_dir, note, open_model
+from gpt1.commands.running import find_data_dir, note, note_written, open_model
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import check_writable
 from gpt1.settings.command import Command, Values
@@ -77,7 +77,7 @@ AVERAGE = Command(
 def draw_maps(values: Values) -> None:
     """Draw the maps of a model on one story with one ending."""
     from gpt1.inference import attention
-    from gpt1.reports import figures
+    from gpt1.reports import attention_figures, figures
 
     given = values[MapsSettings]
     figures.check_picture(given.out)
@@ -87,24 +87,27 @@ def draw_maps(values: Values) -> None:
 
     ids = _choice(given.story, given.ending, model)
     maps = attention.attention_maps(model.module, ids).cpu().numpy()
-    source = figures.shortened(model.source, 40)
+    source, hint = figures.shortened(model.source, 40), ""
     if given.layer is None:
         title = f"Attention of {source}, {len(ids)} tokens"
         delimiter = ids.index(model.special.delimiter)
-        figure = figures.map_grid(maps, title, delimiter)
+        figure = attention_figures.map_grid(maps, title, delimiter)
+        hint = "--layer N draws one layer large, with the words"
     else:
         heads = range(maps.shape[1]) if given.head is None else [given.head]
         tokens = attention.token_labels(ids, model.text_encoder, model.special)
         title = f"Attention of {source}, layer {given.layer}"
-        figure = figures.layer_maps(maps[given.layer, list(heads)], heads, tokens, title)
+        chosen = maps[given.layer, list(heads)]
+        figure = attention_figures.layer_maps(chosen, heads, tokens, title)
     figures.save(figure, given.out)
+    note_written(PROGRAM, given.out, hint)
 
 
 def draw_average(values: Values) -> None:
     """Print and draw the shares of attention that the parts get, averaged over many stories."""
     from gpt1.datasets.story_cloze import TEST_CSV
     from gpt1.inference import attention
-    from gpt1.reports import figures
+    from gpt1.reports import attention_figures, figures
 
     given = values[AverageSettings]
     if given.out is not None:
@@ -121,11 +124,13 @@ def draw_average(values: Values) -> None:
     print(_split_table(split))
     if given.out is not None:
         title = (
-            f"Attention of {source}: share of each part, mean of {split.n_stories} stories with "
-            "their right endings\n"
-            "(even: what the part would get if all tokens seen weighed the same)"
+            f"Attention of {source}, mean of {split.n_stories} stories with their right endings\n"
+            "Red parts get more than the even share, which equal weights on all visible tokens "
+            "would give; blue parts get less"
         )
-        figures.save(figures.attention_split(split, attention.PARTS, title), given.out)
+        figure = attention_figures.attention_split(split, attention.PARTS, title)
+        figures.save(figure, given.out)
+        note_written(PROGRAM, given.out)
 
 
 def _open(values: Values) -> OpenedModel:
@@ -198,18 +203,21 @@ def _split_table(split: AttentionShares) -> str:
     from gpt1.inference.attention import PARTS
     from gpt1.reports.runs import align
 
+    parts = [part.replace("sentence", "sent") for part in PARTS]
     blocks = []
     for source, shares, even in (
-        ("from _classify_", split.classify, split.even_classify),
-        ("from the ending", split.ending, split.even_ending),
+        ("_classify_", split.classify, split.even_classify),
+        ("the ending's tokens", split.ending, split.even_ending),
     ):
         layers = shares.mean(1)
-        rows = [(f"layer {i}", layer) for i, layer in enumerate(layers)]
-        rows += [("all layers", layers.mean(0)), ("even", even)]
+        rows = [(str(i), layer) for i, layer in enumerate(layers)]
+        rows += [("all", layers.mean(0)), ("even", even)]
         cells = [[name, *(f"{share * 100:.1f}" for share in row.tolist())] for name, row in rows]
-        blocks.append(align([[source, *PARTS], *cells], rules=(0, len(layers))))
+        table = align([["layer", *parts], *cells], rules=(0, len(layers)))
+        blocks.append(f"Attention of {source}, in percent:\n\n{table}")
     heading = (
-        f"Share of attention in percent, mean of {split.n_stories} stories with their right "
-        "endings and of all heads.\neven: what a part would get if all tokens seen weighed the same"
+        f"Mean of {split.n_stories} stories with their right endings, and of all heads.\n"
+        "sent 1 to sent 4: the sentences of a story.\n"
+        "even: the share of a part if all visible tokens had equal weights."
     )
     return "\n\n".join([heading, *blocks])

@@ -117,6 +117,11 @@ def note(program: str, text: str) -> None:
     print(f"{program}: {text}", file=sys.stderr)
 
 
+def note_written(program: str, path: str, hint: str = "") -> None:
+    """Say on stderr that a file or directory was written, and perhaps what to try next."""
+    note(program, f"written: {path}{hint and f' ({hint})'}")
+
+
 def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     """Open the model that the settings name, else the one in ``model/`` or the demo's.
 

@@ -76,6 +76,14 @@ def identify_run(
     return f"Run: {_plain(record.desc)}"
 
 
+def _name_of_run(submission_path: str | Path, submission: Sequence[int]) -> str:
+    """Return what a picture of a submission is called: its run, or its path if that is unknown."""
+    record = read_record(submission_path)
+    if record is None or record.sha256 != sha256(submission):
+        return str(submission_path)
+    return f"Run {_plain(record.desc)}"
+
+
 def best_valid_accuracy(log: Sequence[LogLine]) -> float:
     """Return the highest validation accuracy in percent, which the kept parameters have."""
     return max(line.va_acc for line in log)
@@ -172,7 +180,8 @@ def analyse_rocstories(
     _check_agreement(probs_path, choices, submission_path, submission)
     if plot_path is not None:
         bins = calibration.reliability(choices, labels)
-        figures.save(calibration.reliability_figure(bins), plot_path)
+        name = _name_of_run(submission_path, submission)
+        figures.save(calibration.reliability_figure(bins, name), plot_path)
     return f"{text}\n\n{calibration.report(choices, cloze, n_mistakes)}"
 
 

@@ -23,7 +23,8 @@ import numpy.typing as npt
 from sklearn.metrics import brier_score_loss
 
 from gpt1.datasets.story_cloze import Cloze
-from gpt1.reports.figures import new_figure
+from gpt1.reports.figures import COLOURS, NEUTRAL, new_figure, set_title, shortened
+from gpt1.reports.statistics import wilson_interval
 from gpt1.results.submissions import Choices
 
 if TYPE_CHECKING:
@@ -224,29 +225,49 @@ def _wrapped(begin: str, text: str) -> list[str]:
     return textwrap.wrap(text, width=96, initial_indent=begin, subsequent_indent=" " * len(begin))
 
 
-def reliability_figure(bins: Sequence[Bin]) -> Figure:
+def reliability_figure(bins: Sequence[Bin], name: str) -> Figure:
     """Draw accuracy over confidence, one bar per bin, and below it the stories in each bin.
 
+    The accuracy of each bin has an error bar, its 95 % interval (Wilson).
+
     Args:
-        bins: the bins that :func:`reliability` returned.
+        bins: from :func:`reliability`.
+        name: of the run or the file that the probabilities are from, for the title.
     """
     figure = new_figure(5, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = [item for item in bins if item.n]
     starts, widths = [item.low for item in filled], [item.high - item.low for item in filled]
-    bars: dict[str, Any] = {"align": "edge", "color": "#56b4e9", "edgecolor": "white"}
+    bars: dict[str, Any] = {"align": "edge", "color": COLOURS[4], "edgecolor": "white"}
 
     above.bar(starts, [item.accuracy for item in filled], widths, label="accuracy", **bars)
-    points = [item.confidence for item in filled], [item.accuracy for item in filled]
-    above.plot(*points, "o", color="#0072b2", label="at the mean confidence")
-    above.plot([0.5, 1], [0.5, 1], "--", color="#444444", label="perfectly calibrated")
-    above.set(xlim=(0.5, 1), ylim=(0, 1), ylabel="share of right choices")
+    above.errorbar(
+        [item.confidence for item in filled],
+        [item.accuracy for item in filled],
+        _error_bars(filled),
+        fmt="o",
+        color=COLOURS[0],
+        capsize=3,
+        label="at the mean confidence,\nwith 95 % interval",
+    )
+    above.plot([0.5, 1], [0.5, 1], "--", color=NEUTRAL, label="perfectly calibrated")
+    above.set(xlim=(0.5, 1), ylim=(0, 1.04), ylabel="share of right choices")
     error = expected_calibration_error(bins)
-    above.set_title(f"Expected calibration error {error * 100:.2f} %")
-    above.legend(loc="lower right", framealpha=0.95)
+    set_title(figure, shortened(name, 45))
+    above.set_title(f"Expected calibration error {error * 100:.2f} %", fontsize=10)
+    above.legend(loc="lower right", framealpha=0.95, fontsize="small")
 
     counts = below.bar(starts, [item.n for item in filled], widths, **bars)
     below.bar_label(counts, fontsize=8)
     below.margins(y=0.25)  # room for the numbers
     below.set(xlabel="confidence: probability of the ending chosen", ylabel="stories")
     return figure
+
+
+def _error_bars(bins: Sequence[Bin]) -> npt.NDArray[np.float64]:
+    """Return how far Wilson's intervals reach below and above the accuracies, [2, bins]."""
+    intervals = [(item.accuracy, *wilson_interval(item.n_right, item.n)) for item in bins]
+    bars = [(accuracy - low, high - accuracy) for accuracy, low, high in intervals]
+    # Rounding may put an end of an interval just inside an accuracy of 0 or 1.
+    reach: npt.NDArray[np.float64] = np.maximum(np.array(bars).T, 0)
+    return reach

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from gpt1.results.log_lines import Run
+from gpt1.settings.fields import settings_of
+from gpt1.settings.groups import OutputSettings
 
-# Of each column: heading, number of decimals, value of a run; None is shown as a dash.
+# Heading, decimals, value of a run; None is a dash. Columns without decimals hold counts.
 _COLUMNS: tuple[tuple[str, int, Callable[[Run], float | None]], ...] = (
     ("valid acc %", 2, lambda run: run.best.va_acc),
     ("epoch", 0, lambda run: run.best.n_epochs),
@@ -23,19 +25,51 @@ _SUMMARIES: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
     ("lowest", min),
     ("highest", max),
 )
+# What the first line of a log may say differently of two runs that repeat one another.
+_MAY_DIFFER = {item.name for item in settings_of(OutputSettings)} | {
+    "seed",
+    "device",
+    "n_processes",
+    "gpt1_version",
+    "torch_version",
+    "run_id",
+    "time",
+}
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return a table of the best evaluation of each run; several runs have median and range too."""
+    """Return a table of the best evaluation of each run, with median and range of repetitions.
+
+    The last three rows summarize runs that repeat one another (:func:`are_repetitions`). They are
+    left out for other runs, whose median means nothing. No count is summarized: the median of the
+    numbers of epochs means nothing either.
+    """
     rows = [["run", *(heading for heading, _, _ in _COLUMNS)]]
     columns = [[value(run) for run in runs] for _, _, value in _COLUMNS]
     for i, run in enumerate(runs):
-        rows.append([run.name, *_cells([column[i] for column in columns])])
-    if len(runs) > 1:
-        rows += [
-            [name, *_cells([_summary(of, column) for column in columns])] for name, of in _SUMMARIES
+        cells = [_cell(column[i], n) for column, (_, n, _) in zip(columns, _COLUMNS, strict=True)]
+        rows.append([run.name, *cells])
+    if not are_repetitions(runs):
+        return align(rows, rules=(0,))
+    for name, of in _SUMMARIES:
+        cells = [
+            _cell(_summary(of, column), decimals) if decimals else ""
+            for column, (_, decimals, _) in zip(columns, _COLUMNS, strict=True)
         ]
-    return align(rows, rules=(0, len(runs)) if len(runs) > 1 else (0,))
+        rows.append([name, *cells])
+    return align(rows, rules=(0, len(runs)))
+
+
+def are_repetitions(runs: Sequence[Run]) -> bool:
+    """Return whether there are several runs with the same settings.
+
+    Settings may differ in the seed, in the outputs, and in the machine and library versions.
+    """
+    first, *others = [
+        {name: value for name, value in run.settings.items() if name not in _MAY_DIFFER}
+        for run in runs
+    ]
+    return bool(others) and all(settings == first for settings in others)
 
 
 def align(rows: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> str:
@@ -56,16 +90,8 @@ def align(rows: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> str:
     return "\n".join(lines)
 
 
-def _cells(values: Sequence[float | None]) -> list[str]:
-    return [
-        "-" if value is None else _decimals(value, decimals)
-        for value, (_, decimals, _) in zip(values, _COLUMNS, strict=True)
-    ]
-
-
-def _decimals(value: float, n: int) -> str:
-    """Return a number with n decimals; with n = 0, the median of two counts may have one."""
-    return f"{value:.{n}f}" if n else f"{value:.1f}".removesuffix(".0")
+def _cell(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def _summary(of: Callable[[list[float]], float], column: Sequence[float | None]) -> float | None:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -85,15 +85,23 @@ class RunLog(NamedTuple):
 class Run:
     """The content of the two logs of a run.
 
-    Attributes:
-        name: the ``--desc`` of the run, with the directory if several runs have that name.
-        evaluations: the evaluations, at least one, in the order of the log.
-        updates: the updates; empty if there is no log of updates.
+        Attributes:
+    <<<<<<< HEAD:gpt1/results/log_lines.py
+            name: the ``--desc`` of the run, with the directory if several runs have that name.
+            evaluations: the evaluations, at least one, in the order of the log.
+            updates: the updates; empty if there is no log of updates.
+    =======
+            name: its ``--desc``; with the directory if several runs have that name.
+            evaluations: at least one, in the order of the log.
+            updates: empty if there is no log of them.
+            settings: the first line of its log.
+    >>>>>>> w-pic:gpt1/results/log_lines.py
     """
 
     name: str
     evaluations: list[LogLine]
     updates: list[UpdateLine]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def best(self) -> LogLine:
@@ -187,13 +195,15 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         if path not in logs and log not in logs:
             raise InputError(f"{path}: a log of updates; name the log of evaluations, {log}.")
     stems = [path.with_name(path.name.removesuffix(SUFFIX)) for path in logs]
+    names = [stem.name for stem in stems]
     return [
         Run(
-            name=stem.name if [other.name for other in stems].count(stem.name) == 1 else str(stem),
-            evaluations=read_log(path),
+            name=stem.name if names.count(stem.name) == 1 else str(stem),
+            evaluations=log.evaluations,
             updates=_updates_beside(stem),
+            settings=log.settings,
         )
-        for path, stem in zip(logs, stems, strict=True)
+        for stem, log in zip(stems, map(read_run_log, logs), strict=True)
     ]
 
 

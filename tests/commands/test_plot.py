@@ -35,8 +35,8 @@ from gpt1.inference.attention import (
     token_labels,
 )
 from gpt1.inference.opened import OpenedModel
-from gpt1.reports import figures
-from gpt1.reports.runs import align, table
+from gpt1.reports import attention_figures, figures, learning_curves
+from gpt1.reports.runs import align, are_repetitions, table
 from gpt1.results.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
 from gpt1.results.tensorboard import TensorBoard, write_run
 from gpt1.runtime.errors import Gpt1Error, InputError
@@ -222,16 +222,16 @@ run      valid acc %  epoch  updates  train acc %  train cost  valid cost  updat
 first          70.25      2        4        90.00       0.500       0.750       4.00
 second         60.00      1        2        90.00         nan       0.500          -
 ------------------------------------------------------------------------------------
-median         65.12    1.5        3        90.00         nan       0.625       4.00
-lowest         60.00      1        2        90.00         nan       0.500       4.00
-highest        70.25      2        4        90.00         nan       0.750       4.00"""
+median         65.12                        90.00         nan       0.625       4.00
+lowest         60.00                        90.00         nan       0.500       4.00
+highest        70.25                        90.00         nan       0.750       4.00"""
 ONE_RUN = """\
 run    valid acc %  epoch  updates  train acc %  train cost  valid cost  updates/s
 ----------------------------------------------------------------------------------
 first        70.25      2        4        90.00       0.500       0.750       4.00"""
 
 
-def test_the_table_of_several_runs_ends_in_median_and_range(
+def test_the_table_of_repeated_runs_ends_in_median_and_range(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write_log(tmp_path, "first", [evaluation(4, 70.25)], [update(1), update(2)])
@@ -240,6 +240,35 @@ def test_the_table_of_several_runs_ends_in_median_and_range(
     assert plot.main(["table", str(first), str(second)]) == 0
     assert capsys.readouterr() == (TABLE + "\n", "")
     assert table(read_runs([first])) == ONE_RUN
+
+
+def test_the_table_of_unrelated_runs_has_no_median(tmp_path: Path) -> None:
+    paths = []
+    for name, lr in (("first", 0.5), ("second", 0.25)):
+        settings = {"desc": name, "lr": lr}
+        paths.append(write_lines(tmp_path / f"{name}.jsonl", [settings, evaluation(2, 60.0)]))
+    text = table(read_runs(paths))
+    assert [line.split()[0] for line in text.split("\n")[2:]] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "repeated"),
+    [
+        ({"seed": 2, "desc": "b", "log_dir": "elsewhere/", "run_id": "b", "time": 2.0}, True),
+        ({"device": "cuda", "n_processes": 2, "torch_version": "3.0"}, True),
+        ({"n_iter": 4}, False),
+        ({"n_layer": 1}, False),  # --n_layer is no part of what a resumed run must share
+        ({"init_params": "a.jl"}, False),
+        ({"model_dir": "other"}, False),
+    ],
+)
+def test_repeated_runs_differ_in_seed_and_outputs_alone(
+    changes: dict[str, Any], repeated: bool
+) -> None:
+    settings = {"seed": 1, "desc": "a", "n_iter": 3, "n_layer": None, "model_dir": "model"}
+    first = replace(some_run(), settings=settings)
+    assert are_repetitions([first, replace(first, settings=settings | changes)]) == repeated
+    assert not are_repetitions([first])
 
 
 def test_align_gives_every_column_its_widest_cell() -> None:
@@ -460,23 +489,47 @@ def panels(figure: Any) -> dict[str, Any]:
     return {axes.get_title(): axes for axes in figure.axes}
 
 
+LOSS_AT_EVALUATIONS = "Classification loss at evaluations"
+ACCURACY = "Accuracy at evaluations"
+LOSS = "Classification loss of each update"
+NORM = "Gradient norm of each update"
+CHANCE = {LOSS_AT_EVALUATIONS: math.log(2), ACCURACY: 50, LOSS: math.log(2)}
+
+
 def drawn(axes: Any) -> list[tuple[list[float], list[float]]]:
-    return [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    """The lines from point to point, without those across all of a panel."""
+    lines = [line for line in axes.lines if line.get_transform() == axes.transData]
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+
+
+def levels(axes: Any) -> list[float]:
+    """The heights of the lines across all of a panel."""
+    lines = [line for line in axes.lines if line.get_transform() != axes.transData]
+    assert all(line.get_ydata()[0] == line.get_ydata()[1] for line in lines)
+    return [line.get_ydata()[0] for line in lines]
+
+
+def key(axes: Any) -> list[str]:
+    """The texts of the legend."""
+    legend = axes.get_legend()
+    return [text.get_text() for text in legend.get_texts()] if legend else []
 
 
 def test_curves_draw_what_the_logs_say() -> None:
     run = some_run()
-    axes = panels(figures.curves([run], smooth=3))
+    axes = panels(learning_curves.curves([run], smooth=3))
     for title, train, valid in (
-        ("Cost of the choice, evaluated", "tr_cost", "va_cost"),
-        ("Accuracy, evaluated", "tr_acc", "va_acc"),
+        (LOSS_AT_EVALUATIONS, "tr_cost", "va_cost"),
+        (ACCURACY, "tr_acc", "va_acc"),
     ):
         expected = [[getattr(line, name) for line in run.evaluations] for name in (train, valid)]
-        assert drawn(axes.pop(title)) == [([2, 4, 6, 8], values) for values in expected]
+        *curves, best = drawn(axes.pop(title))
+        assert curves == [([2, 4, 6, 8], values) for values in expected]
+        assert best == ([8], [getattr(run.best, valid)])
     for title, field in (
-        ("Cost of the choice, each update", "clf_cost"),
-        ("Cost of the language model, each update", "lm_cost"),
-        ("Gradient norm, before clipping", "grad_norm"),
+        (LOSS, "clf_cost"),
+        ("Language-model loss of each update", "lm_cost"),
+        (NORM, "grad_norm"),
     ):
         values = [getattr(line, field) for line in run.updates]
         (at, raw), (_, smooth) = drawn(axes.pop(title))
@@ -488,44 +541,125 @@ def test_curves_draw_what_the_logs_say() -> None:
     assert axes == {}
 
 
-def test_the_mean_is_named_with_what_it_spans() -> None:
-    def key(figure: Any) -> list[str]:
-        axes = panels(figure)["Cost of the choice, each update"]
-        legend = axes.get_legend()
-        return [text.get_text() for text in legend.get_texts()] if legend else []
+def test_axes_are_named_by_quantity_and_unit() -> None:
+    figure = learning_curves.curves([some_run()])
+    assert {title: axes.get_ylabel() for title, axes in panels(figure).items()} == {
+        LOSS_AT_EVALUATIONS: "classification loss (nats per story)",
+        ACCURACY: "accuracy (%)",
+        LOSS: "classification loss (nats per story)",
+        "Language-model loss of each update": "language-model loss (nats per token)",
+        "Learning rate": "learning rate",
+        NORM: "gradient norm before clipping",
+    }
+    assert {axes.get_xlabel() for axes in figure.axes} == {"update"}
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
 
-    assert key(figures.curves([some_run()], smooth=5)) == ["each update", "mean of 5 updates"]
-    assert key(figures.curves([some_run(n_updates=60)])) == ["each update", "mean of 3 updates"]
-    assert key(figures.curves([some_run()], smooth=1)) == []
-    assert len(panels(figures.curves([some_run()]))["Learning rate"].lines) == 1
+
+def test_training_and_validation_of_a_run_have_two_hues() -> None:
+    axes = panels(learning_curves.curves([some_run()], smooth=3))
+    for title in (LOSS_AT_EVALUATIONS, ACCURACY):
+        train, valid, best, _ = axes[title].lines
+        handles = axes[title].get_legend().legend_handles
+        assert key(axes[title]) == ["training", "validation", "best epoch", "chance"]
+        colours = [handle.get_color() for handle in handles]
+        assert colours[:3] == [line.get_color() for line in (train, valid, best)]
+        assert train.get_color() != valid.get_color() == best.get_color()
+        assert (best.get_marker(), best.get_linestyle()) == ("*", "None")
+    for title in (LOSS, NORM, "Learning rate"):  # what is measured on training stories
+        assert axes[title].lines[0].get_color() == train.get_color()
+
+
+def test_chance_is_a_line_where_there_is_one() -> None:
+    for title, axes in panels(learning_curves.curves([some_run(), some_run("b")])).items():
+        assert levels(axes) == ([CHANCE[title]] if title in CHANCE else [])
+        assert ("chance" in key(axes)) == (title in CHANCE)
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [([1.0], [1]), ([0.5, 2, 0.5], [0.5, 2]), ([0, -1], []), ([None], []), ([2.0, 0.0], [2])],
+)
+def test_the_norm_where_clipping_begins_is_a_line(
+    norms: list[float | None], expected: list[float]
+) -> None:
+    runs = [
+        replace(some_run(str(i)), settings={} if norm is None else {"max_grad_norm": norm})
+        for i, norm in enumerate(norms)
+    ]
+    axes = panels(learning_curves.curves(runs))[NORM]
+    assert levels(axes) == expected
+    names = [f"clipped above {norm:g}" for norm in expected]
+    assert [name for name in key(axes) if "clipped" in name] == names
+
+
+def test_epochs_are_above_the_updates() -> None:
+    figure = learning_curves.curves([some_run(), some_run("b")])
+    for axes in figure.axes:
+        (above,) = axes.child_axes
+        assert above.get_xlabel() == "epoch"
+        figure.draw_without_rendering()
+        assert above.get_xlim() == pytest.approx([limit / 2 for limit in axes.get_xlim()])
+    lines = [replace(line, n_epochs=line.n_updates) for line in some_run().evaluations]
+    other = replace(some_run("c"), evaluations=lines)  # one update per epoch, not two
+    assert not any(axes.child_axes for axes in learning_curves.curves([some_run(), other]).axes)
+
+
+def test_the_mean_is_named_with_what_it_spans() -> None:
+    def name(*runs: Run, smooth: int | None = None) -> list[str]:
+        return key(panels(learning_curves.curves(runs, smooth=smooth))[NORM])
+
+    assert name(some_run(), smooth=5) == ["each update", "mean of 5 updates"]
+    assert name(some_run(n_updates=60)) == ["each update", "mean of 3 updates"]
+    both = some_run("long", n_updates=60), some_run("longer", n_updates=100)
+    assert name(*both) == ["each update", "mean of 3 to 5 updates"]
+    assert name(some_run(), smooth=1) == []
+    rates = panels(learning_curves.curves([some_run()]))["Learning rate"]
+    assert len(rates.lines) == 1
+
+
+def test_a_run_shorter_than_the_window_is_not_flattened() -> None:
+    runs = [some_run("short"), some_run("long", n_updates=200)]
+    for smooth in (None, 50):
+        axes = panels(learning_curves.curves(runs, smooth=smooth))[NORM]
+        _, thick = [line for line in axes.lines if line.get_linewidth() > 1]
+        assert len(thick.get_ydata()) == 200
+        short = [values for at, values in drawn(axes) if len(at) == 8][-1]
+        # The norms rise from 3 to 24: a flat line would lose what the thick line is for.
+        assert max(short) - min(short) > 10
+
+
+def test_factors_of_axes_do_not_stand_where_the_epochs_are() -> None:
+    figure = learning_curves.curves([some_run(lr=6.25e-5, grad_norm=250000.0)])
+    figure.draw_without_rendering()
+    assert {axes.yaxis.get_offset_text().get_text() for axes in figure.axes} == {""}
 
 
 def test_moving_mean_keeps_a_nan_to_itself() -> None:
     values = [1.0, 2.0, 6.0, math.nan, 1.0, 1.0, 4.0]
-    assert figures.moving_mean(values, 1) == pytest.approx(
+    assert learning_curves.moving_mean(values, 1) == pytest.approx(
         [1.5, 3, math.nan, math.nan, math.nan, 2, 2.5], nan_ok=True
     )
-    assert figures.moving_mean(values, 0) == pytest.approx(values, nan_ok=True)
-    assert figures.moving_mean([1.0, 2.0], 9) == pytest.approx([1.5, 1.5])
+    assert learning_curves.moving_mean(values, 0) == pytest.approx(values, nan_ok=True)
+    assert learning_curves.moving_mean([1.0, 2.0], 9) == pytest.approx([1.5, 1.5])
 
 
 def test_panels_without_figures_are_left_out() -> None:
     no_lm, no_updates = some_run(lm_cost=None), some_run(n_updates=0)
-    assert len(panels(figures.curves([no_lm]))) == 5
-    assert list(panels(figures.curves([no_updates]))) == [
-        "Cost of the choice, evaluated",
-        "Accuracy, evaluated",
+    assert len(panels(learning_curves.curves([no_lm]))) == 5
+    assert list(panels(learning_curves.curves([no_updates]))) == [
+        LOSS_AT_EVALUATIONS,
+        ACCURACY,
     ]
-    assert len(panels(figures.curves([no_updates, some_run()]))) == 6
-    costs = panels(figures.curves([no_lm, some_run()], smooth=3))
-    lines = drawn(costs["Cost of the language model, each update"])
-    assert [len(at) for at, _ in lines] == [0, 0, 8, 8]
+    assert len(panels(learning_curves.curves([no_updates, some_run()]))) == 6
+    costs = panels(learning_curves.curves([no_lm, some_run()], smooth=3))
+    lines = drawn(costs["Language-model loss of each update"])
+    assert [len(at) for at, _ in lines] == [0, 8, 8]
 
 
 @pytest.mark.parametrize("n", [2, 7, 12])
 def test_runs_have_colours_of_their_own_and_a_legend(n: int) -> None:
-    runs = [some_run(f"_run${i}$") for i in range(n)]  # not left out, not a formula
-    figure = figures.curves(runs)
+    runs = [some_run(f"_run${i}$") for i in range(n)]  # neither left out nor set as a formula
+    figure = learning_curves.curves(runs)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [run.name for run in runs]
     assert not any(text.get_parse_math() for text in legend.get_texts())
@@ -542,8 +676,8 @@ def test_a_long_name_keeps_its_end() -> None:
 
 def test_a_diverged_run_and_one_of_one_update_can_be_drawn(tmp_path: Path) -> None:
     lost = some_run("lost", clf_cost=math.nan, grad_norm=math.inf)
-    figures.save(figures.curves([lost], smooth=3), tmp_path / "lost.png")
-    one = figures.curves([some_run(n_updates=1)])
+    figures.save(learning_curves.curves([lost], smooth=3), tmp_path / "lost.png")
+    one = learning_curves.curves([some_run(n_updates=1)])
     (line,) = panels(one)["Learning rate"].lines
     assert line.get_marker() == "."  # Otherwise the line would be invisible.
 
@@ -555,7 +689,7 @@ def some_maps(*shape: int) -> np.ndarray:
 
 def test_the_grid_has_each_map_in_its_place() -> None:
     maps = some_maps(2, 3, 6, 6)
-    figure = figures.map_grid(maps, "Title", delimiter=4)
+    figure = attention_figures.map_grid(maps, "Title", delimiter=4)
     grid = [axes for axes in figure.axes if axes.images]
     assert len(grid) == 6
     for axes, expected in zip(grid, maps.reshape(6, 6, 6), strict=True):
@@ -570,7 +704,7 @@ def test_the_grid_has_each_map_in_its_place() -> None:
 def test_large_maps_are_labelled_with_words(tmp_path: Path) -> None:
     tokens = ["_start_", "$5", "a$", "日本", "_classify_"]
     maps = some_maps(3, 5, 5)
-    figure = figures.layer_maps(maps, [0, 1, 4], tokens, "Title")
+    figure = attention_figures.layer_maps(maps, [0, 1, 4], tokens, "Title")
     grid = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in grid] == ["head 0", "head 1", "head 4"]
     for axes, expected in zip(grid, maps, strict=True):
@@ -581,24 +715,61 @@ def test_large_maps_are_labelled_with_words(tmp_path: Path) -> None:
     figures.save(figure, tmp_path / "a.svg")  # A character without a glyph does no harm.
 
 
+def test_titles_of_axes_are_where_no_neighbour_has_them() -> None:
+    figure = attention_figures.layer_maps(some_maps(3, 5, 5), [0, 1, 2], list("abcde"), "Title")
+    grid = [axes for axes in figure.axes if axes.images]
+    looks, looked_at = "token that looks", "token looked at"
+    assert [axes.get_ylabel() for axes in grid] == [looks, "", looks]
+    assert [axes.get_xlabel() for axes in grid] == ["", looked_at, looked_at]
+
+
+@pytest.mark.parametrize("n_heads", [1, 3])
+@pytest.mark.parametrize("T", [9, 31])
+def test_a_map_has_room_for_words_and_a_bar_of_its_height(n_heads: int, T: int) -> None:
+    tokens = ["_delimiter_"] * T
+    figure = attention_figures.layer_maps(some_maps(n_heads, T, T), range(n_heads), tokens, "T")
+    figure.draw_without_rendering()
+    grid = [axes for axes in figure.axes if axes.images]
+    last_of_row = grid[0 if n_heads == 1 else 1]
+    (bar,) = last_of_row.child_axes
+    heights = [axes.get_window_extent().height for axes in (bar, last_of_row)]
+    assert heights[0] == pytest.approx(heights[1], rel=0.01)
+    # A line of text is about 1.2 times as high as its font.
+    points = last_of_row.get_window_extent().height / figure.dpi * 72 / T
+    font = last_of_row.get_yticklabels()[0].get_fontsize()
+    assert points > 1.2 * font
+    assert font >= 8
+    box = figure.get_tightbbox()  # in inches: nothing is cut off at the edges
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= figure.get_figwidth()
+    assert box.y1 <= figure.get_figheight()
+
+
 def test_many_tokens_are_labelled_as_far_as_there_is_room() -> None:
-    figure = figures.layer_maps(some_maps(1, 250, 250), [0], [str(t) for t in range(250)], "Title")
+    figure = attention_figures.layer_maps(
+        some_maps(1, 250, 250), [0], [str(t) for t in range(250)], "Title"
+    )
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == [
         str(t) for t in range(0, 250, 3)
     ]
-    assert figure.get_figwidth() < 16
+    assert figure.get_figwidth() < 20
 
 
 def test_the_split_has_a_panel_for_each_part() -> None:
     split = average_shares(reference.random_model(SMALL).float(), STORIES, SPECIAL)
-    figure = figures.attention_split(split, PARTS, "Title")
+    figure = attention_figures.attention_split(split, PARTS, "Title")
     grid = [axes for axes in figure.axes if axes.images]
     assert len(grid) == 16
-    expected = np.concatenate([split.classify.numpy(), split.ending.numpy()], axis=-1) * 100
+    shares = torch.cat([split.classify, split.ending], -1)
+    even = torch.cat([split.even_classify, split.even_ending])
+    expected = ((shares - even) * 100).numpy()
     for i, axes in enumerate(grid[:15]):
         assert axes.get_title().split("\n")[0] == PARTS[i % 8]
-        np.testing.assert_array_equal(axes.images[0].get_array(), expected[:, :, i])
+        (image,) = axes.images
+        np.testing.assert_allclose(image.get_array(), expected[:, :, i], rtol=0, atol=1e-9)
+        assert (image.norm.vmin, image.norm.vmax) == (-50, 50)  # whatever the shares are
     share = split.even_classify[1] * 100
     assert grid[1].get_title() == f"sentence 1\neven: {share:.1f} %"
     assert grid[15].get_title() == "_classify_\n(comes later)"
@@ -608,7 +779,7 @@ def test_the_split_has_a_panel_for_each_part() -> None:
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".PNG"])
 def test_a_picture_is_the_same_bytes_every_time(tmp_path: Path, suffix: str) -> None:
     for name in "ab":
-        figure = figures.layer_maps(some_maps(1, 3, 3), [0], list("xyz"), "Title")
+        figure = attention_figures.layer_maps(some_maps(1, 3, 3), [0], list("xyz"), "Title")
         figures.save(figure, tmp_path / f"{name}{suffix}")
     first = (tmp_path / f"a{suffix}").read_bytes()
     assert first.startswith(START_OF_PICTURE[suffix.lower()])
@@ -734,7 +905,7 @@ def test_curves(tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str], s
     out = tmp_path / "new" / f"curves{suffix}"
     assert plot.main(["curves", str(log), "--out", str(out), "--smooth", "3"]) == 0
     assert out.read_bytes().startswith(START_OF_PICTURE[suffix])
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", f"gpt1 plot: written: {out}\n")
     without = tmp_path / f"thin{suffix}"
     assert plot.main(["curves", str(log), "--out", str(without), "--smooth", "1"]) == 0
     assert without.read_bytes() != out.read_bytes()
@@ -744,15 +915,19 @@ def test_a_run_without_its_log_of_updates_is_said(
     tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.with_name("a.updates.jsonl").unlink()
-    assert plot.main(["curves", str(log), "--out", str(tmp_path / "curves.svg")]) == 0
+    out = tmp_path / "curves.svg"
+    assert plot.main(["curves", str(log), "--out", str(out)]) == 0
     err = "gpt1 plot: no log of updates beside the log of a: evaluations only\n"
-    assert capsys.readouterr() == ("", err)
+    assert capsys.readouterr() == ("", f"{err}gpt1 plot: written: {out}\n")
 
 
-def test_tensorboard_from_a_log(tmp_path: Path, log: Path) -> None:
+def test_tensorboard_from_a_log(
+    tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("tensorboard")
     arguments = ["tensorboard", str(log), "--out", str(tmp_path / "board")]
     assert [plot.main(arguments), plot.main(arguments)] == [0, 0]
+    assert capsys.readouterr() == ("", f"gpt1 plot: written: {tmp_path / 'board'}\n" * 2)
     found = scalars(tmp_path / "board")
     assert len(found) == 9
     assert [step for step, *_ in found["update/lr"]] == list(range(1, 9))
@@ -791,7 +966,8 @@ def test_attention(
     out = tmp_path / "maps.png"
     flags = ["attention", *story_flags(), *flags, "--out", str(out), *model_flags(files)]
     assert plot.main(flags) == 0
-    assert capsys.readouterr() == ("", "")
+    hint = "" if "--layer" in flags else " (--layer N draws one layer large, with the words)"
+    assert capsys.readouterr() == ("", f"gpt1 plot: written: {out}{hint}\n")
     assert out.read_bytes().startswith(START_OF_PICTURE[".png"])
     images = [axes.images[0].get_array().data for axes in saved[0].axes if axes.images]
     assert len(images) == n_maps
@@ -802,8 +978,10 @@ def test_attention(
 
 
 AVERAGE = """\
-Share of attention in percent, mean of 6 stories with their right endings and of all heads.
-even: what a part would get if all tokens seen weighed the same
+Mean of 6 stories with their right endings, and of all heads.
+sent 1 to sent 4: the sentences of a story.
+even: the share of a part if all visible tokens had equal weights.
+
 """
 
 
@@ -814,22 +992,25 @@ def test_attention_average(
     flags = ["attention-average", "--data_dir", str(files.data_dir), "--n_stories", "6"]
     assert plot.main([*flags, "--out", str(out), *model_flags(files)]) == 0
     text, err = capsys.readouterr()
-    assert err == ""
+    assert err == f"gpt1 plot: written: {out}\n"
+    assert max(map(len, text.split("\n"))) < 80
     assert out.read_bytes().startswith(START_OF_PICTURE[".svg"])
     assert text.startswith(AVERAGE)
     blocks = text.removeprefix(AVERAGE).strip().split("\n\n")
     model = opened([*flags, *model_flags(files)])
     stories = encode_sentences(read_story_sentences(files.data_dir / TEST_CSV)[:6], encoder)
     split = average_shares(model.module, [s for s in stories if s], model.special)
-    for block, source, shares, even in (
-        (blocks[0], "from _classify_", split.classify, split.even_classify),
-        (blocks[1], "from the ending", split.ending, split.even_ending),
+    assert blocks[0] == "Attention of _classify_, in percent:"
+    assert blocks[2] == "Attention of the ending's tokens, in percent:"
+    for block, shares, even in (
+        (blocks[1], split.classify, split.even_classify),
+        (blocks[3], split.ending, split.even_ending),
     ):
         heading, _, *layers, _, average, last = block.split("\n")
-        assert heading.split() == " ".join([source, *PARTS]).split()
+        assert heading.split() == " ".join(["layer", *PARTS]).replace("sentence", "sent").split()
         for i, line in enumerate([*layers, average]):
             row = shares[i].mean(0) if i < 2 else shares.mean((0, 1))
-            assert line.split()[2:] == [f"{share * 100:.1f}" for share in row.tolist()]
+            assert line.split()[1:] == [f"{share * 100:.1f}" for share in row.tolist()]
         assert last.split() == ["even", *(f"{share * 100:.1f}" for share in even.tolist())]
     assert plot.main([*flags, *model_flags(files)]) == 0  # No picture was requested.
     assert capsys.readouterr().out == text
@@ -846,7 +1027,7 @@ def test_stories_that_cannot_be_used_are_counted(
     flags = ["attention-average", "--data_dir", str(tmp_path), *model_flags(files)]
     assert plot.main(flags) == 0
     out, err = capsys.readouterr()
-    assert "mean of 3 stories" in out
+    assert "Mean of 3 stories" in out
     n_ctx = opened(flags).module.config.n_ctx
     assert err == (
         f"gpt1 plot: {path}: of 6 stories, left out 1 whose tokens cannot be assigned to "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,8 @@ from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
 from gpt1.inference.prediction import mean_cross_entropy
 from gpt1.reports import calibration
 from gpt1.reports.calibration import Bin
-from gpt1.results.submissions import Choices, choices_of
+from gpt1.reports.statistics import wilson_interval
+from gpt1.results.submissions import Choices, Record, choices_of, record_path, sha256
 
 # For each story: the chosen ending, the confidence, and whether the ending is right.
 PREDICTIONS = [0, 1, 0, 1, 0, 1]
@@ -206,17 +211,55 @@ def test_report_without_mistakes_and_below_the_accuracy() -> None:
 def test_picture_shows_the_bins() -> None:
     pytest.importorskip("matplotlib")
     bins = calibration.reliability(SIX, LABELS, n_bins=4)
-    above, below = calibration.reliability_figure(bins).axes
+    above, below = calibration.reliability_figure(bins, "Run six").axes
     places = [(item.low, item.high - item.low) for item in bins]
     for axes, heights in ((above, [1, 1, 0, 1 / 3]), (below, [1, 1, 1, 3])):
         bars = axes.patches
         assert [(bar.get_x(), bar.get_width()) for bar in bars] == places
         assert [bar.get_height() for bar in bars] == heights
-    points, diagonal = above.lines
+    points, *_, diagonal = above.lines
     assert points.get_xdata() == pytest.approx([0.5, 0.625, 0.75, 2.875 / 3])
     assert list(points.get_ydata()) == [1, 1, 0, 1 / 3]
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0.5, 1]
     assert [text.get_text() for text in below.texts] == ["1", "1", "1", "3"]
+
+
+def test_picture_has_error_bars_and_the_name_of_the_run() -> None:
+    pytest.importorskip("matplotlib")
+    bins = calibration.reliability(SIX, LABELS)  # some bins are empty, and have no error bar
+    figure = calibration.reliability_figure(bins, "Run $6$")
+    assert figure.get_suptitle() == "Run $6$"
+    above, _ = figure.axes
+    (lines,) = above.collections
+    filled = [item for item in bins if item.n]
+    assert len(lines.get_segments()) == len(filled) == 5
+    for item, (bottom, top) in zip(filled, lines.get_segments(), strict=True):
+        low, high = wilson_interval(item.n_right, item.n)
+        assert (bottom[0], top[0]) == (item.confidence, item.confidence)
+        assert (bottom[1], top[1]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_picture_is_named_after_the_run_that_the_record_names(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    names: list[str] = []
+    draw = calibration.reliability_figure
+
+    def draw_and_keep_name(bins: Sequence[Bin], name: str) -> Any:
+        names.append(name)
+        return draw(bins, name)
+
+    monkeypatch.setattr(calibration, "reliability_figure", draw_and_keep_name)
+    flags = ["--probs", "s.probs.tsv", "--plot", "r.svg"]
+    assert analyse(*flags) == 0
+    record = Record(
+        desc="six", log="log/six.jsonl", run_id="1", valid_accuracy=50.0, sha256=sha256(PREDICTIONS)
+    )
+    for found in (record, replace(record, sha256="0" * 64)):
+        record_path("s.tsv").write_text(json.dumps(asdict(found)))
+        assert analyse(*flags) == 0
+    assert names == ["s.tsv", "Run six", "s.tsv"]
 
 
 # Command line
@@ -259,7 +302,9 @@ def test_plot_is_written_beside_the_report(
     pytest.importorskip("matplotlib")
     assert analyse("--probs", "s.probs.tsv", "--plot", f"r.{suffix}") == 0
     assert (run_dir / f"r.{suffix}").read_bytes().startswith(begin)
-    assert "Brier score" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "Brier score" in captured.out
+    assert captured.err == f"gpt1 analysis: written: r.{suffix}\n"
 
 
 def test_plot_that_cannot_be_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
