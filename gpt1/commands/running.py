@@ -120,6 +120,9 @@ def note(program: str, text: str) -> None:
 def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     """Open the model that the settings name, else the one in ``model/`` or the demo's.
 
+    A directory that ``--params`` names has a vocabulary itself; that of a parameter list is in
+    ``--model_dir``.
+
     Args:
         settings: which model, and where it computes.
         program: the name before the remark that the demo's model is used.
@@ -131,14 +134,17 @@ def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     from gpt1.runtime.device import choose_device
     from gpt1.weights import locate
 
-    model_dir = settings.model_dir
-    if model_dir is None:
+    path, model_dir = settings.params, settings.model_dir
+    is_list = path is not None and locate.list_file(path) is not None
+    if path is not None and not is_list:
+        locate.require_model(Path(path))
+    if model_dir is None and (path is None or is_list):
         model_dir = str(locate.default_model_dir())
-        if model_dir != "model" and settings.params is None:
+        if model_dir != "model" and path is None:
             note(program, f"no model in model/, using the demo's in {model_dir}/")
     return language_model.open_model(
-        settings.params or model_dir,
-        vocabulary=model_dir if settings.params else None,
+        path or str(model_dir),
+        vocabulary=model_dir if path else None,
         n_head=settings.n_head,
         afn=settings.afn,
         device=choose_device(settings.device),

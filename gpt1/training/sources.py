@@ -87,14 +87,30 @@ def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> li
         if problem := locate.missing_vocabulary(path, remedy):
             problems.append(problem)
     if settings.init_params is not None:
-        if not os.path.isfile(settings.init_params):
-            problems.append(
-                f"--init_params {settings.init_params}: there is no such file; give the path of a "
-                ".jl or .safetensors file"
-            )
+        problems += _wrong_init_params(settings.init_params)
     elif settings.n_transfer != -1:
         problems += _missing_weights(sources.model_dir)
     return problems
+
+
+def _wrong_init_params(path: str) -> list[str]:
+    """A problem if a path is neither a parameter list nor the directory of a run with one."""
+    try:
+        file = locate.list_file(path)
+    except InputError as error:
+        return [f"--init_params {error}"]
+    if file is None and os.path.isdir(path):
+        return [
+            f"--init_params {path}: this directory has no {locate.RUN_LIST}; name a .jl or "
+            ".safetensors file, or the directory of a run with --submit; a model directory is "
+            "named with --model_dir"
+        ]
+    if file is None or not os.path.isfile(file):
+        return [
+            f"--init_params {path}: there is no such file; give the path of a .jl or .safetensors "
+            "file"
+        ]
+    return []
 
 
 def _missing_weights(model_dir: Path) -> list[str]:

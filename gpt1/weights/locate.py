@@ -32,6 +32,7 @@ HUB_FILES = (HUB_CONFIG, HUB_SAFETENSORS, HUB_ENCODER, HUB_MERGES, HUB_TOKENIZER
 
 LIST_SUFFIXES = (".jl", ".safetensors")
 RUN_LIST = "best_params.jl"
+CHECKPOINTS = "checkpoint-*.safetensors"
 # Of a size that a file gives: no model comes near, and products of a few sizes stay printable.
 LARGEST_SIZE = 2**31 - 1
 
@@ -55,7 +56,8 @@ def list_file(path: str | Path) -> Path | None:
     The directory of a run, in which there is no other model, stands for its best parameters.
 
     Raises:
-        InputError: the file has another suffix.
+        InputError: the file has another suffix, belongs to a hub model, or is the state of a
+            training run.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -63,6 +65,16 @@ def list_file(path: str | Path) -> Path | None:
         return path / RUN_LIST if found else None
     if path.name in (HUB_SAFETENSORS, HUB_PICKLE) and is_hub(path.parent):
         raise InputError(f"{path}: is part of a hub model; name the directory {path.parent}")
+    if path.match(CHECKPOINTS):
+        beside = path.with_name(RUN_LIST)
+        if _is_file(beside):
+            remedy = f"name {beside} instead"
+        else:
+            remedy = f"train with --submit, which writes {beside}, and name that"
+        raise InputError(
+            f"{path}: is the state of a training run, from which --resume goes on, and not a list "
+            f"of parameters; {remedy}"
+        )
     if path.suffix in LIST_SUFFIXES:
         return path
     if not (path.suffix or os.path.lexists(path)):
@@ -134,6 +146,28 @@ def hub_weights(model_dir: str | Path) -> Path:
     raise InputError(
         f"{model_dir}: has {HUB_CONFIG} but no {HUB_SAFETENSORS} or {HUB_PICKLE}; put the weights "
         "there, or name their directory (on the command line with --model_dir)."
+    )
+
+
+def require_model(path: Path) -> None:
+    """See that there is a model in a directory, of either layout, be it incomplete.
+
+    Raises:
+        InputError: there is none; says what a directory with a model is.
+    """
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: there is no such file or directory")
+    names = (HUB_CONFIG, SHAPES_FILE, *SHARDS)
+    if not os.path.isdir(path) or any(_is_file(path / name) for name in names):
+        return
+    if any(path.glob(CHECKPOINTS)):
+        raise InputError(
+            f"{path}: holds the state of a training run, but not {RUN_LIST}; train with --submit, "
+            "which writes it"
+        )
+    raise InputError(
+        f"{path}: there is no model in this directory; name the directory of a model, such as "
+        "model/, or of a run with --submit, such as save/rocstories/"
     )
 
 

@@ -7,7 +7,6 @@ user or a file may give.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from gpt1.weights.locate import (
     list_file,
     missing_vocabulary,
     read_n_head,
+    require_model,
 )
 from gpt1.weights.parameters import (
     CONFIG_KEY,
@@ -171,8 +171,7 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
     if list_path is not None:
         return _find_list(list_path, Path(model_dir or list_path.parent))
     path = Path(path)
-    if not os.path.lexists(path):
-        raise InputError(f"{path}: there is no such file or directory")
+    require_model(path)
     if is_hub(path):
         config = read_config(path)
         file = str(path / HUB_CONFIG)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from finished import Run, train_tiny
 
-from gpt1.commands import score
+from gpt1.commands import convert, score
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.scoring import score_stories
 from gpt1.training.submissions import read_probs
@@ -147,6 +147,59 @@ def test_mistakes_on_the_command_line(
     assert captured.out == ""
     assert complaint in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_directory_as_params_is_opened(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory of a run, and one in the hub's layout, which has a vocabulary of its own."""
+    assert scored(run, run.test_csv) == 0
+    expected = capsys.readouterr().out
+    hub = str(tmp_path / "hub")
+    model_dir = str(run.task.model_dir)
+    assert convert.main([str(run.params), hub, "--to", "hub", "--model_dir", model_dir]) == 0
+    capsys.readouterr()
+    words = [str(run.test_csv), "--device", "cpu", "--params"]
+    assert score.main([*words, hub]) == 0  # the vocabulary of model/demo would not fit
+    assert capsys.readouterr().out == expected
+    assert score.main([*words, str(run.params.parent), "--model_dir", model_dir]) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "complaint"),
+    [
+        ([], "", "there is no model in this directory; name the directory of a model"),
+        (["checkpoint-00000008.safetensors"], "", "holds the state of a training run, but not bes"),
+        (
+            ["checkpoint-00000008.safetensors"],
+            "checkpoint-00000008.safetensors",
+            "is the state of a training run, from which --resume goes on, and not a list of "
+            "parameters; train with --submit, which writes ",
+        ),
+        (
+            ["checkpoint-00000008.safetensors", "best_params.jl"],
+            "checkpoint-00000008.safetensors",
+            "a list of parameters; name {directory}/best_params.jl instead\n",
+        ),
+        ([], "elsewhere", "there is no such file or directory"),
+    ],
+)
+def test_params_that_are_no_parameters_say_what_to_name(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    name: str,
+    complaint: str,
+) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    assert score.main([str(run.test_csv), "--params", str(tmp_path / name)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"gpt1 score: error: {tmp_path / name}: ")
+    assert complaint.format(directory=tmp_path) in message
+    assert message.count("\n") == 1
 
 
 def test_a_bad_file_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
