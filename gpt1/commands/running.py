@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt1.runtime.demo import demo_dir
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.settings.command import Command, Values, as_flag
 from gpt1.settings.groups import OpenSettings
@@ -170,7 +171,7 @@ def find_data_dir(data_dir: str | None, program: str) -> Path:
 
     if data_dir is not None:
         return Path(data_dir)
-    data, demo = Path("data"), Path("data/demo")
+    data, demo = Path("data"), demo_dir("data")
     if len(missing_csvs(data)) < 2 or missing_csvs(demo):
         return data
     note(program, f"no ROCStories in {data}/, using the demo in {demo}/")

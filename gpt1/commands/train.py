@@ -87,11 +87,13 @@ def _to_go_on(argv: Sequence[str]) -> str:
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:
     """Say that this is not the real thing, and where that is described."""
+    why = "data/ holds no ROCStories and neither --data_dir nor --model_dir was given"
+    if settings.data_dir is not None or settings.model_dir is not None:
+        why = "its directory was named"
     lines = textwrap.wrap(
         f"This is the bundled demo: self-made stories ({sources.data_dir}/) and a small model "
         f"({sources.model_dir}/), trained with --lr {settings.lr:g} --n_iter {settings.n_iter}. It "
-        "runs because data/ holds no ROCStories and neither --data_dir nor --model_dir was given; "
-        "README.md says how to get the real data and weights.",
+        f"runs because {why}; README.md says how to get the real data and weights.",
         width=78,
     )
     rule = "-" * max(map(len, lines))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt1.runtime.demo import demo_dir
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes, read_text
 
@@ -189,7 +190,7 @@ def require_released(model_dir: Path, names: Sequence[str]) -> None:
 
 def default_model_dir() -> Path:
     """``model/``, or the bundled demo while ``model/`` has no vocabulary."""
-    model_dir, demo = Path("model"), Path("model/demo")
+    model_dir, demo = Path("model"), demo_dir("model")
     if _is_file(vocabulary_files(model_dir)[0]) or not _is_file(demo / ENCODER_FILE):
         return model_dir
     return demo
