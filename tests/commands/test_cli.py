@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import platform
 import shlex
 import shutil
 import subprocess
@@ -11,10 +13,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from every_command import every_command
 
 import gpt1
 from gpt1.commands import cli
+from gpt1.runtime.device import has_bf16
 from gpt1.settings.command import Command
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +45,9 @@ def test_without_a_command_it_shows_help_and_fails(capsys: pytest.CaptureFixture
     assert "usage: gpt1 COMMAND" in capsys.readouterr().out
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([flag]) == 0
     assert capsys.readouterr().out == f"gpt1 {gpt1.__version__}\n"
 
 
@@ -166,6 +171,49 @@ def test_a_mistyped_flag_of_a_command_is_one_problem(
             f"{program}: error: {wrong}: there is no such flag or argument; did you mean "
             f"{item.shown}? See --help\n"
         )
+
+
+def test_env_shows_versions_and_hardware(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert facts["gpt1"] == gpt1.__version__
+    assert facts["Python"] == platform.python_version()
+    for name in ("torch", "numpy", "spacy", "ftfy", "scikit-learn", "safetensors"):
+        assert facts[name] == importlib.metadata.version(name)
+    assert facts["device"] == "cpu"
+    assert "cpu" in facts["devices"].split(", ")
+    assert facts["bf16"] == ("yes" if has_bf16(torch.device("cpu")) else "no")
+    assert facts["threads"] == str(torch.get_num_threads())
+    assert facts["processor"]
+    # The values stand below one another, after the longest name and two spaces.
+    assert all(line[15:17] == "  " and line[17] != " " for line in out.splitlines())
+
+
+def test_env_leaves_out_what_need_not_be_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if name in ("transformers", "ftfy"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert cli.main(["env", "--device", "cpu"]) == 0
+    names = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert "transformers" not in names
+    assert (names["ftfy"], names["tensorboard"]) == ("missing", "1.2.3")
+
+
+def test_env_of_a_device_that_is_not_there_is_one_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["env", "--device", "cuda:99"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gpt1 env: error: --device cuda:99: cannot be used on this machine: ")
+    assert err.count("\n") == 1
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -1065,6 +1065,22 @@ def test_changed_settings_are_listed_on_resuming(
     assert files_of(run.directory) == before
 
 
+@pytest.mark.parametrize("has_best", [True, False])
+def test_more_epochs_on_resuming_say_how_to_go_on(
+    uninterrupted: Run, tmp_path: Path, has_best: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    if not has_best:
+        run.best.unlink()
+    assert run.main(*RESUMABLE, "--n_iter", "9", "--resume") == 2
+    message = capsys.readouterr().err
+    longer = f"start another run with --init_params {run.best} --desc NEW\n"
+    assert message.endswith(longer) is has_best
+    assert message.endswith("give the same settings, or another --desc to start anew\n") ^ has_best
+    assert run.main(*RESUMABLE, "--n_iter", "1", "--resume") == 2
+    assert longer not in capsys.readouterr().err
+
+
 def test_other_data_are_noticed_on_resuming(
     uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
