@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
+import os
 import platform
 import shlex
 import shutil
@@ -238,16 +240,24 @@ def test_the_module_and_the_installed_name_are_the_same_program() -> None:
         assert (done.returncode, done.stdout) == (0, f"gpt1 {gpt1.__version__}\n")
 
 
-def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # setuptools leaves files where it builds
-    shutil.copytree(ROOT / "gpt1", source / "gpt1")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the repository: setuptools leaves files where it builds."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
+    source = tmp_path / "source"
+    for name in ("gpt1", "data/demo", "model/demo"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     command += ["--no-build-isolation", str(source)]  # it would fetch setuptools from the network
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("gpt1-*.whl")
+    (found,) = tmp_path.glob("gpt1-*.whl")
+    return found
+
+
+def test_the_wheel_has_all_modules_types_and_tables(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (points,) = (name for name in names if name.endswith("entry_points.txt"))
@@ -268,3 +278,29 @@ def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
     allowed = {"torch", "numpy", "ftfy", "spacy", "scikit-learn", "tqdm", "joblib", "safetensors"}
     allowed |= {"filelock", "scipy"}  # which torch and scikit-learn bring
     assert bare <= allowed
+
+
+def test_the_wheel_carries_the_demo_and_runs_it_in_any_directory(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for kind in ("data", "model"):
+        carried = {path.name: path.read_bytes() for path in (site / "gpt1/demo" / kind).iterdir()}
+        own = {path.name: path.read_bytes() for path in (ROOT / kind / "demo").iterdir()}
+        assert carried == own
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt1", "train", "--n_iter", "0", "--device", "cpu"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "This is the bundled demo" in done.stderr
+    settings = json.loads((elsewhere / "log/rocstories.jsonl").read_text().splitlines()[0])
+    assert settings["demo"] is True
+    assert settings["data_dir"] == str(site / "gpt1/demo/data")
+    assert settings["model_dir"] == str(site / "gpt1/demo/model")
