@@ -17,7 +17,6 @@ from gpt1.settings.groups import GENERATION_BATCH_SIZE, OpenSettings, SamplingSe
 from gpt1.settings.words import shorten
 
 if TYPE_CHECKING:
-    from gpt1.inference.decoding import Decoder
     from gpt1.inference.generation import Continuation
     from gpt1.inference.opened import OpenedModel
 

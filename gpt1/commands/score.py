@@ -55,7 +55,7 @@ COMMAND = Command(
 
   # into a file, which gpt1 analysis takes as --probs
   gpt1 score stories.csv --params save/rocstories/best_params.jl \\
-      --out scores.tsv""",
+      --out out/scores.tsv""",
 )
 
 

@@ -82,9 +82,7 @@ def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> li
         where = f"{sources.data_dir}/ has no"
         if settings.data_dir is None and sources.demo:
             where = f"data/ and the demo in {sources.data_dir}/ have no"
-        problems.append(
-            f"{where} {names}: {task.remedy}, or name their directory with --data_dir"
-        )
+        problems.append(f"{where} {names}: {task.remedy}, or name their directory with --data_dir")
     return problems + _missing_model(settings, sources)
 
 

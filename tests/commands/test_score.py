@@ -69,7 +69,10 @@ def test_labels_give_the_accuracy_on_stderr(run: Run, capsys: pytest.CaptureFixt
     right = sum(c == y for c, y in zip(chosen, read_cloze(run.test_csv).labels, strict=True))
     share = f"{right} of 24 right, {right / 24 * 100:.2f} %; 95 % interval (Wilson) "
     assert captured.err.startswith(f"gpt1 score: accuracy: {share}")
-    assert "(prediction 0: the first ending, label 1 in the CSV; 1: the second, label 2)" in captured.err
+    assert (
+        "(prediction 0: the first ending, label 1 in the CSV; 1: the second, label 2)"
+        in captured.err
+    )
     assert captured.err.count("\n") == 1
 
 
