@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt1.runtime.demo import is_demo_dir
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.fields import settings_of
@@ -27,6 +28,7 @@ from gpt1.weights.locate import (
     HUB_CONFIG,
     SHAPES_FILE,
     is_hub,
+    is_released,
     is_size,
     list_file,
     missing_vocabulary,
@@ -97,13 +99,14 @@ class StoredModel:
                 )
             return 0, self.sizes.n_ctx
         rows = len(self.arrays[0])
-        if rows <= n_vocab + N_SPECIAL:
+        n_ctx = rows - n_vocab - N_SPECIAL
+        if not 0 < n_ctx <= _most_positions(Path(encoder_path).parent):
             raise InputError(
-                f"{self.path}: {rows} rows of we are too few for the {n_vocab} pieces of "
-                f"{encoder_path}; name the directory of the vocabulary it was trained with (on the "
-                "command line with --model_dir)"
+                f"{self.path}: {rows} rows of we are too {'few' if n_ctx <= 0 else 'many'} for the "
+                f"{n_vocab} pieces of {encoder_path}; name the directory of the vocabulary it was "
+                "trained with (on the command line with --model_dir)"
             )
-        return N_SPECIAL, rows - n_vocab - N_SPECIAL
+        return N_SPECIAL, n_ctx
 
     def read(
         self,
@@ -138,6 +141,16 @@ class StoredModel:
         if isinstance(self.sizes, HubConfig):
             return load_hub(self.path, n_vocab=n_vocab, classifier=classifier, **asked)
         return load_released(self.path, **asked)
+
+
+def _most_positions(model_dir: Path) -> float:
+    """The most position rows that a list can have whose vocabulary is in this directory.
+
+    The demo's vocabulary is taken where the user names none. A list that has more rows than a
+    model of the demo was trained with another, larger vocabulary.
+    """
+    is_demo = is_demo_dir("model", model_dir) and is_released(model_dir)
+    return read_shapes(model_dir).n_ctx if is_demo else float("inf")
 
 
 def open_vocabulary(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished import Run, train_tiny
 
@@ -11,6 +13,7 @@ from gpt1.commands import convert, score
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.scoring import score_stories
 from gpt1.training.submissions import read_probs
+from gpt1.weights.jl import read_jl, write_jl
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,32 @@ def test_a_directory_as_params_is_opened(
     assert capsys.readouterr().out == expected
     assert score.main([*words, str(run.params.parent), "--model_dir", model_dir]) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_the_demos_vocabulary_is_not_taken_for_a_larger_models(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo's is found in any directory; a model of a larger vocabulary would read nonsense."""
+    arrays = read_jl(run.params)
+    arrays[0] = np.zeros((40478 + 3 + 77, arrays[0].shape[1]), np.float32)
+    path = tmp_path / "large.jl"
+    write_jl(path, arrays)
+    monkeypatch.chdir(tmp_path)
+    assert score.main([str(run.test_csv), "--params", str(path), "--n_head", "4"]) == 2
+    message = capsys.readouterr().err
+    assert f"{path}: 40558 rows of we are too many for the 3590 pieces of " in message
+    assert "name the directory of the vocabulary it was trained with" in message
+
+
+def test_the_demo_is_named_only_where_its_model_is_used(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.task.model_dir, "model/demo")
+    assert score.main([str(run.test_csv), "--params", str(run.params), "--device", "cpu"]) == 0
+    assert "using the demo" not in capsys.readouterr().err
+    assert score.main([str(run.test_csv), "--device", "cpu"]) == 2
+    assert "no model in model/, using the demo's in model/demo/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
