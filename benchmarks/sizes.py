@@ -1,6 +1,6 @@
 """Measure seconds per story and peak memory of a training step, one axis of the size at a time.
 
-    python -m benchmarks.sizes --json sizes.json
+    python -m benchmarks.sizes --json out/sizes.json
 
 Every case runs in a separate process: one update that does not count, then two that do. Stories are
 random tokens of full length without shared prefixes, so that no computation is saved.

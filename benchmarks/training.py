@@ -1,7 +1,7 @@
 """Compare time and memory of fine-tuning and prediction with transformers, in one run.
 
     python -m benchmarks.training                      # stories with ROCStories' lengths
-    python -m benchmarks.training --data_dir data --model_dir model --json training.json
+    python -m benchmarks.training --data_dir data --model_dir model --json out/training.json
 
 transformers (the peer) and gpt1 take turns on the same weights and the same stories, each in a
 separate process that is set up as its users would set it up. Medians are compared, and the

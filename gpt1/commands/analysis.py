@@ -65,8 +65,9 @@ COMMAND = Command(
   gpt1 analysis first.tsv second.tsv --data_dir data/demo
 
   # how far its probabilities can be trusted, as numbers and as a picture
-  gpt1 analysis submission/rocstories/ROCStories.tsv --plot reliability.png \\
-      --probs submission/rocstories/ROCStories.probs.tsv --mistakes 10""",
+  gpt1 analysis submission/rocstories/ROCStories.tsv --mistakes 10 \\
+      --probs submission/rocstories/ROCStories.probs.tsv \\
+      --plot out/reliability.png""",
 )
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "download": "fetch the released weights and check them",
     "convert": "between the released layout, parameter lists and the model hub's layout",
     "plot": "learning curves, tables of runs, attention maps",
+    "env": "show versions, devices, threads and processor",
 }
 
 _USAGE = """\
@@ -28,7 +29,7 @@ Fine-tune GPT-1 as the paper did, with the same numbers step by step.
 {commands}
 
   gpt1 COMMAND --help shows the flags of a command, with examples.
-  gpt1 --version shows the version.
+  gpt1 --version (or -V) shows the version.
 
 examples:
   # fine-tune on the bundled demo, or on what is in data/ and model/
@@ -55,7 +56,7 @@ def _main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
-    if argv[0] == "--version":
+    if argv[0] in ("-V", "--version"):
         print(f"gpt1 {gpt1.__version__}")
         return 0
     name = known_command(argv[0], COMMANDS, "gpt1")

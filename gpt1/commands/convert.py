@@ -40,16 +40,16 @@ COMMAND = Command(
     groups=(ConversionSettings,),
     examples="""\
   # the demo's pretrained model, for transformers
-  gpt1 convert model/demo demo_hub --to hub
+  gpt1 convert model/demo out/demo_hub --to hub
 
   # a fine-tuned model, for transformers; its vocabulary is in model/
-  gpt1 convert save/rocstories finetuned --to hub --model_dir model
+  gpt1 convert save/rocstories out/finetuned --to hub --model_dir model
 
   # a model from the hub, as OpenAI released it
   gpt1 convert openai-gpt model --to released
 
   # a fine-tuned model from the hub, for --params or --init_params
-  gpt1 convert finetuned finetuned.safetensors""",
+  gpt1 convert out/finetuned out/finetuned.safetensors""",
 )
 
 

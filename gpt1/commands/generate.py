@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gpt1.commands.running import open_model, run_command
+from gpt1.commands.running import note, open_model, run_command
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import between, setting
 from gpt1.settings.groups import GENERATION_BATCH_SIZE, OpenSettings, SamplingSettings
+from gpt1.settings.words import shorten
 
 if TYPE_CHECKING:
-    from gpt1.inference.decoding import Decoder
     from gpt1.inference.generation import Continuation
     from gpt1.inference.opened import OpenedModel
 
@@ -81,26 +81,27 @@ def _generate(values: Values) -> None:
     prompts = generation.encode_prompts(
         model, texts, places, sampling, start_token=given.start_token
     )
+    _warn_of_unknown(model, places, texts)
     keep_freed_memory()
     decoder = Decoder(model.module, given.precision)
     if hasattr(sys.stdout, "reconfigure"):  # The stdout of a notebook has no such method.
         sys.stdout.reconfigure(errors="replace")  # Not every terminal can show all characters.
     if is_streamed:
-        _print_stream(model, prompts[0], sampling, decoder)
+        _print_stream(texts[0], generation.stream_ids(model, prompts[0], sampling, decoder))
         return
     found = generation.continuations(
         model, prompts, sampling, decoder=decoder, batch_size=given.batch_size
     )
-    results = zip(texts, prompts, _with_bar(found, len(prompts)), strict=True)
-    for index, (text, prompt, each) in enumerate(results):
+    results = zip(texts, _with_bar(found, len(prompts)), strict=True)
+    for index, (text, each) in enumerate(results):
         if given.json:
             _print_json(text, each)
         else:
-            _print_texts(model, prompt, each, after_others=index > 0)
+            _print_texts(text, each, after_others=index > 0)
 
 
 def _read_prompts(given: PromptSettings) -> tuple[list[str], list[str]]:
-    """Return the origin of each prompt, for messages, and the prompts."""
+    """Return where each prompt comes from, and the prompts; blank lines of a file are left out."""
     if given.prompt_file is None:
         texts = list(given.prompt)
         places = [f"--prompt {text[:40]!r}" for text in texts]
@@ -109,7 +110,10 @@ def _read_prompts(given: PromptSettings) -> tuple[list[str], list[str]]:
         whole = _read_stdin() if file == "-" else read_text(file, "the file of prompts")
         texts = [line.removesuffix("\r") for line in whole.removesuffix("\n").split("\n")]
         name = "standard input" if file == "-" else file
-        places = [f"{name}, line {number}" for number in range(1, len(texts) + 1)]
+        places = [f"{name}, line {number}" for number, text in enumerate(texts, 1) if text.strip()]
+        texts = [text for text in texts if text.strip()]
+        if not texts:
+            raise InputError(f"{name}: has no prompts; write one on each line")
     for place, text in zip(places, texts, strict=True):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError(f"{place}: is not UTF-8 text; write it in UTF-8")
@@ -137,15 +141,35 @@ def _is_streamed(given: PromptSettings, sampling: SamplingSettings, n_prompts: i
     return given.stream or (sys.stdout.isatty() and not obstacles)
 
 
-def _print_stream(
-    model: OpenedModel, prompt: list[int], sampling: SamplingSettings, decoder: Decoder
-) -> None:
-    from gpt1.inference import generation
+def _warn_of_unknown(model: OpenedModel, places: Sequence[str], texts: Sequence[str]) -> None:
+    """Say how many characters of each prompt the model cannot read."""
+    for place, text in zip(places, texts, strict=True):
+        unknown = model.text_encoder.unknown_characters(text)
+        if unknown:
+            shown = " ".join(dict.fromkeys(unknown))
+            count = f"{len(unknown)} character{'s' * (len(unknown) > 1)}"
+            note(
+                COMMAND.program,
+                f"{place}: the model's vocabulary lacks {count}, which it reads as <unk>: "
+                f"{shorten(shown, 40)}",
+            )
 
-    print(generation.readable(model, prompt), end="", flush=True)
-    for new_text in generation.stream_ids(model, prompt, sampling, decoder):
-        print(new_text, end="", flush=True)
+
+def _print_stream(prompt: str, parts: Iterator[str]) -> None:
+    """Print the prompt as the user wrote it, then each part as it comes."""
+    print(prompt, end="", flush=True)
+    is_first = True
+    for part in parts:
+        print(_after(prompt, part) if is_first else part, end="", flush=True)
+        is_first = is_first and not part
     print()
+
+
+def _after(prompt: str, text: str) -> str:
+    """Return a text as it follows a prompt: after a space, unless there is white space already."""
+    text = text.lstrip(" ")
+    is_apart = prompt[-1:].isspace() or text[:1].isspace()
+    return text if is_apart or not text else f" {text}"
 
 
 def _print_json(prompt: str, each: list[Continuation]) -> None:
@@ -153,14 +177,10 @@ def _print_json(prompt: str, each: list[Continuation]) -> None:
         print(json.dumps({"prompt": prompt, "sample": sample, **one._asdict()}), flush=True)
 
 
-def _print_texts(
-    model: OpenedModel, prompt: list[int], each: list[Continuation], *, after_others: bool
-) -> None:
-    """Print the prompt with each continuation, and an empty line between texts."""
-    from gpt1.inference.generation import readable
-
+def _print_texts(prompt: str, each: list[Continuation], *, after_others: bool) -> None:
+    """Print prompt and continuation together, with an empty line between texts."""
     for one in each:
-        print("\n" * after_others + readable(model, prompt + one.ids), flush=True)
+        print("\n" * after_others + prompt + _after(prompt, one.text), flush=True)
         after_others = True
 
 

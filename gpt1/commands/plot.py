@@ -57,7 +57,7 @@ CURVES = Command(
     groups=(CurvesSettings,),
     examples="""\
   # learning curves of two runs over one another
-  gpt1 plot curves log/seed42.jsonl log/seed43.jsonl --out curves.png""",
+  gpt1 plot curves log/seed42.jsonl log/seed43.jsonl --out out/curves.png""",
 )
 TABLE = Command(
     name="plot table",
@@ -73,7 +73,7 @@ TENSORBOARD = Command(
     groups=(TensorBoardSettings,),
     examples="""\
   # the curves as TensorBoard shows them
-  gpt1 plot tensorboard log/rocstories.jsonl --out runs/rocstories""",
+  gpt1 plot tensorboard log/rocstories.jsonl --out out/tensorboard""",
 )
 
 

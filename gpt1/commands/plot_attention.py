@@ -56,12 +56,14 @@ ATTENTION = Command(
     groups=(MapsSettings, OpenSettings),
     examples="""\
   # what a fine-tuned model looks at, in all layers and heads
-  gpt1 plot attention --params save/rocstories/best_params.jl --out maps.png \\
-      --story "Ben lost his kite." --ending "Ben was sad."
+  gpt1 plot attention --params save/rocstories/best_params.jl \\
+      --story "Ben lost his kite." --ending "Ben was sad." \\
+      --out out/maps.png
 
   # the same in one head, large enough to read the words
-  gpt1 plot attention --params save/rocstories/best_params.jl --out map.png \\
-      --story "Ben lost his kite." --ending "Ben was sad." --layer 3 --head 0""",
+  gpt1 plot attention --params save/rocstories/best_params.jl \\
+      --story "Ben lost his kite." --ending "Ben was sad." --layer 3 --head 0 \\
+      --out out/map.png""",
 )
 AVERAGE = Command(
     name="plot attention-average",
@@ -70,7 +72,7 @@ AVERAGE = Command(
     examples="""\
   # what a fine-tuned model looks at in many stories
   gpt1 plot attention-average --params save/rocstories/best_params.jl \\
-      --out split.png""",
+      --out out/split.png""",
 )
 
 

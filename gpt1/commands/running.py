@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt1.runtime.demo import demo_dir
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.settings.command import Command, Values, as_flag
 from gpt1.settings.groups import OpenSettings
@@ -125,6 +126,9 @@ def note_written(program: str, path: str, hint: str = "") -> None:
 def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     """Open the model that the settings name, else the one in ``model/`` or the demo's.
 
+    A directory that ``--params`` names has a vocabulary itself; that of a parameter list is in
+    ``--model_dir``.
+
     Args:
         settings: the paths, the device and other settings of the model.
         program: the program's name, for the note that the demo's model is used.
@@ -136,14 +140,17 @@ def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     from gpt1.runtime.device import choose_device
     from gpt1.weights import locate
 
-    model_dir = settings.model_dir
-    if model_dir is None:
+    path, model_dir = settings.params, settings.model_dir
+    is_list = path is not None and locate.list_file(path) is not None
+    if path is not None and not is_list:
+        locate.require_model(Path(path))
+    if model_dir is None and (path is None or is_list):
         model_dir = str(locate.default_model_dir())
-        if model_dir != "model" and settings.params is None:
+        if model_dir != "model" and path is None:
             note(program, f"no model in model/, using the demo's in {model_dir}/")
     return language_model.open_model(
-        settings.params or model_dir,
-        vocabulary=model_dir if settings.params else None,
+        path or str(model_dir),
+        vocabulary=model_dir if path else None,
         n_head=settings.n_head,
         afn=settings.afn,
         device=choose_device(settings.device),
@@ -169,7 +176,7 @@ def find_data_dir(data_dir: str | None, program: str) -> Path:
 
     if data_dir is not None:
         return Path(data_dir)
-    data, demo = Path("data"), Path("data/demo")
+    data, demo = Path("data"), demo_dir("data")
     if len(missing_csvs(data)) < 2 or missing_csvs(demo):
         return data
     note(program, f"no ROCStories in {data}/, using the demo in {demo}/")

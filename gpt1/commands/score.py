@@ -55,7 +55,7 @@ COMMAND = Command(
 
   # into a file, which gpt1 analysis takes as --probs
   gpt1 score stories.csv --params save/rocstories/best_params.jl \\
-      --out scores.tsv""",
+      --out out/scores.tsv""",
 )
 
 
@@ -89,10 +89,11 @@ def _score(values: Values) -> None:
     choices = submissions.choices_of(logits)
     _write(submissions.probs_table(choices), given.out)
     if stories.labels is not None:
-        from gpt1.reports.analysis import accuracy_line
+        from gpt1.reports.analysis import LEGEND, accuracy_line
 
         predictions = choices.predictions.tolist()
-        note(COMMAND.program, accuracy_line("accuracy", predictions, stories.labels))
+        line = accuracy_line("accuracy", predictions, stories.labels)
+        note(COMMAND.program, f"{line} (prediction {LEGEND})")
 
 
 def _write(table: str, out: str | None) -> None:

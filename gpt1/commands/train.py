@@ -88,11 +88,13 @@ def _command_to_resume(argv: Sequence[str]) -> str:
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:
     """Print that the demo runs, and where to read about the real data and weights."""
+    why = "data/ holds no ROCStories and neither --data_dir nor --model_dir was given"
+    if settings.data_dir is not None or settings.model_dir is not None:
+        why = "its directory was named"
     lines = textwrap.wrap(
         f"This is the bundled demo: self-made stories ({sources.data_dir}/) and a small model "
         f"({sources.model_dir}/), trained with --lr {settings.lr:g} --n_iter {settings.n_iter}. It "
-        "runs because data/ holds no ROCStories and neither --data_dir nor --model_dir was given; "
-        "README.md says how to get the real data and weights.",
+        f"runs because {why}; README.md says how to get the real data and weights.",
         width=78,
     )
     rule = "-" * max(map(len, lines))

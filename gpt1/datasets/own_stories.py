@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt1.datasets.story_cloze import COLUMNS, csv_rows
+from gpt1.datasets.story_cloze import COLUMNS, csv_rows, other_columns
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 
@@ -91,8 +91,9 @@ def _form(where: str, header: list[str]) -> _Form:
     )
     form = next((form for form in (CLOZE, SIMPLE) if set(form.required) & set(header)), None)
     if form is None:
-        problem = "there is no header row" if header else "the file is empty or begins blank"
-        raise InputError(f"{where}: {problem}; {remedy}")
+        if header:
+            raise other_columns(where, header, (*SIMPLE.required, *CLOZE.required), remedy)
+        raise InputError(f"{where}: the file is empty or begins blank; {remedy}")
     twice = [name for name in header if header.count(name) > 1]
     missing = [name for name in form.required if name not in header]
     unknown = [name for name in header if name not in form.required + form.optional]

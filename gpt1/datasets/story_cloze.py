@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
+from gpt1.settings.words import shorten
 from gpt1.tasks import ACCURACY, ChoiceIndex, Choices, Example, Splits, Submission, Task
 
 VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
@@ -210,13 +211,39 @@ def _check_header(path: str | Path, first: tuple[int, list[str]] | None) -> None
     if tuple(cells) == COLUMNS:
         return
     missing = [name for name in COLUMNS if name not in cells]
+    remedy = f"make the first line {expected}"
     if len(missing) == len(COLUMNS):
-        problem = "there is no header row"
-    elif missing:
+        raise other_columns(f"{path}, line {line}", cells, COLUMNS, remedy)
+    if missing:
         problem = f"the header lacks {', '.join(missing)}"
     else:
         problem = "the header has other columns or another order"
-    raise InputError(f"{path}, line {line}: {problem}; make the first line {expected}")
+    raise InputError(f"{path}, line {line}: {problem}; {remedy}")
+
+
+def other_columns(
+    where: str, cells: Sequence[str], expected: Iterable[str], remedy: str
+) -> InputError:
+    """Make the error for a first row in which no column has an expected name.
+
+    Args:
+        where: file and line, for the message.
+        cells: the cells of the row.
+        expected: the names of which there is none; they tell which other separator a file has.
+        remedy: how to name the columns.
+    """
+    names = set(expected)
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        parts = ",".join(cells).split(separator)
+        if names & {part.strip(' "') for part in parts}:
+            return InputError(
+                f"{where}: the columns are separated by {name}, but commas were expected; save the "
+                "file again as CSV, with commas"
+            )
+    shown = ", ".join(repr(shorten(cell, 20)) for cell in cells[:4])
+    more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
+    found = f"the columns {shown}{more}, all of other names" if cells else "a blank line"
+    return InputError(f"{where}: found {found}; {remedy}")
 
 
 def _check_row(path: str | Path, line: int, cells: list[str]) -> None:

@@ -31,6 +31,8 @@ from gpt1.runtime.errors import InputError
 
 SIGNIFICANCE = 0.05
 N_MISTAKES = 5
+LEGEND = "0: the first ending, label 1 in the CSV; 1: the second, label 2"
+"""What predictions mean, beside the labels in a CSV."""
 
 
 def identify_run(
@@ -244,7 +246,7 @@ def _table(predictions: Sequence[int], labels: Sequence[int]) -> str:
     rows = [f"{'':18}{'predicted 0':>13}{'predicted 1':>13}"]
     for label, counts in enumerate(confusion(predictions, labels)):
         rows.append(f"{f'right answer {label}':18}{counts[0]:13}{counts[1]:13}")
-    return "\n".join([*rows, "(0: the first ending, 1: the second)"])
+    return "\n".join([*rows, f"({LEGEND})"])
 
 
 def _comparison(test: McNemar) -> str:

@@ -30,6 +30,7 @@ SUFFIX = ".jsonl"
 UPDATES_SUFFIX = ".updates.jsonl"
 
 _CUT_OFF = "if a crash cut the line off, delete it."
+_OTHER_FILE = "this is no log of a run: name the file that training wrote, log/<desc>.jsonl."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +214,18 @@ def _updates_beside(stem: Path) -> list[UpdateLine]:
 
 
 def _objects(path: str | Path, what: str) -> list[dict[str, Any]]:
+<<<<<<< HEAD:gpt1/results/log_lines.py
     """Return the JSON objects in the lines of a file."""
     return [
         parse_object(text, f"{path}, line {number}", _CUT_OFF)
         for number, text in enumerate(read_lines(path, what), 1)
     ]
+=======
+    """Return the JSON objects in the lines of a file."""
+    found = []
+    for number, text in enumerate(read_lines(path, what), 1):
+        is_other = number == 1 and not text.startswith("{")
+        remedy = _OTHER_FILE if is_other else _CUT_OFF
+        found.append(parse_object(text, f"{path}, line {number}", remedy))
+    return found
+>>>>>>> w-msg:gpt1/results/log_lines.py

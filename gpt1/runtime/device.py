@@ -43,6 +43,16 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
     return device
 
 
+def available_devices() -> list[str]:
+    """Return the devices of this machine as ``--device`` takes them, GPUs with their names."""
+    gpus = [
+        f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+        for index in range(torch.cuda.device_count())
+    ]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *gpus, *mps]
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Check that ``device`` supports the value of ``--precision``.
 
@@ -132,14 +142,14 @@ def environment(device: torch.device, world: int) -> dict[str, str | int]:
     if device.type == "cpu":
         with_bf16 = " with bfloat16" if has_bf16(device) else ""
         found |= {
-            "the processor": _processor_name(),
+            "the processor": processor_name(),
             "the processor's instruction set": torch.backends.cpu.get_cpu_capability() + with_bf16,
             "the number of threads": torch.get_num_threads(),
         }
     return found
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
     """Return the processor's name as Linux gives it, or its architecture."""
     with suppress(OSError):
         name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)

@@ -207,7 +207,9 @@ class OpenSettings:
         None, "vocabulary and weights [model/, or model/demo]", metavar="DIR"
     )
     params: str | None = setting(
-        None, "a fine-tuned model: best_params.jl or .safetensors", metavar="FILE"
+        None,
+        "a fine-tuned model: best_params.jl or .safetensors, or a model's directory",
+        metavar="FILE",
     )
     n_head: int | None = setting(None, "attention heads [the checkpoint's, else 12]", at_least(1))
     afn: str | None = setting(

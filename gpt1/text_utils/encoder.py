@@ -94,6 +94,16 @@ class TextEncoder:
         bar = tqdm(texts, "encode", leave=False, delay=_BAR_DELAY, disable=hidden)
         return [self._encode_text(text, index) for index, text in enumerate(bar)]
 
+    def unknown_characters(self, text: str) -> list[str]:
+        """Return the characters of a text that are not in the vocabulary, each as often as it is.
+
+        Text is standardised first; :meth:`encode` gives each of these characters the id 0.
+        """
+        words = self._words.split(text_standardize(ftfy.fix_text(text)))
+        tokens = [token for word in words for token in self.bpe(word.lower()).split(" ")]
+        unknown = [token for token in tokens if token and token not in self.encoder]
+        return [token.removesuffix("</w>") for token in unknown]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``: single spaces between words, newlines, no space at the ends.
 

@@ -28,6 +28,7 @@ from gpt1.runtime.device import environment
 from gpt1.runtime.errors import Gpt1Error, InputError, join_problems
 from gpt1.runtime.files import unreadable
 from gpt1.runtime.ranks import Ranks
+from gpt1.weights.locate import RUN_LIST
 from gpt1.weights.tensors import read_safetensors, saved_by_name
 
 FORMAT = "gpt1 checkpoint 2"
@@ -316,10 +317,22 @@ def _check_identity(found: Mapping[str, Any], own: Mapping[str, Any], path: Path
         InputError: one of them differs; the message names it.
     """
     problems = [
-        f"--resume: {name} was {found.get(name)!r:.100} in {path} and is now {own[name]!r}; give "
-        "the same settings, or another --desc to start anew"
+        f"--resume: {name} was {found.get(name)!r:.100} in {path} and is now {own[name]!r}; "
+        f"{_remedy(name, found.get(name), own[name], path)}"
         for name in own
         if own[name] != found.get(name)
     ]
     if problems:
         raise InputError(join_problems(problems))
+
+
+def _remedy(name: str, before: Any, now: Any, path: Path) -> str:
+    """What to do about a setting that another value than before was given for."""
+    best = path.with_name(RUN_LIST)
+    is_longer = name == "n_iter" and isinstance(before, int) and now > before
+    if is_longer and best.exists():
+        return (
+            f"the run's learning rate was planned for {before}; to train its result further, "
+            f"start another run with --init_params {best} --desc NEW"
+        )
+    return "give the same settings, or another --desc to start anew"

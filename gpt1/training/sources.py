@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt1.runtime.demo import demo_dir, is_demo_dir
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.groups import SourceSettings
 from gpt1.tasks import Task
 from gpt1.weights import locate
-
-DEMO = "demo"
-"""The directory of the bundled demo, in data/ and in model/."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,7 @@ class Sources:
 
     Attributes:
         data_dir, model_dir, encoder_path, bpe_path: existing places to read.
-        demo: whether the bundled demo stands in for data and weights.
+        demo: whether this is the bundled demo, which has settings of its own.
     """
 
     data_dir: Path
@@ -34,8 +33,9 @@ class Sources:
 def find_sources(settings: SourceSettings, task: Task) -> Sources:
     """Decide between the user's files and the demo.
 
-    The demo runs if neither directory is named and ``data/`` has none of the task's files. What is
-    named and missing, or real data without weights, is an error.
+    The demo runs if neither directory is named and ``data/`` has none of the task's files, and if
+    no other directory than the demo's is named. What is named and missing, or real data without
+    weights, is an error.
 
     Args:
         settings: the run's settings.
@@ -44,12 +44,9 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
     Raises:
         InputError: a file is missing; the message has all missing files and what to do about them.
     """
-    data_dir = Path(settings.data_dir or "data")
-    model_dir = Path(settings.model_dir or "model")
-    found = [name for name in task.files if os.path.isfile(data_dir / name)]
-    demo = settings.data_dir is None and settings.model_dir is None and not found
-    if demo:
-        data_dir, model_dir = data_dir / DEMO, model_dir / DEMO
+    demo = _is_demo(settings, task)
+    data_dir = Path(settings.data_dir or (demo_dir("data") if demo else "data"))
+    model_dir = Path(settings.model_dir or (demo_dir("model") if demo else "model"))
     vocabulary, merges = locate.vocabulary_files(model_dir)
     sources = Sources(
         data_dir=data_dir,
@@ -64,21 +61,44 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
     return sources
 
 
+def _is_demo(settings: SourceSettings, task: Task) -> bool:
+    """Whether the settings stand for the bundled demo."""
+    named = []
+    if settings.data_dir is not None:
+        named.append(is_demo_dir("data", settings.data_dir))
+    if settings.model_dir is not None:
+        named.append(is_demo_dir("model", settings.model_dir))
+    if named:
+        return all(named)
+    return not any(os.path.isfile(Path("data", name)) for name in task.files)
+
+
 def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> list[str]:
     """Return a problem for each kind of file that the run needs and that is missing."""
     problems = []
     missing = [name for name in task.files if not os.path.isfile(sources.data_dir / name)]
     if missing:
         names = " and ".join(f"'{name}'" for name in missing)
-        if sources.demo:  # the rest of the demo is not there either
-            return [
-                f"neither data/ nor {sources.data_dir}/ has {names}: run from the repository's "
-                "root, or give --data_dir and --model_dir"
-            ]
-        problems.append(
-            f"{sources.data_dir}/ has no {names}: {task.remedy}, or name their directory with "
-            "--data_dir"
-        )
+        where = f"{sources.data_dir}/ has no"
+        if settings.data_dir is None and sources.demo:
+            where = f"data/ and the demo in {sources.data_dir}/ have no"
+        problems.append(f"{where} {names}: {task.remedy}, or name their directory with --data_dir")
+    return problems + _missing_model(settings, sources)
+
+
+def _missing_model(settings: SourceSettings, sources: Sources) -> list[str]:
+    """A problem for each part of the model that the run needs and cannot find."""
+    needs_weights = settings.init_params is None and settings.n_transfer != -1
+    names = (*locate.RELEASED_FILES, locate.HUB_CONFIG)
+    has_own = settings.encoder_path is not None and settings.bpe_path is not None
+    if not has_own and not any(os.path.isfile(sources.model_dir / name) for name in names):
+        what = "pretrained model" if needs_weights else "vocabulary"
+        return [
+            f"{sources.model_dir}/ has no {what}: fetch the released model with "
+            f"'{_download(sources.model_dir)}', or name the directory of a model with --model_dir",
+            *_wrong_init_params(settings.init_params),
+        ]
+    problems = []
     for flag, path in (
         ("--encoder_path", sources.encoder_path),
         ("--bpe_path", sources.bpe_path),
@@ -86,15 +106,36 @@ def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> li
         remedy = f"name it with {flag}, or its directory with --model_dir"
         if problem := locate.missing_vocabulary(path, remedy):
             problems.append(problem)
-    if settings.init_params is not None:
-        if not os.path.isfile(settings.init_params):
-            problems.append(
-                f"--init_params {settings.init_params}: there is no such file; give the path of a "
-                ".jl or .safetensors file"
-            )
-    elif settings.n_transfer != -1:
-        problems += _missing_weights(sources.model_dir)
-    return problems
+    problems += _wrong_init_params(settings.init_params)
+    return problems + (_missing_weights(sources.model_dir) if needs_weights else [])
+
+
+def _download(model_dir: Path) -> str:
+    """The command that fetches the released model into a directory."""
+    place = "" if model_dir == Path("model") else f" --model_dir {shlex.quote(str(model_dir))}"
+    return f"gpt1 download{place}"
+
+
+def _wrong_init_params(path: str | None) -> list[str]:
+    """A problem if a path is neither a parameter list nor the directory of a run with one."""
+    if path is None:
+        return []
+    try:
+        file = locate.list_file(path)
+    except InputError as error:
+        return [f"--init_params {error}"]
+    if file is None and os.path.isdir(path):
+        return [
+            f"--init_params {path}: this directory has no {locate.RUN_LIST}; name a .jl or "
+            ".safetensors file, or the directory of a run with --submit; a model directory is "
+            "named with --model_dir"
+        ]
+    if file is None or not os.path.isfile(file):
+        return [
+            f"--init_params {path}: there is no such file; give the path of a .jl or .safetensors "
+            "file"
+        ]
+    return []
 
 
 def _missing_weights(model_dir: Path) -> list[str]:
@@ -107,8 +148,8 @@ def _missing_weights(model_dir: Path) -> list[str]:
     elif not locate.is_released(model_dir):
         return [
             f"{model_dir}/ has no weights (params_shapes.json, params_0.npy ... "
-            "params_9.npy): fetch the released ones with 'gpt1 download', name their "
-            "directory or one from the model hub with --model_dir, or train from nothing with "
-            "--n_transfer -1"
+            f"params_9.npy): fetch the released ones with '{_download(model_dir)}', name their "
+            "directory or one from the model hub with --model_dir, or train from fresh "
+            "parameters with --n_transfer -1"
         ]
     return []

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt1.runtime.demo import demo_dir
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes, read_text
 
@@ -32,8 +33,8 @@ HUB_FILES = (HUB_CONFIG, HUB_SAFETENSORS, HUB_ENCODER, HUB_MERGES, HUB_TOKENIZER
 
 LIST_SUFFIXES = (".jl", ".safetensors")
 RUN_LIST = "best_params.jl"
-# The largest size that a file may give. No model comes near it, and the product of a few sizes can
-# still be printed.
+CHECKPOINTS = "checkpoint-*.safetensors"
+# Of a size that a file gives: no model comes near, and products of a few sizes stay printable.
 LARGEST_SIZE = 2**31 - 1
 
 # Path.is_file() is not used: it raises an error for a name that is too long, and for a directory
@@ -58,7 +59,8 @@ def list_file(path: str | Path) -> Path | None:
     best parameters.
 
     Raises:
-        InputError: ``path`` is a file with another suffix than ``.jl`` and ``.safetensors``.
+        InputError: the file has another suffix, belongs to a hub model, or is the state of a
+            training run.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -66,6 +68,16 @@ def list_file(path: str | Path) -> Path | None:
         return path / RUN_LIST if found else None
     if path.name in (HUB_SAFETENSORS, HUB_PICKLE) and is_hub(path.parent):
         raise InputError(f"{path}: is part of a hub model; name the directory {path.parent}")
+    if path.match(CHECKPOINTS):
+        beside = path.with_name(RUN_LIST)
+        if _is_file(beside):
+            remedy = f"name {beside} instead"
+        else:
+            remedy = f"train with --submit, which writes {beside}, and name that"
+        raise InputError(
+            f"{path}: is the state of a training run, from which --resume goes on, and not a list "
+            f"of parameters; {remedy}"
+        )
     if path.suffix in LIST_SUFFIXES:
         return path
     if not (path.suffix or os.path.lexists(path)):
@@ -140,6 +152,28 @@ def hub_weights(model_dir: str | Path) -> Path:
     )
 
 
+def require_model(path: Path) -> None:
+    """See that there is a model in a directory, of either layout, be it incomplete.
+
+    Raises:
+        InputError: there is none; says what a directory with a model is.
+    """
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: there is no such file or directory")
+    names = (HUB_CONFIG, SHAPES_FILE, *SHARDS)
+    if not os.path.isdir(path) or any(_is_file(path / name) for name in names):
+        return
+    if any(path.glob(CHECKPOINTS)):
+        raise InputError(
+            f"{path}: holds the state of a training run, but not {RUN_LIST}; train with --submit, "
+            "which writes it"
+        )
+    raise InputError(
+        f"{path}: there is no model in this directory; name the directory of a model, such as "
+        "model/, or of a run with --submit, such as save/rocstories/"
+    )
+
+
 def require_released(model_dir: Path, names: Sequence[str]) -> None:
     """Check that a directory has these files of the released layout.
 
@@ -157,8 +191,8 @@ def require_released(model_dir: Path, names: Sequence[str]) -> None:
 
 
 def default_model_dir() -> Path:
-    """Return ``model/``, or the demo's directory ``model/demo`` if ``model/`` has no vocabulary."""
-    model_dir, demo = Path("model"), Path("model/demo")
+    """Return ``model/``, or the directory of the demo if ``model/`` has no vocabulary."""
+    model_dir, demo = Path("model"), demo_dir("model")
     if _is_file(vocabulary_files(model_dir)[0]) or not _is_file(demo / ENCODER_FILE):
         return model_dir
     return demo

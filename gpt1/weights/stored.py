@@ -7,7 +7,6 @@ user or a file may give.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt1.runtime.demo import is_demo_dir
 from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.fields import settings_of
@@ -28,10 +28,12 @@ from gpt1.weights.locate import (
     HUB_CONFIG,
     SHAPES_FILE,
     is_hub,
+    is_released,
     is_size,
     list_file,
     missing_vocabulary,
     read_n_head,
+    require_model,
 )
 from gpt1.weights.parameters import (
     CONFIG_KEY,
@@ -98,13 +100,14 @@ class StoredModel:
                 )
             return 0, self.sizes.n_ctx
         rows = len(self.arrays[0])
-        if rows <= n_vocab + N_SPECIAL:
+        n_ctx = rows - n_vocab - N_SPECIAL
+        if not 0 < n_ctx <= _most_positions(Path(encoder_path).parent):
             raise InputError(
-                f"{self.path}: {rows} rows of we are too few for the {n_vocab} tokens of "
-                f"{encoder_path}; name the directory of the vocabulary it was trained with (on the "
-                "command line with --model_dir)"
+                f"{self.path}: {rows} rows of we are too {'few' if n_ctx <= 0 else 'many'} for the "
+                f"{n_vocab} tokens of {encoder_path}; name the directory of the vocabulary it was "
+                "trained with (on the command line with --model_dir)"
             )
-        return N_SPECIAL, rows - n_vocab - N_SPECIAL
+        return N_SPECIAL, n_ctx
 
     def read(
         self,
@@ -139,6 +142,16 @@ class StoredModel:
         if isinstance(self.sizes, HubConfig):
             return load_hub(self.path, n_vocab=n_vocab, classifier=classifier, **asked)
         return load_released(self.path, **asked)
+
+
+def _most_positions(model_dir: Path) -> float:
+    """The most position rows that a list can have whose vocabulary is in this directory.
+
+    The demo's vocabulary is taken where the user names none. A list that has more rows than a
+    model of the demo was trained with another, larger vocabulary.
+    """
+    is_demo = is_demo_dir("model", model_dir) and is_released(model_dir)
+    return read_shapes(model_dir).n_ctx if is_demo else float("inf")
 
 
 def open_vocabulary(
@@ -177,8 +190,7 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
     if list_path is not None:
         return _find_list(list_path, Path(model_dir or list_path.parent))
     path = Path(path)
-    if not os.path.lexists(path):
-        raise InputError(f"{path}: there is no such file or directory")
+    require_model(path)
     if is_hub(path):
         config = read_config(path)
         file = str(path / HUB_CONFIG)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import json
+import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -11,10 +15,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from every_command import every_command
 
 import gpt1
 from gpt1.commands import cli
+from gpt1.runtime.device import has_bf16
 from gpt1.settings.command import Command
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +47,9 @@ def test_without_a_command_it_shows_help_and_fails(capsys: pytest.CaptureFixture
     assert "usage: gpt1 COMMAND" in capsys.readouterr().out
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([flag]) == 0
     assert capsys.readouterr().out == f"gpt1 {gpt1.__version__}\n"
 
 
@@ -168,6 +175,49 @@ def test_a_mistyped_flag_of_a_command_is_one_problem(
         )
 
 
+def test_env_shows_versions_and_hardware(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert facts["gpt1"] == gpt1.__version__
+    assert facts["Python"] == platform.python_version()
+    for name in ("torch", "numpy", "spacy", "ftfy", "scikit-learn", "safetensors"):
+        assert facts[name] == importlib.metadata.version(name)
+    assert facts["device"] == "cpu"
+    assert "cpu" in facts["devices"].split(", ")
+    assert facts["bf16"] == ("yes" if has_bf16(torch.device("cpu")) else "no")
+    assert facts["threads"] == str(torch.get_num_threads())
+    assert facts["processor"]
+    # The values stand below one another, after the longest name and two spaces.
+    assert all(line[15:17] == "  " and line[17] != " " for line in out.splitlines())
+
+
+def test_env_leaves_out_what_need_not_be_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if name in ("transformers", "ftfy"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert cli.main(["env", "--device", "cpu"]) == 0
+    names = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert "transformers" not in names
+    assert (names["ftfy"], names["tensorboard"]) == ("missing", "1.2.3")
+
+
+def test_env_of_a_device_that_is_not_there_is_one_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["env", "--device", "cuda:99"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gpt1 env: error: --device cuda:99: cannot be used on this machine: ")
+    assert err.count("\n") == 1
+
+
 def test_help_does_not_wait_for_torch() -> None:
     """The help of a command imports no large library."""
     names = [*cli.COMMANDS, *(command.name for command in every_command())]
@@ -190,16 +240,24 @@ def test_the_module_and_the_installed_name_are_the_same_program() -> None:
         assert (done.returncode, done.stdout) == (0, f"gpt1 {gpt1.__version__}\n")
 
 
-def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # setuptools leaves files in the directory that it builds.
-    shutil.copytree(ROOT / "gpt1", source / "gpt1")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the repository: setuptools leaves files where it builds."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
+    source = tmp_path / "source"
+    for name in ("gpt1", "data/demo", "model/demo"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     command += ["--no-build-isolation", str(source)]  # pip would download setuptools
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("gpt1-*.whl")
+    (found,) = tmp_path.glob("gpt1-*.whl")
+    return found
+
+
+def test_the_wheel_has_all_modules_types_and_tables(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (points,) = (name for name in names if name.endswith("entry_points.txt"))
@@ -220,3 +278,29 @@ def test_the_wheel_has_all_modules_types_and_tables(tmp_path: Path) -> None:
     allowed = {"torch", "numpy", "ftfy", "spacy", "scikit-learn", "tqdm", "joblib", "safetensors"}
     allowed |= {"filelock", "scipy"}  # dependencies of torch and scikit-learn
     assert bare <= allowed
+
+
+def test_the_wheel_carries_the_demo_and_runs_it_in_any_directory(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for kind in ("data", "model"):
+        carried = {path.name: path.read_bytes() for path in (site / "gpt1/demo" / kind).iterdir()}
+        own = {path.name: path.read_bytes() for path in (ROOT / kind / "demo").iterdir()}
+        assert carried == own
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt1", "train", "--n_iter", "0", "--device", "cpu"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "This is the bundled demo" in done.stderr
+    settings = json.loads((elsewhere / "log/rocstories.jsonl").read_text().splitlines()[0])
+    assert settings["demo"] is True
+    assert settings["data_dir"] == str(site / "gpt1/demo/data")
+    assert settings["model_dir"] == str(site / "gpt1/demo/model")

@@ -198,8 +198,8 @@ def test_python_in_the_docs_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each Python block of docs/hub.md runs in the directories that its commands make."""
-    convert(DEMO, "demo_hub", "hub")
-    convert(best, "finetuned", "hub", vocabulary=task.model_dir)
+    convert(DEMO, "out/demo_hub", "hub")
+    convert(best, "out/finetuned", "hub", vocabulary=task.model_dir)
     capsys.readouterr()
     printed = []
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/hub.md").read_text(), re.S):
@@ -272,7 +272,7 @@ def test_a_list_does_not_record_heads_and_activation(
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
             "TINY/encoder_bpe_40000.json has 100 tokens, but DEMO/params_sh",
         ),
-        (["BEST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
+        (["BEST", "x", "--to", "hub"], "too few for the 3590 pieces of DEMO/enc"),  # unnamed
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
             "too few for the 3590 tokens of DEMO/enc",

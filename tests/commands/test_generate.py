@@ -42,7 +42,7 @@ def test_one_prompt(run: Run, model_dir: str) -> None:
         open_model(model_dir), ["Anna had a kite."], SamplingSettings(max_new_tokens=6)
     )[0][0].text
     assert (status, err) == (0, "")
-    assert out == f"anna had a kite . {text}\n" or out == f"anna had a kite .{text}\n"
+    assert out == f"Anna had a kite. {text}\n"  # the prompt as it was written
     assert len(text) >= 6
 
 
@@ -65,8 +65,8 @@ def test_several_texts_have_empty_lines_between_them(run: Run) -> None:
     flags = ("--temperature", "1", "--num_samples", "2", "--max_new_tokens", "5")
     _, out, _ = run("--prompt", "Ben ran.", "--prompt", "Carl won.", *flags)
     texts = out.removesuffix("\n").split("\n\n")
-    assert [text.startswith("ben ran .") for text in texts] == [True, True, False, False]
-    assert all(text.startswith("carl won .") for text in texts[2:])
+    assert [text.startswith("Ben ran. ") for text in texts] == [True, True, False, False]
+    assert all(text.startswith("Carl won. ") for text in texts[2:])
     assert len(set(texts)) == 4
 
 
@@ -171,11 +171,48 @@ def test_mistakes_are_one_message(run: Run, flags: list[str], messages: list[str
         assert message in err
 
 
-def test_a_mistake_in_a_file_names_its_line(run: Run, tmp_path: Any) -> None:
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+def test_white_space_at_the_end_of_a_prompt_stays(run: Run, flags: list[str]) -> None:
+    plain = run("--prompt", "Ben ran.")[1]
+    status, out, _ = run("--prompt", "Ben ran. ", *flags)
+    assert (status, out) == (0, plain)
+    assert run("--prompt", "Ben ran.\n", *flags)[1].startswith("Ben ran.\n")
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"], ["--json"]])
+def test_characters_that_the_vocabulary_lacks_are_counted(run: Run, flags: list[str]) -> None:
+    prompt = "Émile ran: 日本 日"
+    status, out, err = run("--prompt", prompt, *flags)
+    assert status == 0
+    assert err == (
+        f"gpt1 generate: --prompt {prompt!r}: the model's vocabulary lacks 5 characters, which it "
+        "reads as <unk>: é : 日 本\n"
+    )
+    written = json.loads(out)["prompt"] if "--json" in flags else out
+    assert written.startswith(prompt)
+    assert run("--prompt", "Ben ran.", *flags)[2] == ""
+
+
+def test_blank_lines_of_a_file_are_left_out(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_text("Ben ran.\n\nCarl won.\n")
+    path.write_text("\nBen ran.\n \t\n\nCarl won: it.\n\n")
+    status, out, err = run("--prompt_file", str(path), "--json")
+    assert status == 0
+    prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
+    assert prompts == ["Ben ran.", "Carl won: it."]
+    assert err.startswith(f"gpt1 generate: {path}, line 5: ")  # lines are counted with the blank
+    assert err.count("\n") == 1
+    path.write_text("\n \n")
     status, out, err = run("--prompt_file", str(path))
     assert (status, out) == (2, "")
-    assert f"{path}, line 2: has no tokens" in err
+    assert err == f"gpt1 generate: error: {path}: has no prompts; write one on each line\n"
+
+
+def test_a_mistake_in_a_file_names_its_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("Ben ran.\n\n" + "so " * 64 + "\n")
+    status, out, err = run("--prompt_file", str(path))
+    assert (status, out) == (2, "")
+    assert f"{path}, line 3: its tokens (64)" in err
     path.write_bytes(b"Ben ran.\n\xff\n")
     assert f"{path}, line 2" in run("--prompt_file", str(path))[2]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finished import Run, train_tiny
 
-from gpt1.commands import score
+from gpt1.commands import convert, score
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.scoring import score_stories
 from gpt1.results.submissions import read_probs
+from gpt1.weights.jl import read_jl, write_jl
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,10 @@ def test_labels_give_the_accuracy_on_stderr(run: Run, capsys: pytest.CaptureFixt
     right = sum(c == y for c, y in zip(chosen, read_cloze(run.test_csv).labels, strict=True))
     share = f"{right} of 24 right, {right / 24 * 100:.2f} %; 95 % interval (Wilson) "
     assert captured.err.startswith(f"gpt1 score: accuracy: {share}")
+    assert (
+        "(prediction 0: the first ending, label 1 in the CSV; 1: the second, label 2)"
+        in captured.err
+    )
     assert captured.err.count("\n") == 1
 
 
@@ -147,6 +154,85 @@ def test_mistakes_on_the_command_line(
     assert captured.out == ""
     assert complaint in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_directory_as_params_is_opened(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory of a run, and one in the hub's layout, which has a vocabulary of its own."""
+    assert scored(run, run.test_csv) == 0
+    expected = capsys.readouterr().out
+    hub = str(tmp_path / "hub")
+    model_dir = str(run.task.model_dir)
+    assert convert.main([str(run.params), hub, "--to", "hub", "--model_dir", model_dir]) == 0
+    capsys.readouterr()
+    words = [str(run.test_csv), "--device", "cpu", "--params"]
+    assert score.main([*words, hub]) == 0  # the vocabulary of model/demo would not fit
+    assert capsys.readouterr().out == expected
+    assert score.main([*words, str(run.params.parent), "--model_dir", model_dir]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_the_demos_vocabulary_is_not_taken_for_a_larger_models(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo's is found in any directory; a model of a larger vocabulary would read nonsense."""
+    arrays = read_jl(run.params)
+    arrays[0] = np.zeros((40478 + 3 + 77, arrays[0].shape[1]), np.float32)
+    path = tmp_path / "large.jl"
+    write_jl(path, arrays)
+    monkeypatch.chdir(tmp_path)
+    assert score.main([str(run.test_csv), "--params", str(path), "--n_head", "4"]) == 2
+    message = capsys.readouterr().err
+    assert f"{path}: 40558 rows of we are too many for the 3590 pieces of " in message
+    assert "name the directory of the vocabulary it was trained with" in message
+
+
+def test_the_demo_is_named_only_where_its_model_is_used(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.task.model_dir, "model/demo")
+    assert score.main([str(run.test_csv), "--params", str(run.params), "--device", "cpu"]) == 0
+    assert "using the demo" not in capsys.readouterr().err
+    assert score.main([str(run.test_csv), "--device", "cpu"]) == 2
+    assert "no model in model/, using the demo's in model/demo/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "complaint"),
+    [
+        ([], "", "there is no model in this directory; name the directory of a model"),
+        (["checkpoint-00000008.safetensors"], "", "holds the state of a training run, but not bes"),
+        (
+            ["checkpoint-00000008.safetensors"],
+            "checkpoint-00000008.safetensors",
+            "is the state of a training run, from which --resume goes on, and not a list of "
+            "parameters; train with --submit, which writes ",
+        ),
+        (
+            ["checkpoint-00000008.safetensors", "best_params.jl"],
+            "checkpoint-00000008.safetensors",
+            "a list of parameters; name {directory}/best_params.jl instead\n",
+        ),
+        ([], "elsewhere", "there is no such file or directory"),
+    ],
+)
+def test_params_that_are_no_parameters_say_what_to_name(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    name: str,
+    complaint: str,
+) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    assert score.main([str(run.test_csv), "--params", str(tmp_path / name)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"gpt1 score: error: {tmp_path / name}: ")
+    assert complaint.format(directory=tmp_path) in message
+    assert message.count("\n") == 1
 
 
 def test_a_bad_file_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,13 @@ def test_line_ends_and_byte_order_mark_do_not_matter(
 BAD_CONTENTS: dict[str, tuple[str | bytes, int, str]] = {
     "empty": ("", 1, "empty"),
     "only a mark": (b"\xef\xbb\xbf", 1, "empty"),
-    "no header": (f"{ROW}\n{ROW}\n", 1, "no header"),
+    "no header": (f"{ROW}\n{ROW}\n", 1, "all of other names; make the first line InputStoryid,"),
+    "blank first line": (f"\n{ROW}\n", 1, "found a blank line; make the first line"),
+    "semicolons": (
+        f"{HEADER}\n{ROW}\n".replace(",", ";"),
+        1,
+        "the columns are separated by semicolons, but commas were expected; save the file again",
+    ),
     "missing column": (
         HEADER.replace(",InputSentence3", "") + "\n" + ROW.replace(",Three.", ""),
         1,

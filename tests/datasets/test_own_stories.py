@@ -67,7 +67,21 @@ def changed(old: str, new: str) -> str:
         ("", "line 1: the file is empty or begins blank; make the first line story,ending1,ending"),
         ("\n" + SIMPLE, "line 1: the file is empty or begins blank"),
         ("story,ending1,ending2\n", "line 2: the file ends after its header"),
-        ("Anna ran.,Anna won.,Anna cried.\n", "line 1: there is no header row; make the first"),
+        (
+            "Anna ran.,Anna won.,Anna cried.\n",
+            "line 1: found the columns 'Anna ran.', 'Anna won.', 'Anna cried.', all of other "
+            "names; make the first line story,ending1,ending2, with label",
+        ),
+        (
+            "id,context,right,wrong,by\n",
+            "line 1: found the columns 'id', 'context', 'right', 'wrong' and 1 more, all of other "
+            "names; make the first line story,ending1,ending2, with label",
+        ),
+        (
+            SIMPLE.replace(",", ";"),
+            "line 1: the columns are separated by semicolons, but commas were expected; save the",
+        ),
+        (SIMPLE.replace(",", "\t"), "line 1: the columns are separated by tabs, but commas"),
         (changed(",ending2", ""), "line 1: the header lacks ending2; make the first line"),
         (changed("ending2,label", "ending1,label"), "the column 'ending1' is there twice"),
         (changed("label", "lable"), "line 1: there is no column 'lable'; make the first line"),

@@ -39,7 +39,7 @@ Test: 8 of 10 right, 80.00 %; 95 % interval (Wilson) 49.02 to 94.33 %
                     predicted 0  predicted 1
 right answer 0                5            0
 right answer 1                2            3
-(0: the first ending, 1: the second)
+(0: the first ending, label 1 in the CSV; 1: the second, label 2)
 
 Second submission: 4 of 10 right, 40.00 %; 95 % interval (Wilson) 16.82 to 68.73 %
 Stories that only the first gets right: 6; only the second: 2

@@ -109,6 +109,12 @@ def test_log_is_read(tmp_path: Path) -> None:
         (log_text() + "[1]\n", "line 2: expected one JSON object, found '[1]'"),
         ("[" * 100_000 + "\n", "line 1: expected one JSON object"),
         (
+            "index\tprediction\n0\t1\n",
+            r"line 1: expected one JSON object, found 'index\tprediction'; this is no log of a run:"
+            " name the file that training wrote, log/<desc>.jsonl",
+        ),
+        ('{"desc": "roc', "if a crash cut the line off, delete it"),
+        (
             log_text({"n_epochs": 1}),
             "line 2: expected n_updates to be a whole number from 0, found nothing",
         ),

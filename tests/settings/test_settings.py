@@ -65,6 +65,7 @@ SWITCHES = (
 )
 
 FLAGS = tuple(Settings().as_flags())
+ROOT = Path(__file__).parents[2]
 CSVS = ("val.csv", "test.csv")
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
 
@@ -331,11 +332,15 @@ def test_real_data_and_weights_are_used_unnamed(root: Path) -> None:
 
 def test_real_data_without_weights_is_an_error_and_no_demo(root: Path) -> None:
     put_data(Path("data"))
-    message = missing()
-    assert "params_shapes.json" in message
-    assert "--model_dir" in message
+    assert missing() == (
+        "model/ has no pretrained model: fetch the released model with 'gpt1 download', or name "
+        "the directory of a model with --model_dir"
+    )
     put_model(Path("model"), VOCABULARY)
     assert missing().startswith("model/ has no weights")
+    message = missing("--model_dir", "my models/1")
+    assert "with 'gpt1 download --model_dir 'my models/1''" in message
+    assert "\n" not in message
 
 
 def test_one_of_the_two_csvs_is_an_error_and_no_demo(root: Path) -> None:
@@ -356,22 +361,59 @@ def test_naming_either_directory_rules_out_the_demo(root: Path, words: list[str]
     assert not found(*words).demo
 
 
-def test_the_demo_named_outright_is_not_announced_as_one(root: Path) -> None:
-    sources = found("--data_dir", "data/demo", "--model_dir", "model/demo")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data_dir", "data/demo/"],
+        ["--model_dir", "./model/demo"],
+        ["--data_dir", "data/demo", "--model_dir", "model/demo"],
+    ],
+)
+@pytest.mark.parametrize("has_real", [False, True])
+def test_naming_a_directory_of_the_demo_means_the_demo(
+    root: Path, words: list[str], has_real: bool
+) -> None:
+    if has_real:
+        put_data(Path("data"))
+        put_model(Path("model"))
+    sources = found(*words)
+    assert sources.demo
+    assert (sources.data_dir, sources.model_dir) == (Path("data/demo"), Path("model/demo"))
+
+
+def test_one_directory_of_the_demo_beside_another_one_is_not_the_demo(root: Path) -> None:
+    put_model(Path("mine"))
+    sources = found("--data_dir", "data/demo", "--model_dir", "mine")
     assert not sources.demo
-    assert sources.data_dir == Path("data/demo")
+    assert sources.model_dir == Path("mine")
 
 
-def test_without_demo_files_the_message_says_where_to_run(
+def test_elsewhere_the_demo_is_that_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = find_sources(parsed(), ROCSTORIES)
+    assert sources.demo
+    assert sources.data_dir == ROOT / "data/demo"
+    assert sources.model_dir == ROOT / "model/demo"
+    assert find_sources(parsed("--data_dir", str(ROOT / "data/demo")), ROCSTORIES) == sources
+
+
+def test_a_data_set_that_the_demo_lacks_too_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = missing()
-    assert "data/demo/ has 'val.csv' and 'test.csv': run from the repository's root" in message
+    assert f"data/ and the demo in {ROOT}/data/demo/ have no 'val.csv' and 'test.csv': " in message
+    assert "name their directory with --data_dir" in message
     assert "\n" not in message
 
 
 def test_everything_missing_comes_in_one_message(root: Path) -> None:
+    message = missing("--data_dir", "a", "--model_dir", "b")
+    assert message.startswith("2 problems:\n  a/ has no 'val.csv' and 'test.csv': ")
+    assert "\n  b/ has no pretrained model: " in message
+    put_model(Path("b"), ("params_0.npy",))
     message = missing("--data_dir", "a", "--model_dir", "b")
     for part in ("a/ has no", "b/encoder_bpe_40000.json", "b/vocab_40000.bpe", "b/ has no weights"):
         assert part in message
@@ -394,7 +436,7 @@ def test_weights_are_not_asked_for_where_none_are_read(root: Path, words: list[s
     put_model(Path("model"), VOCABULARY)
     Path("my.jl").touch()
     assert found(*words).model_dir == Path("model")
-    with pytest.raises(InputError, match="vocab_40000"):
+    with pytest.raises(InputError, match="elsewhere/ has no vocabulary: fetch the released model"):
         found(*words, "--model_dir", "elsewhere")
 
 

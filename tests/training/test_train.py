@@ -750,7 +750,7 @@ def assert_refused(
         (["--n_batch", "9"], ["32 training stories", "--n_batch 9", "--n_gpu 4"]),
         (["--device", "gpu"], ["--device gpu"]),
         (["--precision", "tf32"], ["--precision tf32"]),
-        (["--model_dir", "elsewhere"], ["elsewhere/encoder_bpe_40000.json"]),
+        (["--model_dir", "elsewhere"], ["elsewhere/ has no pretrained model: fetch the"]),
         (["--data_dir", "elsewhere"], ["elsewhere/ has no"]),
         (["--init_params", "elsewhere.jl"], ["--init_params elsewhere.jl"]),
         (["--lr", "fast", "--n_iter", "-1"], ["--lr fast", "--n_iter -1"]),
@@ -1069,6 +1069,22 @@ def test_changed_settings_are_listed_on_resuming(
     assert files_of(run.directory) == before
 
 
+@pytest.mark.parametrize("has_best", [True, False])
+def test_more_epochs_on_resuming_say_how_to_go_on(
+    uninterrupted: Run, tmp_path: Path, has_best: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(uninterrupted, tmp_path / "run")
+    if not has_best:
+        run.best.unlink()
+    assert run.main(*RESUMABLE, "--n_iter", "9", "--resume") == 2
+    message = capsys.readouterr().err
+    longer = f"start another run with --init_params {run.best} --desc NEW\n"
+    assert message.endswith(longer) is has_best
+    assert message.endswith("give the same settings, or another --desc to start anew\n") ^ has_best
+    assert run.main(*RESUMABLE, "--n_iter", "1", "--resume") == 2
+    assert longer not in capsys.readouterr().err
+
+
 def test_other_data_are_noticed_on_resuming(
     uninterrupted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1224,11 +1240,19 @@ def test_the_demo_says_so_on_stderr_and_in_the_log(
     assert Path("submission/ROCStories.tsv").exists()
 
 
-def test_the_same_files_named_are_no_demo(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--data_dir", "data/demo", "--model_dir", "model/demo", "--n_iter", "1"]
-    assert train.main([*words, "--device", "cpu", *BATCH_OF_8]) == 0
-    assert capsys.readouterr().err == ""
-    assert lines(Path("log/rocstories.jsonl"))[0]["demo"] is False
+@pytest.mark.parametrize(
+    "words", [["--data_dir", "data/demo", "--model_dir", "model/demo"], ["--model_dir=model/demo"]]
+)
+def test_the_demo_named_has_the_settings_at_which_it_learns(
+    demo: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*words, "--n_iter", "1", "--device", "cpu", *BATCH_OF_8]) == 0
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert "This is the bundled demo" in stderr
+    assert "It runs because its directory was named" in stderr
+    settings = lines(Path("log/rocstories.jsonl"))[0]
+    assert (settings["demo"], settings["lr"]) == (True, DEMO_DEFAULTS["lr"])
+    assert settings["n_iter"] == 1
 
 
 def test_real_data_without_weights_are_no_demo(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from every_command import every_command
 
+import gpt1
 from gpt1.settings.command import CONFIG
 from gpt1.settings.training import Settings
 
@@ -173,3 +174,9 @@ def test_what_is_left_to_fill_in_is_found(line: str) -> None:
 def test_no_name_is_excused_that_no_page_has() -> None:
     text = "".join(page.read_text() for page in ALL_PAGES)
     assert {name for name in OTHER_CAPITALS if name not in text} == set()
+
+
+def test_changelog_and_citation_are_of_this_version() -> None:
+    assert f"\n## {gpt1.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {gpt1.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f'\nversion = "{gpt1.__version__}"\n' in (ROOT / "pyproject.toml").read_text()

@@ -91,7 +91,10 @@ def _chdir(path: Path) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_every_command_runs(page: Path, place: Path) -> None:
+    """What they write, git ignores."""
     run_page(page)
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert {path.name for path in place.iterdir()} <= {"data", "model", "scripts", *ignored}
 
 
 @pytest.mark.slow
@@ -113,6 +116,9 @@ def run(command: str) -> None:
     if "<<'" in command:
         text = re.search(r"cat > (\S+) <<'(\w+)'\n(.*?)^\2\n(.*)", command, re.S | re.M)
         assert text, command
+        made = re.search(r"^mkdir -p (\S+)$", command, re.M)
+        if made:
+            Path(made[1]).mkdir(exist_ok=True)
         Path(text[1]).write_text(text[3])
         for line in text[4].splitlines():
             run(line)
