@@ -26,7 +26,7 @@ class LanguageModel(OpenedModel):
 
 
 def open_model(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     vocabulary: str | Path | tuple[str | Path, str | Path] | None = None,
     n_head: int | None = None,
@@ -37,9 +37,12 @@ def open_model(
 ) -> LanguageModel:
     """Open a model: the released one, one of the model hub, or a fine-tuned one.
 
+    The package offers this function as ``gpt1.load_pretrained``.
+
     Args:
         path: a directory in the released layout or the hub's; a full parameter list (``.jl`` or
-            ``.safetensors``); or the directory of a run, ``save/<desc>/``.
+            ``.safetensors``); or the directory of a run, ``save/<desc>/`` [``model/``, or the
+            bundled demo while ``model/`` holds no model].
         vocabulary: the directory of the vocabulary, which a list needs if none lies beside it; or
             the files of vocabulary and merges.
         n_head: attention heads [what the files record, else 12].
@@ -51,6 +54,7 @@ def open_model(
     Raises:
         InputError: a file is missing, damaged, or does not fit the others.
     """
+    path = locate.default_model_dir() if path is None else path
     if isinstance(vocabulary, tuple):
         directory, files = _directory_of(path), (Path(vocabulary[0]), Path(vocabulary[1]))
     else:
