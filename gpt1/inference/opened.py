@@ -20,12 +20,15 @@ class OpenedModel:
         text_encoder: its vocabulary and the way from text to ids.
         has_choice_head: whether its classifier was trained; otherwise its values are random.
         source: the files it came from, for messages.
+        has_special_rows: whether the rows of the three special tokens were read or trained;
+            otherwise they are random.
     """
 
     module: DoubleHeadsModel
     text_encoder: TextEncoder
     has_choice_head: bool
     source: str
+    has_special_rows: bool = True
 
     @property
     def special(self) -> SpecialTokens:

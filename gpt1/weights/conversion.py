@@ -157,7 +157,18 @@ def _check_target(source: Path, target: Path, layout: str, remedy: str | None) -
             f"{target}: is there already ({_some(there)}); name another target, or {remedy} to "
             "replace an earlier conversion"
         )
-    foreign = [name for name in there if target.is_dir() and name not in DIRECTORIES[layout]]
+    if target.is_dir():
+        check_no_foreign_files(target, layout)
+
+
+def check_no_foreign_files(target: Path, layout: str) -> None:
+    """Refuse to write a model into a directory that holds anything but an earlier such model.
+
+    Raises:
+        InputError: there are other files; names the first ones.
+    """
+    there = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in there if name not in DIRECTORIES[layout]]
     if foreign:
         raise InputError(
             f"{target}: holds files that no conversion writes ({_some(foreign)}) and that would be "

@@ -27,8 +27,17 @@ HUB_CONFIG = "config.json"
 HUB_SAFETENSORS, HUB_PICKLE = "model.safetensors", "pytorch_model.bin"
 HUB_ENCODER, HUB_MERGES = "vocab.json", "merges.txt"
 HUB_TOKENIZER_CONFIG = "tokenizer_config.json"
+HUB_GENERATION_CONFIG, HUB_CARD = "generation_config.json", "README.md"
 # The files that gpt1.weights.hub.write_hub writes.
-HUB_FILES = (HUB_CONFIG, HUB_SAFETENSORS, HUB_ENCODER, HUB_MERGES, HUB_TOKENIZER_CONFIG)
+HUB_FILES = (
+    HUB_CONFIG,
+    HUB_SAFETENSORS,
+    HUB_ENCODER,
+    HUB_MERGES,
+    HUB_TOKENIZER_CONFIG,
+    HUB_GENERATION_CONFIG,
+    HUB_CARD,
+)
 
 LIST_SUFFIXES = (".jl", ".safetensors")
 RUN_LIST = "best_params.jl"

@@ -286,14 +286,14 @@ def test_a_list_does_not_record_heads_and_activation(
         (["HUB", "x", "--to", "released", "--n_head", "2"], "HUB/config.json has 4; leave"),
         (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source itself; name another"),
         (["BEST", "BEST", "--force"], "BEST: is the source itself; name another"),
-        (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (config.json, merges.txt, model"),
+        (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (README.md, config.json, gen"),
         (["BEST", "HUB", "--to", "hub"], "HUB: is there already"),
         (["HUB", "LIST"], "LIST: is there already (list.jl); name another"),
         (["HUB", "folder.jl"], "folder.jl: is a directory; the jl layout is a file"),
         (["DEMO", "file", "--to", "hub"], "file: is a file; the hub layout is a directory"),
         (["DEMO", "other", "--to", "hub"], "other: is there already (notes.txt)"),
         (["DEMO", "other", "--to", "hub", "--force"], "no conversion writes (notes.txt) and"),
-        (["DEMO", "HUB", "--to", "released", "--force"], "no conversion writes (config.json, m"),
+        (["DEMO", "HUB", "--to", "released", "--force"], "no conversion writes (README.md, config.json"),
     ],
 )
 def test_refused_with_one_message_and_nothing_written(
