@@ -132,6 +132,9 @@ def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     from gpt1.weights import locate
 
     model_dir = settings.model_dir
+    if model_dir is None and settings.params is not None:
+        own = locate.vocabulary_beside(settings.params)
+        model_dir = None if own is None else str(own)
     if model_dir is None:
         model_dir = str(locate.default_model_dir())
         if model_dir != "model" and settings.params is None:

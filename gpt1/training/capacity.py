@@ -131,6 +131,7 @@ def disk_needs(
     n_checkpoints: int,
     n_updates: int,
     n_test: int,
+    vocabulary: Sequence[Path] = (),
     resumed: bool,
 ) -> list[Need]:
     """What a run will need at its fullest moment in each of its directories.
@@ -142,6 +143,7 @@ def disk_needs(
             :data:`gpt1.training.checkpoint.KEPT` + 1 are there at once.
         n_updates: how many it will do.
         n_test: test stories.
+        vocabulary: the files that are copied to ``outputs.vocabulary``.
         resumed: whether it goes on from a checkpoint. Otherwise it removes those that are there.
     """
     parameters = FLOAT_BYTES * n_parameters
@@ -152,6 +154,9 @@ def disk_needs(
         if outputs.settings.submit:
             saved = max(parameters, saved + parameters - _size(outputs.best_params))
         saved -= _size(*outputs.directory.glob("checkpoint-*"))
+    if outputs.settings.submit:
+        copies = zip(vocabulary, outputs.vocabulary, strict=False)
+        saved += sum(max(0, _size(file) - _size(copy)) for file, copy in copies)
     logged = n_updates * UPDATE_LINE - (0 if resumed else _size(outputs.updates))
     needs = [
         Need("--save_dir", outputs.directory, saved),

@@ -77,7 +77,8 @@ def convert(
             ``.safetensors``), or the directory of a run.
         target: a directory, or a file that ends in ``.jl`` or ``.safetensors``.
         to: ``hub``, ``released``, ``jl`` or ``safetensors`` [the suffix of ``target``].
-        vocabulary: the directory of the vocabulary [``source``, or for a list ``model/``].
+        vocabulary: the directory of the vocabulary [``source``, or the directory of a list, or
+            ``model/``].
         n_head, afn: attention heads and activation, where no file records them [12, gelu].
         force: whether files of an earlier conversion in ``target`` may be replaced.
         spell: how messages and notes name arguments.
@@ -98,8 +99,9 @@ def convert(
     _check_target(path, target, layout, f"give {spell('force', True)}" if not force else None)
     notes = []
     if vocabulary is None:
-        vocabulary = path if path.is_dir() else locate.default_model_dir()
-        notes += [] if path.is_dir() else [f"the vocabulary is the one in {vocabulary}/"]
+        own = path if path.is_dir() else locate.vocabulary_beside(path)
+        vocabulary = own or locate.default_model_dir()
+        notes += [] if own else [f"the vocabulary is the one in {vocabulary}/"]
     model = _read(path, Path(vocabulary), n_head, afn, spell)
     if layout == "hub":
         notes += _write_hub(target, model)

@@ -31,7 +31,7 @@ from gpt1.weights.locate import (
     is_size,
     list_file,
     missing_vocabulary,
-    read_n_head,
+    read_config_file,
 )
 from gpt1.weights.parameters import (
     CONFIG_KEY,
@@ -185,7 +185,7 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
 
 
 def recorded(model_dir: Path) -> dict[str, Fact]:
-    """Read what a directory says of its model besides sizes: ``n_head``, or that and ``afn``.
+    """Read what a directory says of its model besides sizes: ``n_head`` and perhaps ``afn``.
 
     Raises:
         InputError: such a file is damaged.
@@ -193,8 +193,8 @@ def recorded(model_dir: Path) -> dict[str, Fact]:
     if is_hub(model_dir):
         config, file = read_config(model_dir), str(model_dir / HUB_CONFIG)
         return {name: Fact(getattr(config, name), file) for name in ("n_head", "afn")}
-    n_head = read_n_head(model_dir)
-    return {} if n_head is None else {"n_head": Fact(n_head, str(model_dir / CONFIG_FILE))}
+    file = str(model_dir / CONFIG_FILE)
+    return {name: Fact(value, file) for name, value in read_config_file(model_dir).items()}
 
 
 def _find_list(path: Path, model_dir: Path) -> StoredModel:

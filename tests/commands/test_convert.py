@@ -293,7 +293,10 @@ def test_a_list_does_not_record_heads_and_activation(
         (["DEMO", "file", "--to", "hub"], "file: is a file; the hub layout is a directory"),
         (["DEMO", "other", "--to", "hub"], "other: is there already (notes.txt)"),
         (["DEMO", "other", "--to", "hub", "--force"], "no conversion writes (notes.txt) and"),
-        (["DEMO", "HUB", "--to", "released", "--force"], "no conversion writes (README.md, config.json"),
+        (
+            ["DEMO", "HUB", "--to", "released", "--force"],
+            "no conversion writes (README.md, config.json",
+        ),
     ],
 )
 def test_refused_with_one_message_and_nothing_written(
