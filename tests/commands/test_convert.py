@@ -272,7 +272,7 @@ def test_a_list_does_not_record_heads_and_activation(
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
             "TINY/encoder_bpe_40000.json has 100 pieces, but DEMO/params_sh",
         ),
-        (["BEST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
+        (["LIST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
             "too few for the 3590 pieces of DEMO/enc",
@@ -355,12 +355,16 @@ def test_python_is_told_of_arguments(out: Path, arguments: dict[str, object], me
 def test_the_vocabulary_of_a_list_that_nobody_named_is_told(
     task: tiny.Tiny, best: Path, out: Path
 ) -> None:
+    """A list that stands alone; in the directory of a run its vocabulary lies beside it."""
     shutil.copytree(task.model_dir, "model/demo")
-    _, notes = convert(best, "x.safetensors")
+    _, notes = convert(best, "own.safetensors")
+    assert notes == []
+    shutil.copy(best, "list.jl")
+    _, notes = convert("list.jl", "x.safetensors")
     assert notes == ["the vocabulary is the one in model/demo/"]
     for file in Path("model/demo").iterdir():
         shutil.copy(file, "model")
-    _, notes = convert(best, "y.safetensors")
+    _, notes = convert("list.jl", "y.safetensors")
     assert notes == ["the vocabulary is the one in model/"]
 
 
