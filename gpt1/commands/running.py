@@ -144,6 +144,9 @@ def open_model(settings: OpenSettings, program: str) -> LanguageModel:
     is_list = path is not None and locate.list_file(path) is not None
     if path is not None and not is_list:
         locate.require_model(Path(path))
+    if model_dir is None and path is not None and is_list:
+        own = locate.vocabulary_beside(path)
+        model_dir = None if own is None else str(own)
     if model_dir is None and (path is None or is_list):
         model_dir = str(locate.default_model_dir())
         if model_dir != "model" and path is None:

@@ -76,7 +76,7 @@ def _score(values: Values) -> None:
     from gpt1.inference import scoring
     from gpt1.results import submissions
 
-    scoring.check_choice_head(model)
+    scoring.check_choice_head(model, "--params FILE, such as save/rocstories/best_params.jl")
     arrays, n_cut = scoring.encode_stories(model, *stories[:3], n_ctx=given.n_ctx, verbose=True)
     if n_cut:
         note(

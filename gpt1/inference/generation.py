@@ -7,14 +7,17 @@ continuation together have at most ``n_ctx`` tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import NamedTuple
 
 from gpt1.inference.decoding import Decoder
 from gpt1.inference.opened import OpenedModel
 from gpt1.inference.search import beam_search, draws, one_by_one
 from gpt1.runtime.errors import InputError
-from gpt1.settings.command import check_group
+from gpt1.settings.command import check_group, naming_arguments
 from gpt1.settings.groups import GENERATION_BATCH_SIZE, SamplingSettings
+
+_ARGUMENTS = frozenset(field.name for field in fields(SamplingSettings))
 
 
 class Continuation(NamedTuple):
@@ -47,7 +50,7 @@ def generate(
     continuation depends on the number of prompts before its own.
 
     Args:
-        model: the model; see :func:`gpt1.inference.pretrained.load_pretrained`.
+        model: the model; see :func:`gpt1.inference.language_model.open_model`.
         prompts: the texts.
         options: how to choose tokens [greedy, 40 tokens].
         decoder: a decoder of the same model, to use it for many calls or in bfloat16 [a new one].
@@ -64,7 +67,8 @@ def generate(
     options = options or SamplingSettings()
     check_group(options)
     places = [f"prompt {i}" for i in range(1, len(prompts) + 1)]
-    ids = encode_prompts(model, prompts, places, options, start_token=start_token)
+    with naming_arguments(_ARGUMENTS):
+        ids = encode_prompts(model, prompts, places, options, start_token=start_token)
     found = continuations(model, ids, options, decoder=decoder, batch_size=batch_size)
     return list(found)
 
@@ -95,7 +99,8 @@ def stream(
     check_group(options)
     if options.num_beams > 1:
         raise ValueError(f"{options.num_beams} beams: only one text can be streamed")
-    (ids,) = encode_prompts(model, [prompt], ["the prompt"], options, start_token=start_token)
+    with naming_arguments(_ARGUMENTS):
+        (ids,) = encode_prompts(model, [prompt], ["the prompt"], options, start_token=start_token)
     return stream_ids(model, ids, options, decoder or Decoder(model.module))
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from gpt1.inference import generation, scoring
+from gpt1.inference.likelihood import token_log_likelihoods
 from gpt1.inference.opened import OpenedModel
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.device import choose_device
+from gpt1.runtime.errors import InputError
 from gpt1.settings.command import Spelling, as_keyword
+from gpt1.settings.groups import SamplingSettings
+from gpt1.settings.words import shorten
+from gpt1.tasks.targets import ChoiceIndex
 from gpt1.weights import locate
-from gpt1.weights.parameters import Array, set_parameters
+from gpt1.weights.conversion import check_no_foreign_files
+from gpt1.weights.hub import write_hub
+from gpt1.weights.parameters import Array, parameter_shapes, set_parameters, to_list
 from gpt1.weights.stored import (
     find_model,
     open_vocabulary,
@@ -20,13 +33,216 @@ from gpt1.weights.stored import (
     special_rows,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class _Sampling(TypedDict, total=False):
+    """The keyword arguments of :meth:`LanguageModel.generate`."""
+
+    max_new_tokens: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
+    num_beams: int
+    seed: int
+
 
 class LanguageModel(OpenedModel):
-    """A model and its text encoder, opened by :func:`open_model`."""
+    """A model and its text encoder, opened by :func:`open_model` or made by fine-tuning.
+
+    Where a method takes a text, it returns the result of that text; where it takes a list of texts,
+    it returns a list of results. :meth:`encode` and :meth:`decode` turn texts into token ids and
+    back; ``module`` is the :class:`torch.nn.Module`.
+    """
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, text: str, **options: Unpack[_Sampling]
+    ) -> str: ...
+
+    @overload
+    def generate(self, text: Sequence[str], **options: Unpack[_Sampling]) -> list[str]: ...
+
+    def generate(
+        self,
+        text: str | Sequence[str],
+        *,
+        max_new_tokens: int = 40,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        num_beams: int = 1,
+        seed: int = 42,
+    ) -> str | list[str]:
+        """Continue a text, or each of several texts.
+
+        Tokens are sampled if ``temperature``, ``top_k`` or ``top_p`` is given, and chosen by beam
+        search if ``num_beams`` is at least 2. Otherwise each token is the likeliest one.
+
+        Args:
+            text: the text to continue, or several.
+            max_new_tokens: tokens to write [40]. Text and continuation together have at most
+                ``module.config.n_ctx`` tokens.
+            temperature: sample; below 1 likely tokens more often, with 0 the likeliest always.
+            top_k: sample from so many of the likeliest tokens.
+            top_p: sample from the fewest tokens whose probabilities reach this sum.
+            repetition_penalty: above 1, tokens that were used become less likely [1].
+            num_beams: beginnings that beam search keeps [1].
+            seed: seed of sampling [42].
+
+        Returns:
+            The continuation alone, or a list of continuations.
+
+        Raises:
+            InputError: an argument is wrong, or a text has no tokens or not enough room.
+        """
+        options = SamplingSettings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            num_beams=num_beams,
+            seed=seed,
+        )
+        texts = [text] if isinstance(text, str) else text
+        continuations = [each[0].text for each in generation.generate(self, texts, options)]
+        return continuations[0] if isinstance(text, str) else continuations
+
+    @overload
+    def log_likelihood(  # type: ignore[overload-overlap]
+        self, text: str, *, per_token: Literal[False] = False
+    ) -> float: ...
+
+    @overload
+    def log_likelihood(  # type: ignore[overload-overlap]
+        self, text: str, *, per_token: Literal[True]
+    ) -> list[float]: ...
+
+    @overload
+    def log_likelihood(
+        self, text: Sequence[str], *, per_token: Literal[False] = False
+    ) -> list[float]: ...
+
+    @overload
+    def log_likelihood(
+        self, text: Sequence[str], *, per_token: Literal[True]
+    ) -> list[list[float]]: ...
+
+    def log_likelihood(
+        self, text: str | Sequence[str], *, per_token: bool = False
+    ) -> float | list[float] | list[list[float]]:
+        """Compute how likely the model finds a text, or each of several texts.
+
+        Args:
+            text: the text, or several.
+            per_token: return the log-probability of each token after the first, not their sum.
+
+        Returns:
+            The natural logarithm (nats) of the probability of all tokens after the first, given the
+            first. The softmax runs over the tokens of the vocabulary alone.
+
+        Raises:
+            InputError: a text has no tokens, or more than the model has positions.
+        """
+        texts = [text] if isinstance(text, str) else text
+        tokens = token_log_likelihoods(self, texts)
+        found = tokens if per_token else [math.fsum(each) for each in tokens]
+        return found[0] if isinstance(text, str) else found
+
+    @overload
+    def predict(
+        self,
+        examples: Sequence[Sequence[str]],
+        *,
+        probabilities: Literal[False] = False,
+        n_ctx: int = ...,
+    ) -> list[int]: ...
+
+    @overload
+    def predict(
+        self, examples: Sequence[Sequence[str]], *, probabilities: Literal[True], n_ctx: int = ...
+    ) -> tuple[list[int], npt.NDArray[np.float64]]: ...
+
+    def predict(
+        self,
+        examples: Sequence[Sequence[str]],
+        *,
+        probabilities: bool = False,
+        n_ctx: int = scoring.N_CTX,
+    ) -> list[int] | tuple[list[int], npt.NDArray[np.float64]]:
+        """Choose between the two endings of each story.
+
+        Args:
+            examples: n examples ``(story, ending1, ending2)``.
+            probabilities: return the probabilities of the endings, too.
+            n_ctx: the ``n_ctx`` of the training of the model, by which long texts are cut.
+
+        Returns:
+            The index of the chosen ending of each example, 0 or 1; with ``probabilities`` also an
+            array [n, 2], whose rows sum to 1.
+
+        Raises:
+            InputError: the model has no choice head, or an example has another form.
+        """
+        scoring.check_choice_head(self)
+        arrays, _ = scoring.encode_stories(self, *_columns(examples), n_ctx=n_ctx)
+        logits = scoring.choice_logits(self, arrays)
+        chosen: list[int] = ChoiceIndex().decide(logits).tolist()
+        return (chosen, scoring.probabilities_of(logits)) if probabilities else chosen
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model into a directory of the model hub's layout, with its vocabulary.
+
+        ``gpt1.load_pretrained(directory)`` opens the same model again, and so does transformers. An
+        earlier model in the directory is replaced. A choice head and the rows of the special tokens
+        are left out where they are random, because the model was never trained with them.
+
+        Args:
+            directory: made if it is not there.
+
+        Raises:
+            InputError: the directory holds other files, or the vocabulary was removed since the
+                model was opened.
+            Gpt1Error: a file cannot be written.
+        """
+        directory = Path(directory)
+        if directory.is_dir():
+            check_no_foreign_files(directory, "hub")
+        elif directory.exists():
+            raise InputError(f"{directory}: is a file; name a directory")
+        config = self.module.config
+        params = dict(zip(parameter_shapes(config), to_list(self.module), strict=True))
+        if not self.has_choice_head:
+            del params["clf/w"], params["clf/b"]
+            if not self.has_special_rows:
+                params["we"] = np.delete(params["we"], dataclasses.astuple(self.special), axis=0)
+                config = dataclasses.replace(config, n_special=0)
+        write_hub(directory, params, self.text_encoder.files, config)
+
+
+def _columns(examples: Sequence[Sequence[str]]) -> tuple[list[str], list[str], list[str]]:
+    """Return the stories, the first and the second endings of examples.
+
+    Raises:
+        InputError: an example does not consist of three texts.
+    """
+    for number, example in enumerate(examples, start=1):
+        is_texts = not isinstance(example, str) and all(isinstance(text, str) for text in example)
+        if not is_texts or len(example) != 3:
+            raise InputError(
+                f"example {number}: must be three texts (story, ending1, ending2), "
+                f"but is {shorten(repr(example))}"
+            )
+    stories, first, second = ([example[i] for example in examples] for i in range(3))
+    return stories, first, second
 
 
 def open_model(
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     vocabulary: str | Path | tuple[str | Path, str | Path] | None = None,
     n_head: int | None = None,
@@ -37,11 +253,14 @@ def open_model(
 ) -> LanguageModel:
     """Open a model: the released one, one of the model hub, or a fine-tuned one.
 
+    The package offers this function as ``gpt1.load_pretrained``.
+
     Args:
         path: a directory in the released layout or the hub's; a full parameter list (``.jl`` or
-            ``.safetensors``); or the directory of a run, ``save/<desc>/``.
-        vocabulary: the directory of the vocabulary, which a list needs unless one lies beside it;
-            or the files of the vocabulary and the merges.
+            ``.safetensors``); or the directory of a run, ``save/<desc>/`` [``model/``, or the
+            bundled demo while ``model/`` holds no model].
+        vocabulary: the directory of the vocabulary, which a list needs if none lies beside it; or
+            the files of vocabulary and merges.
         n_head: attention heads [what the files record, else 12].
         afn: activation, ``gelu``, ``relu`` or ``swish`` [what the files record, else gelu].
         device: where the model goes [CUDA if there is one, else the CPU].
@@ -51,6 +270,7 @@ def open_model(
     Raises:
         InputError: a file is missing, damaged, or does not fit the others.
     """
+    path = locate.default_model_dir() if path is None else path
     if isinstance(vocabulary, tuple):
         directory, files = _directory_of(path), (Path(vocabulary[0]), Path(vocabulary[1]))
     else:
@@ -59,7 +279,7 @@ def open_model(
     encoder = open_vocabulary(files, spell, spacy_rules)
     n_vocab = len(encoder.encoder)
     stored = find_model(path, directory)
-    _, n_ctx = stored.rows(n_vocab, files[0])
+    n_special, n_ctx = stored.rows(n_vocab, files[0])
     sizes, n_transfer = resolve(stored, {"n_head": n_head, "afn": afn}, spell=spell)
     config = ModelConfig(n_vocab=n_vocab, n_ctx=n_ctx, **sizes)
     # Parameters that no file holds are drawn at random, with the same numbers every time.
@@ -71,6 +291,7 @@ def open_model(
         text_encoder=encoder,
         has_choice_head="clf/w" in params,
         source=str(path),
+        has_special_rows=n_special > 0,
     )
 
 

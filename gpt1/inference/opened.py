@@ -17,15 +17,18 @@ class OpenedModel:
 
     Attributes:
         module: the model, in evaluation mode, on its device.
-        text_encoder: turns texts into token ids, and holds the vocabulary.
-        has_choice_head: whether the classifier was trained; otherwise its parameters are random.
-        source: the path that the model was read from, for messages.
+        text_encoder: its vocabulary and the way from text to ids.
+        has_choice_head: whether its classifier was trained; otherwise its values are random.
+        source: the files it came from, for messages.
+        has_special_rows: whether the rows of the three special tokens were read or trained;
+            otherwise they are random.
     """
 
     module: DoubleHeadsModel
     text_encoder: TextEncoder
     has_choice_head: bool
     source: str
+    has_special_rows: bool = True
 
     @property
     def special(self) -> SpecialTokens:

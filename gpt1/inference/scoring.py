@@ -59,6 +59,11 @@ def score_stories(
     check_choice_head(model)
     arrays, _ = encode_stories(model, stories, endings1, endings2, n_ctx=n_ctx)
     logits = choice_logits(model, arrays, n_batch=n_batch, precision=precision)
+    return probabilities_of(logits)
+
+
+def probabilities_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the softmax of logits [n, C] over the choices, in float64."""
     with np.errstate(invalid="ignore"):  # a diverged model has logits that are not finite
         probs: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=-1)
     return probs
@@ -128,16 +133,22 @@ def _room(model: OpenedModel, index: int) -> int:
     return room
 
 
-def check_choice_head(model: OpenedModel) -> None:
-    """Check that a model was trained to choose.
+FINE_TUNED = "open the directory of a run, such as save/rocstories"
+
+
+def check_choice_head(model: OpenedModel, remedy: str = FINE_TUNED) -> None:
+    """Refuse a model that was never trained to choose.
+
+    Args:
+        model: the model.
+        remedy: how to name a model that was, for the message.
 
     Raises:
         InputError: the model has no choice head.
     """
     if not model.has_choice_head:
         raise InputError(
-            f"{model.source} was never trained to choose; name a fine-tuned model with "
-            "--params FILE, such as save/rocstories/best_params.jl"
+            f"{model.source} was never trained to choose: a fine-tuned model is needed: {remedy}"
         )
 
 

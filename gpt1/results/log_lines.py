@@ -86,17 +86,11 @@ class RunLog(NamedTuple):
 class Run:
     """The content of the two logs of a run.
 
-        Attributes:
-    <<<<<<< HEAD:gpt1/results/log_lines.py
-            name: the ``--desc`` of the run, with the directory if several runs have that name.
-            evaluations: the evaluations, at least one, in the order of the log.
-            updates: the updates; empty if there is no log of updates.
-    =======
+    Attributes:
             name: its ``--desc``; with the directory if several runs have that name.
-            evaluations: at least one, in the order of the log.
-            updates: empty if there is no log of them.
-            settings: the first line of its log.
-    >>>>>>> w-pic:gpt1/results/log_lines.py
+        evaluations: at least one, in the order of the log.
+        updates: empty if there is no log of them.
+        settings: the first line of its log.
     """
 
     name: str
@@ -214,13 +208,6 @@ def _updates_beside(stem: Path) -> list[UpdateLine]:
 
 
 def _objects(path: str | Path, what: str) -> list[dict[str, Any]]:
-<<<<<<< HEAD:gpt1/results/log_lines.py
-    """Return the JSON objects in the lines of a file."""
-    return [
-        parse_object(text, f"{path}, line {number}", _CUT_OFF)
-        for number, text in enumerate(read_lines(path, what), 1)
-    ]
-=======
     """Return the JSON objects in the lines of a file."""
     found = []
     for number, text in enumerate(read_lines(path, what), 1):
@@ -228,4 +215,3 @@ def _objects(path: str | Path, what: str) -> list[dict[str, Any]]:
         remedy = _OTHER_FILE if is_other else _CUT_OFF
         found.append(parse_object(text, f"{path}, line {number}", remedy))
     return found
->>>>>>> w-msg:gpt1/results/log_lines.py

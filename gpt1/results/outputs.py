@@ -13,6 +13,7 @@ from gpt1.runtime.extras import missing_extra
 from gpt1.runtime.files import check_writable, remove_leftovers
 from gpt1.runtime.locks import RunLock
 from gpt1.settings.training import Settings
+from gpt1.weights import locate
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,16 @@ class Outputs:
     def best_params(self) -> Path:
         """The file of the parameters of the best epoch."""
         return self.directory / "best_params.jl"
+
+    @property
+    def vocabulary(self) -> tuple[Path, Path]:
+        """Copies of vocabulary and merges, so that the directory opens by its path alone."""
+        return self.directory / locate.ENCODER_FILE, self.directory / locate.BPE_FILE
+
+    @property
+    def config(self) -> Path:
+        """What the best parameters do not show: the number of heads, and the activation."""
+        return self.directory / locate.CONFIG_FILE
 
     @property
     def log(self) -> Path:
@@ -60,9 +71,9 @@ class Outputs:
         """Check before any work that the results can be written and analysed.
 
         Raises:
-            InputError: ``--analysis`` would have nothing to report, ``--probs`` is given without
-                ``--submit``, a file has the name of the run's submission directory, or TensorBoard
-                is not installed.
+            InputError: ``--analysis`` will have nothing to report, ``--probs`` is given without
+                ``--submit``, the run has the name of a file in the place of its directory, its
+                directory holds another model, or TensorBoard is not installed.
             Gpt1Error: a directory cannot be written.
         """
         settings = self.settings
@@ -83,6 +94,13 @@ class Outputs:
                 f"--desc {settings.name}: {self.submission.parent} is the place of a file; give "
                 "another --desc"
             )
+        if settings.submit and (
+            locate.is_released(self.directory) or locate.is_hub(self.directory)
+        ):
+            raise InputError(
+                f"--desc {settings.name}: {self.directory} holds a model that no run has written; "
+                "give another --desc or --save_dir"
+            )
         if settings.tensorboard is not None:
             if find_spec("tensorboard") is None:
                 raise missing_extra("tensorboard")
@@ -101,7 +119,8 @@ class Outputs:
         """
         own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
         lock.take(own, self.settings.name)
-        remove_leftovers(self.directory, self.best_params.name)
+        for path in (self.best_params, *self.vocabulary, self.config):
+            remove_leftovers(self.directory, path.name)
         remove_leftovers(self.directory, "checkpoint-*.safetensors")
         written = [self.log, self.updates, self.probs]
         for path in (self.submission, self.last_submission):

@@ -6,12 +6,14 @@ is given twice the last one counts; the command line counts more than the config
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from gpt1.runtime.errors import InputError, join_problems
+from gpt1.runtime.errors import Gpt1Error, InputError, join_problems
 from gpt1.settings.config_file import read_config
 from gpt1.settings.fields import Setting, is_required, settings_of
 from gpt1.settings.help import help_text, title
@@ -41,6 +43,38 @@ def as_flag(name: str, value: object) -> str:
 def as_keyword(name: str, value: object) -> str:
     """Spell a setting as a keyword argument: ``lr=0.1``."""
     return f"{name}={shorten(repr(value))}"
+
+
+def in_arguments(message: str, names: Collection[str]) -> str:
+    """Rewrite a message that names flags so that it names the arguments of a Python call.
+
+    Args:
+        message: such as ``--n_iter 0: leave --submit out``, which becomes
+            ``n_iter=0: leave submit out``.
+        names: the arguments; other flags in the message stay.
+    """
+
+    def renamed(found: re.Match[str]) -> str:
+        name, number = found.groups()
+        if name not in names:
+            return found[0]
+        return f"{name}={number}" if number else name
+
+    return re.sub(r"(?<![\w-])--(\w+)(?: (-?\d+(?:\.\d+)?(?:e-?\d+)?)(?!\w))?", renamed, message)
+
+
+@contextmanager
+def naming_arguments(names: Collection[str]) -> Iterator[None]:
+    """Let the errors of a Python call name its arguments where they would name flags.
+
+    Args:
+        names: the arguments of the call.
+    """
+    try:
+        yield
+    except Gpt1Error as error:
+        error.args = (in_arguments(str(error), names),)
+        raise
 
 
 @dataclass(frozen=True)
@@ -168,13 +202,10 @@ class Command:
             if name not in known
         ]
         problems = problems or [f"{item.name}: must be given" for item in self._missing(known)]
-        wrong = [
-            name for name, value in known.items() if not _has_type(self._settings[name], value)
-        ]
-        for name in wrong:
-            item = self._settings[name]
-            spelled = as_keyword(name, known.pop(name))
-            problems.append(f"{spelled}: must be of type {item.kind.__name__}")
+        for name, value in list(known.items()):
+            if message := _problem_of_type(self._settings[name], value):
+                problems.append(message)
+                del known[name]
         return self._checked(known, problems, as_keyword)
 
     def _missing(self, given: Iterable[str]) -> list[Setting]:
@@ -195,7 +226,11 @@ class Command:
         for group in self.groups:
             own = [item.name for item in settings_of(group)]
             groups[group] = group(**{name: flat[name] for name in own if name in flat})
-        contradictions = [text for made in groups.values() for text in _contradictions(made)]
+        contradictions = [
+            text if spell is as_flag else in_arguments(text, self._settings)
+            for made in groups.values()
+            for text in _contradictions(made)
+        ]
         if contradictions:
             raise InputError(join_problems(contradictions))
         return Values(groups, frozenset(flat))
@@ -210,7 +245,11 @@ def check_group(values: Any) -> None:
     """
     group: type = type(values)
     items = [(item, getattr(values, item.name)) for item in settings_of(group)]
-    problems = _problems_of_values(items, as_keyword) or list(_contradictions(values))
+    problems = [found for item in items if (found := _problem_of_type(*item))]
+    problems = problems or _problems_of_values(items, as_keyword)
+    if not problems:
+        names = {item.name for item, _ in items}
+        problems = [in_arguments(text, names) for text in _contradictions(values)]
     if problems:
         raise InputError(join_problems(problems))
 
@@ -243,6 +282,13 @@ def _contradictions(values: Any) -> Iterable[str]:
     """Return the problems that the group's method ``contradictions`` finds, if it has one."""
     find: Callable[[], Iterable[str]] = getattr(values, "contradictions", tuple)
     return find()
+
+
+def _problem_of_type(item: Setting, value: Any) -> str | None:
+    """Return a problem if a Python value is not of a setting's type."""
+    if _has_type(item, value):
+        return None
+    return f"{as_keyword(item.name, value)}: must be of type {item.kind.__name__}"
 
 
 def _has_type(item: Setting, value: Any) -> bool:

@@ -38,6 +38,7 @@ class TextEncoder:
             The ids of words are kept once they are known. Therefore a token that can be part of a
             word must be added before any text is encoded.
         decoder: id to token.
+        files: the absolute paths of the vocabulary and of the merges.
 
     Args:
         encoder_path: a JSON file of one object: tokens and their ids 0, 1, 2, ... in any order.
@@ -64,6 +65,7 @@ class TextEncoder:
     ) -> None:
         if spacy_rules not in SPACY_RULES:
             raise ValueError(f"spacy_rules must be one of {SPACY_RULES}, not {spacy_rules!r}")
+        self.files = (Path(encoder_path).absolute(), Path(bpe_path).absolute())
         self.encoder = read_vocabulary(encoder_path)
         self.decoder = {i: token for token, i in self.encoder.items()}
         self._n_vocab = len(self.encoder)

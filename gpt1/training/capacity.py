@@ -132,18 +132,20 @@ def disk_needs(
     n_checkpoints: int,
     n_updates: int,
     n_test: int,
+    vocabulary: Sequence[Path] = (),
     resumed: bool,
 ) -> list[Need]:
     """Return the largest disk space that a run will need in each of its directories.
 
     Args:
         outputs: the run's files.
-        n_parameters: number of parameters of the model.
-        n_checkpoints: number of checkpoints that the run will write, of which at most
-            :data:`gpt1.training.checkpoint.KEPT` + 1 exist at once.
-        n_updates: number of updates that the run will make.
-        n_test: number of test examples.
-        resumed: whether the run continues from a checkpoint. Otherwise it removes old checkpoints.
+        n_parameters: of its model.
+        n_checkpoints: how many it will write; of them at most
+            :data:`gpt1.training.checkpoint.KEPT` + 1 are there at once.
+        n_updates: how many it will do.
+        n_test: test stories.
+        vocabulary: the files that are copied to ``outputs.vocabulary``.
+        resumed: whether it goes on from a checkpoint. Otherwise it removes those that are there.
     """
     parameters = FLOAT_BYTES * n_parameters
     old = checkpoint.checkpoints(outputs.directory)
@@ -153,6 +155,9 @@ def disk_needs(
         if outputs.settings.submit:
             saved = max(parameters, saved + parameters - _size(outputs.best_params))
         saved -= _size(*outputs.directory.glob("checkpoint-*"))
+    if outputs.settings.submit:
+        copies = zip(vocabulary, outputs.vocabulary, strict=False)
+        saved += sum(max(0, _size(file) - _size(copy)) for file, copy in copies)
     logged = n_updates * UPDATE_LINE - (0 if resumed else _size(outputs.updates))
     needs = [
         Need("--save_dir", outputs.directory, saved),

@@ -183,13 +183,19 @@ class Logs(Listener):
 
 
 class Keeper(Listener):
-    """Calls ``save`` before the first update, and whenever an evaluation is the best so far."""
+    """Calls ``save`` before the first update, and whenever an evaluation is the best so far.
 
-    def __init__(self, save: Callable[[], None]) -> None:
-        self._save = save
+    Args:
+        save: keeps the parameters that the model has now.
+        begin: called once before all else, also where the run goes on from a checkpoint.
+    """
+
+    def __init__(self, save: Callable[[], None], begin: Callable[[], None] = lambda: None) -> None:
+        self._save, self._begin = save, begin
 
     def started(self, state: TrainState, *, n_updates: int, resumed: bool) -> None:
-        """Keep the initial parameters, unless the run continues from a checkpoint."""
+        """Keep what the run starts from, unless it goes on from a checkpoint."""
+        self._begin()
         if not resumed:
             self._save()
 

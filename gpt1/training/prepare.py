@@ -18,23 +18,35 @@ from gpt1.weights import locate, stored
 from gpt1.weights.stored import StoredModel, find_model
 
 
-def load_data(settings: Settings, sources: Sources, *, verbose: bool) -> TaskData:
-    """Read and encode the data set of a run (docs/fidelity.md, 1 to 6).
-
-    Args:
-        settings: the settings, of which ``dataset``, ``n_ctx`` and ``spacy_rules`` are used.
-        sources: the paths of the data and the vocabulary.
-        verbose: whether a progress bar may be shown.
+def open_encoder(settings: Settings, sources: Sources) -> TextEncoder:
+    """Open the vocabulary and the merges of a run.
 
     Raises:
-        InputError: a data file, the vocabulary or the merges are missing or malformed.
+        InputError: one of them is not what it should be.
     """
-    encoder = TextEncoder(
+    return TextEncoder(
         sources.encoder_path,
         sources.bpe_path,
         spacy_rules=settings.spacy_rules,
         check_merges=True,
     )
+
+
+def load_data(
+    settings: Settings, sources: Sources, *, verbose: bool, encoder: TextEncoder | None = None
+) -> TaskData:
+    """Read and encode the data set of a run (FIDELITY, 1 to 6).
+
+    Args:
+        settings: the settings, of which ``dataset``, ``n_ctx`` and ``spacy_rules`` are used.
+        sources: the paths of the data and the vocabulary.
+        verbose: whether a progress bar may be shown.
+        encoder: of :func:`open_encoder` [opened here].
+
+    Raises:
+        InputError: a data file, the vocabulary or the merges are missing or malformed.
+    """
+    encoder = encoder or open_encoder(settings, sources)
     task = TASKS[settings.dataset]
     return load_task_data(task, sources.data_dir, encoder, n_ctx=settings.n_ctx, verbose=verbose)
 

@@ -17,6 +17,7 @@ import torch
 import gpt1
 from gpt1.batches.task_data import TaskData
 from gpt1.datasets import TASKS
+from gpt1.inference.language_model import LanguageModel
 from gpt1.model import DoubleHeadsModel
 from gpt1.opt import OpenAIAdam
 from gpt1.results import submissions
@@ -27,6 +28,7 @@ from gpt1.runtime.errors import InputError, Stopped
 from gpt1.runtime.locks import RunLock
 from gpt1.runtime.ranks import Ranks, joined
 from gpt1.runtime.stopping import StopRequests
+from gpt1.settings.command import naming_arguments
 from gpt1.settings.groups import OptimizerSettings
 from gpt1.settings.training import Settings, from_keywords
 from gpt1.training import capacity
@@ -35,9 +37,9 @@ from gpt1.training.console import Console, say
 from gpt1.training.fine_tuning import FineTuning
 from gpt1.training.logs import History, Keeper, Logs
 from gpt1.training.loop import Evaluation, Listener, Trainer
-from gpt1.training.prepare import build_model, load_data, notes, resolve
+from gpt1.training.prepare import build_model, load_data, notes, open_encoder, resolve
 from gpt1.training.sources import Sources, find_sources
-from gpt1.weights import from_list, jl, to_list
+from gpt1.weights import from_list, jl, locate, to_list
 from gpt1.weights.parameters import read_params
 
 
@@ -46,11 +48,11 @@ class Result:
     """The results of a run. On other ranks than the main one some of them are missing.
 
     Attributes:
-        settings: the settings of the run, with every size decided.
-        outputs: the files of the run.
-        data: the data set.
-        model: on the device of the run; the parameters of the best evaluation if the run kept
-            them (``submit``), else the last ones.
+        settings: what the run was made with, every size decided.
+        outputs: its files.
+        data: what it was trained on.
+        model: on the device of the run, ready to predict and to be saved; with the parameters of
+            the best evaluation if the run kept them (``submit``), else with the last ones.
         evaluations: in the order in which they were made, since the last start of the run.
         updates: the figures of the updates since the last start of the run.
         best_score: the best score of an evaluation, by the first metric of the task.
@@ -60,11 +62,19 @@ class Result:
     settings: Settings
     outputs: Outputs
     data: TaskData
-    model: DoubleHeadsModel
+    model: LanguageModel
     evaluations: Sequence[Evaluation]
     updates: Sequence[UpdateLine]
     best_score: float
     predictions: npt.NDArray[np.int32] | None
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per evaluation: ``n_epochs``, ``n_updates``, costs and metrics as in the log."""
+        return [
+            {"n_epochs": each.n_epochs, "n_updates": each.n_updates, **each.figures}
+            for each in self.evaluations
+        ]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -93,16 +103,22 @@ def fine_tune(dataset: str = "rocstories", *, verbose: bool = True, **settings: 
         KeyboardInterrupt: the run was interrupted, and saved its state; ``resume=True`` continues.
     """
     chosen = from_keywords({"submit": True, "dataset": dataset, **settings})
-    sources = find_sources(chosen, TASKS[chosen.dataset])
+    with naming_arguments(chosen.as_flags()):
+        return _fine_tune(chosen, verbose=verbose)
+
+
+def _fine_tune(settings: Settings, *, verbose: bool) -> Result:
+    """Make a whole run in this process; see :func:`fine_tune`."""
+    sources = find_sources(settings, TASKS[settings.dataset])
     if sources.demo:
-        chosen = chosen.for_demo()
+        settings = settings.for_demo()
     try:
         with (
             StopRequests() as stop,
             RunLock() as lock,
-            joined(chosen.device, chosen.n_gpu) as ranks,
+            joined(settings.device, settings.n_gpu) as ranks,
         ):
-            return run_fine_tuning(chosen, sources, ranks, stop, lock, verbose=verbose)
+            return run_fine_tuning(settings, sources, ranks, stop, lock, verbose=verbose)
     except Stopped as error:
         raise KeyboardInterrupt(str(error)) from None
 
@@ -136,16 +152,18 @@ def run_fine_tuning(
     ranks.on_main_rank(outputs.check)
     ranks.on_main_rank(lambda: outputs.claim(lock))
     data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks))
+    module = model.module
     if settings.compile:
-        model.compile_layers()
-    job = FineTuning(data, settings, settings, config=model.config, settings=settings.identity())
+        module.compile_layers()
+    job = FineTuning(data, settings, settings, config=module.config, settings=settings.identity())
     logs, history = Logs(outputs, _logged_settings(settings, sources, ranks), say), History()
     show = verbose and ranks.is_main
     console = [Console(settings.batch_size, quiet=settings.quiet)] if show else []
-    keepers = [Keeper(partial(_write_params, outputs, model))] if settings.submit else []
-    trainer = _make_trainer(job, model, settings, ranks, stop, (logs, *console, *keepers, history))
+    keeper = Keeper(partial(_write_params, outputs, module), partial(_write_beside, outputs, model))
+    keepers = [keeper] if settings.submit else []
+    trainer = _make_trainer(job, module, settings, ranks, stop, (logs, *console, *keepers, history))
     resumed = trainer.restore() if settings.resume else False
-    ranks.on_main_rank(lambda: _check_disks(trainer, outputs, data, resumed=resumed))
+    ranks.on_main_rank(lambda: _check_disks(trainer, outputs, data, model, resumed=resumed))
     for shown in console:
         shown.prepared(_describe(job, settings, ranks, sources))
     trainer.train(resumed=resumed)
@@ -153,6 +171,7 @@ def run_fine_tuning(
     if settings.submit:
         stop.where = "training is over and saved, the submission is not written"
         predictions = _submit(job, trainer.state, ranks, outputs, logs.first.get("run_id"))
+    module.eval()
     stop.where = "all results are written"
     result = Result(
         settings=settings,
@@ -246,13 +265,14 @@ def _set_up(settings: Settings, ranks: Ranks) -> Settings:
 
 def _prepare(
     settings: Settings, sources: Sources, ranks: Ranks
-) -> tuple[TaskData, Settings, DoubleHeadsModel]:
+) -> tuple[TaskData, Settings, LanguageModel]:
     """Return the data, the settings with the model's sizes decided, and the model on its device.
 
     Raises:
         InputError: a file is missing or malformed, or does not fit the flags.
     """
-    data = load_data(settings, sources, verbose=ranks.is_main)
+    encoder = open_encoder(settings, sources)
+    data = load_data(settings, sources, verbose=ranks.is_main, encoder=encoder)
     if data.train.n_stories < settings.batch_size:
         raise InputError(
             f"{sources.data_dir}: {data.train.n_stories} training stories are fewer than a batch "
@@ -263,7 +283,13 @@ def _prepare(
         say(f"gpt1 train: {note}")
     capacity.check_memory(config, ranks.device, settings.init_params or f"{sources.model_dir}/")
     stream = np.random.RandomState(settings.seed)
-    return data, used, build_model(used, sources, config, stream).to(ranks.device)
+    model = LanguageModel(
+        module=build_model(used, sources, config, stream).to(ranks.device),
+        text_encoder=encoder,
+        has_choice_head=True,
+        source=str(Outputs(settings).directory),
+    )
+    return data, used, model
 
 
 def make_optimizer(
@@ -303,15 +329,18 @@ def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict
     return settings.as_flags() | found | here | versions
 
 
-def _check_disks(trainer: Trainer, outputs: Outputs, data: TaskData, *, resumed: bool) -> None:
+def _check_disks(
+    trainer: Trainer, outputs: Outputs, data: TaskData, model: LanguageModel, *, resumed: bool
+) -> None:
     """Check before anything is written that there is room for what the run will write."""
     saved = islice(trainer.updates_saved(), KEPT + 1)  # more are never kept
     needs = capacity.disk_needs(
         outputs,
-        n_parameters=capacity.n_parameters(trainer.state.model.config),
+        n_parameters=capacity.n_parameters(model.module.config),
         n_checkpoints=len(list(saved)),
         n_updates=trainer.job.n_updates - trainer.state.n_updates,
         n_test=data.test.n_stories,
+        vocabulary=model.text_encoder.files,
         resumed=resumed,
     )
     capacity.check_disks(needs)
@@ -320,6 +349,14 @@ def _check_disks(trainer: Trainer, outputs: Outputs, data: TaskData, *, resumed:
 def _write_params(outputs: Outputs, model: DoubleHeadsModel) -> None:
     """Keep the parameters that the model has now as the best."""
     jl.write_jl(outputs.best_params, to_list(model))
+
+
+def _write_beside(outputs: Outputs, model: LanguageModel) -> None:
+    """Write what the directory of the run needs besides parameters to be opened by its path."""
+    names = (outputs.vocabulary[0].name, outputs.vocabulary[1].name)
+    locate.copy_vocabulary(model.text_encoder.files, outputs.directory, names)
+    config = model.module.config
+    locate.write_json(outputs.config, {"n_head": config.n_head, "afn": config.afn})
 
 
 def _submit(

@@ -82,8 +82,9 @@ def convert(
             ``.safetensors``), or the directory of a run.
         target: a directory, or a file that ends in ``.jl`` or ``.safetensors``.
         to: ``hub``, ``released``, ``jl`` or ``safetensors`` [the suffix of ``target``].
-        vocabulary: the directory of the vocabulary [``source``; for a list ``model/``].
-        n_head, afn: attention heads and activation, if no file records them [12, gelu].
+        vocabulary: the directory of the vocabulary [``source``, or the directory of a list, or
+            ``model/``].
+        n_head, afn: attention heads and activation, where no file records them [12, gelu].
         force: whether files of an earlier conversion in ``target`` may be replaced.
         spell: how messages and notes name arguments.
 
@@ -103,8 +104,9 @@ def convert(
     _check_target(path, target, layout, f"give {spell('force', True)}" if not force else None)
     notes = []
     if vocabulary is None:
-        vocabulary = path if path.is_dir() else locate.default_model_dir()
-        notes += [] if path.is_dir() else [f"the vocabulary is the one in {vocabulary}/"]
+        own = path if path.is_dir() else locate.vocabulary_beside(path)
+        vocabulary = own or locate.default_model_dir()
+        notes += [] if own else [f"the vocabulary is the one in {vocabulary}/"]
     model = _read(path, Path(vocabulary), n_head, afn, spell)
     if layout == "hub":
         notes += _write_hub(target, model)
@@ -163,7 +165,18 @@ def _check_target(source: Path, target: Path, layout: str, remedy: str | None) -
             f"{target}: is there already ({_some(there)}); name another target, or {remedy} to "
             "replace an earlier conversion"
         )
-    foreign = [name for name in there if target.is_dir() and name not in DIRECTORIES[layout]]
+    if target.is_dir():
+        check_no_foreign_files(target, layout)
+
+
+def check_no_foreign_files(target: Path, layout: str) -> None:
+    """Refuse to write a model into a directory that holds anything but an earlier such model.
+
+    Raises:
+        InputError: there are other files; names the first ones.
+    """
+    there = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in there if name not in DIRECTORIES[layout]]
     if foreign:
         raise InputError(
             f"{target}: holds files that no conversion writes ({_some(foreign)}) and that would be "

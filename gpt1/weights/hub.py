@@ -24,13 +24,15 @@ import torch
 
 from gpt1.model.transformer import INIT_STD, LN_EPSILON, ModelConfig
 from gpt1.runtime.errors import InputError
-from gpt1.runtime.files import unreadable
+from gpt1.runtime.files import atomic_write, unreadable
 from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.words import shorten
 from gpt1.text_utils.special import SPECIAL_TOKENS
 from gpt1.weights.locate import (
+    HUB_CARD,
     HUB_CONFIG,
     HUB_ENCODER,
+    HUB_GENERATION_CONFIG,
     HUB_MERGES,
     HUB_SAFETENSORS,
     HUB_TOKENIZER_CONFIG,
@@ -395,9 +397,64 @@ def write_hub(
         **({"additional_special_tokens": list(SPECIAL_TOKENS)} if config.n_special else {}),
     }
     write_json(model_dir / HUB_TOKENIZER_CONFIG, tokenizer, indent=2)
-    heads = "DoubleHeads" if "clf/w" in params else "LMHead"
-    settings = {"architectures": [f"OpenAIGPT{heads}Model"], **_settings(config)}
+    # No token ends a text, so that the positions are the only end of generation.
+    write_json(
+        model_dir / HUB_GENERATION_CONFIG, {"do_sample": False, "max_length": config.n_ctx}, 2
+    )
+    architecture = f"OpenAIGPT{'DoubleHeads' if 'clf/w' in params else 'LMHead'}Model"
+    with atomic_write(model_dir / HUB_CARD, "w") as file:
+        file.write(_card(config, architecture))
+    settings = {"architectures": [architecture], **_settings(config)}
     write_json(model_dir / HUB_CONFIG, settings, indent=2)
+
+
+_CARD = """\
+---
+library_name: transformers
+---
+# A GPT-1 model
+
+| | |
+|---|---|
+{table}
+
+With the package `gpt1`, where `DIR` is this directory:
+
+```python
+import gpt1
+
+model = gpt1.load_pretrained("DIR")
+```
+
+With transformers:
+
+```python
+from transformers import {architecture}
+
+model = {architecture}.from_pretrained("DIR")
+```
+
+The tokenizer of transformers gives other token ids for some texts, and it cannot be used where
+piece 0 of the vocabulary is not `{unknown}`. With the package `gpt1`, `model.encode` gives the ids
+that the model was trained with.
+"""
+
+
+def _card(config: ModelConfig, architecture: str) -> str:
+    """Return the text of a model card: sizes, and how to open the model."""
+    facts = {
+        "layers": config.n_layer,
+        "width": config.n_embd,
+        "attention heads": config.n_head,
+        "activation": config.afn,
+        "tokens of the vocabulary": config.n_vocab,
+        "special tokens": ", ".join(f"`{token}`" for token in SPECIAL_TOKENS[: config.n_special])
+        or "none",
+        "positions (longest text in tokens)": config.n_ctx,
+        "choice head": "yes" if "DoubleHeads" in architecture else "no",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return _CARD.format(table=table, architecture=architecture, unknown=UNKNOWN)
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from typing import Any
 from gpt1.runtime.demo import demo_dir
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes, read_text
+from gpt1.settings.groups import ACTIVATION_NAMES
 
 N_SHARDS = 10
 SHARDS = tuple(f"params_{index}.npy" for index in range(N_SHARDS))
 SHAPES_FILE = "params_shapes.json"
-CONFIG_FILE = "gpt1_config.json"  # holds the number of heads if it is not the released model's
+# Holds what no array shows: the number of heads, and perhaps the activation.
+CONFIG_FILE = "gpt1_config.json"
 RELEASED_N_HEAD = 12
 ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
 RELEASED_FILES = (ENCODER_FILE, BPE_FILE, SHAPES_FILE, CONFIG_FILE, *SHARDS)
@@ -28,8 +30,17 @@ HUB_CONFIG = "config.json"
 HUB_SAFETENSORS, HUB_PICKLE = "model.safetensors", "pytorch_model.bin"
 HUB_ENCODER, HUB_MERGES = "vocab.json", "merges.txt"
 HUB_TOKENIZER_CONFIG = "tokenizer_config.json"
+HUB_GENERATION_CONFIG, HUB_CARD = "generation_config.json", "README.md"
 # The files that gpt1.weights.hub.write_hub writes.
-HUB_FILES = (HUB_CONFIG, HUB_SAFETENSORS, HUB_ENCODER, HUB_MERGES, HUB_TOKENIZER_CONFIG)
+HUB_FILES = (
+    HUB_CONFIG,
+    HUB_SAFETENSORS,
+    HUB_ENCODER,
+    HUB_MERGES,
+    HUB_TOKENIZER_CONFIG,
+    HUB_GENERATION_CONFIG,
+    HUB_CARD,
+)
 
 LIST_SUFFIXES = (".jl", ".safetensors")
 RUN_LIST = "best_params.jl"
@@ -94,6 +105,13 @@ def vocabulary_files(model_dir: str | Path) -> tuple[Path, Path]:
     if is_hub(model_dir) and not _is_file(model_dir / ENCODER_FILE):
         return model_dir / HUB_ENCODER, model_dir / HUB_MERGES
     return model_dir / ENCODER_FILE, model_dir / BPE_FILE
+
+
+def vocabulary_beside(path: str | Path) -> Path | None:
+    """The directory of a parameter list if its vocabulary lies there, as in that of a run."""
+    file = list_file(path)
+    found = file is not None and _is_file(vocabulary_files(file.parent)[0])
+    return file.parent if file is not None and found else None
 
 
 def copy_vocabulary(
@@ -198,25 +216,40 @@ def default_model_dir() -> Path:
     return demo
 
 
-def read_n_head(model_dir: str | Path) -> int | None:
-    """Read the number of attention heads from ``gpt1_config.json``; None without that file.
+def read_config_file(model_dir: str | Path) -> dict[str, Any]:
+    """Read ``gpt1_config.json`` beside a checkpoint or a parameter list.
 
-    The other files of the released layout do not record it. This function does not check whether
-    it divides the width.
+    The released layout and ``.jl`` lists record neither the number of attention heads nor the
+    activation. Whether the heads divide the width is not checked here.
+
+    Returns:
+        ``n_head`` and, where the file has it, ``afn``; nothing without that file.
 
     Raises:
-        InputError: the file is not ``{"n_head": N}`` with N a positive whole number.
+        InputError: the file is not ``{"n_head": N}``, perhaps with ``"afn"``.
     """
     path = Path(model_dir) / CONFIG_FILE
     if not os.path.lexists(path):
-        return None
+        return {}
     config = read_json(path, "the checkpoint's settings")
-    n_head = config.get("n_head") if isinstance(config, dict) and len(config) == 1 else None
-    if not is_size(n_head):
+    values = config if isinstance(config, dict) else {}
+    is_known = values.keys() <= {"n_head", "afn"} and is_size(values.get("n_head"))
+    if not is_known or values.get("afn", "gelu") not in ACTIVATION_NAMES:
         raise InputError(
-            f'{path}: expected {{"n_head": N}} with N a whole number from 1 to {LARGEST_SIZE}; '
-            "correct it, or remove the file and give the number (on the command line, --n_head)."
+            f'{path}: expected {{"n_head": N}} with N a whole number from 1 to {LARGEST_SIZE}, and '
+            f'perhaps "afn", one of {", ".join(ACTIVATION_NAMES)}; correct it, or remove the file '
+            "and give the number (on the command line, --n_head)."
         )
+    return values
+
+
+def read_n_head(model_dir: str | Path) -> int | None:
+    """Read the attention heads of a checkpoint; None where nothing records them.
+
+    Raises:
+        InputError: see :func:`read_config_file`.
+    """
+    n_head: int | None = read_config_file(model_dir).get("n_head")
     return n_head
 
 

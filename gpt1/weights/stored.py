@@ -32,7 +32,7 @@ from gpt1.weights.locate import (
     is_size,
     list_file,
     missing_vocabulary,
-    read_n_head,
+    read_config_file,
     require_model,
 )
 from gpt1.weights.parameters import (
@@ -203,7 +203,7 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
 
 
 def recorded(model_dir: Path) -> dict[str, Fact]:
-    """Read the settings besides sizes that a directory records: ``n_head``, and ``afn`` of the hub.
+    """Read what a directory says of its model besides sizes: ``n_head`` and perhaps ``afn``.
 
     Raises:
         InputError: the file that records them is damaged.
@@ -211,8 +211,8 @@ def recorded(model_dir: Path) -> dict[str, Fact]:
     if is_hub(model_dir):
         config, file = read_config(model_dir), str(model_dir / HUB_CONFIG)
         return {name: Fact(getattr(config, name), file) for name in ("n_head", "afn")}
-    n_head = read_n_head(model_dir)
-    return {} if n_head is None else {"n_head": Fact(n_head, str(model_dir / CONFIG_FILE))}
+    file = str(model_dir / CONFIG_FILE)
+    return {name: Fact(value, file) for name, value in read_config_file(model_dir).items()}
 
 
 def _find_list(path: Path, model_dir: Path) -> StoredModel:

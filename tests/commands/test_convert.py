@@ -272,7 +272,7 @@ def test_a_list_does_not_record_heads_and_activation(
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
             "TINY/encoder_bpe_40000.json has 100 tokens, but DEMO/params_sh",
         ),
-        (["BEST", "x", "--to", "hub"], "too few for the 3590 pieces of DEMO/enc"),  # unnamed
+        (["LIST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
             "too few for the 3590 tokens of DEMO/enc",
@@ -286,14 +286,17 @@ def test_a_list_does_not_record_heads_and_activation(
         (["HUB", "x", "--to", "released", "--n_head", "2"], "HUB/config.json has 4; leave"),
         (["HUB", "HUB", "--to", "released", "--force"], "HUB: is the source, too; name another"),
         (["BEST", "BEST", "--force"], "BEST: is the source, too; name another"),
-        (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (config.json, merges.txt, model"),
+        (["DEMO", "HUB", "--to", "hub"], "HUB: is there already (README.md, config.json, gen"),
         (["BEST", "HUB", "--to", "hub"], "HUB: is there already"),
         (["HUB", "LIST"], "LIST: is there already (list.jl); name another"),
         (["HUB", "folder.jl"], "folder.jl: is a directory; the jl layout is a file"),
         (["DEMO", "file", "--to", "hub"], "file: is a file; the hub layout is a directory"),
         (["DEMO", "other", "--to", "hub"], "other: is there already (notes.txt)"),
         (["DEMO", "other", "--to", "hub", "--force"], "no conversion writes (notes.txt) and"),
-        (["DEMO", "HUB", "--to", "released", "--force"], "no conversion writes (config.json, m"),
+        (
+            ["DEMO", "HUB", "--to", "released", "--force"],
+            "no conversion writes (README.md, config.json",
+        ),
     ],
 )
 def test_refused_with_one_message_and_nothing_written(
@@ -352,12 +355,16 @@ def test_python_is_told_of_arguments(out: Path, arguments: dict[str, object], me
 def test_the_vocabulary_of_a_list_that_nobody_named_is_told(
     task: tiny.Tiny, best: Path, out: Path
 ) -> None:
+    """A list that stands alone; in the directory of a run its vocabulary lies beside it."""
     shutil.copytree(task.model_dir, "model/demo")
-    _, notes = convert(best, "x.safetensors")
+    _, notes = convert(best, "own.safetensors")
+    assert notes == []
+    shutil.copy(best, "list.jl")
+    _, notes = convert("list.jl", "x.safetensors")
     assert notes == ["the vocabulary is the one in model/demo/"]
     for file in Path("model/demo").iterdir():
         shutil.copy(file, "model")
-    _, notes = convert(best, "y.safetensors")
+    _, notes = convert("list.jl", "y.safetensors")
     assert notes == ["the vocabulary is the one in model/"]
 
 

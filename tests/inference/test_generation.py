@@ -443,11 +443,11 @@ def test_streamed_pieces_are_the_text(model: DoubleHeadsModel) -> None:
         ({"top_p": 1.5, "top_k": 0}, ["2 problems", "top_p=1.5", "top_k=0"]),
         ({"repetition_penalty": 0}, ["repetition_penalty=0: must be from 0.01 to 100"]),
         ({"seed": -1}, ["seed=-1"]),
-        ({"num_samples": 2}, ["--num_samples 2: greedy", "add --temperature 1"]),
-        ({"num_samples": 2, "temperature": 0}, ["--num_samples 2: greedy"]),
-        ({"length_penalty": 2}, ["--length_penalty: scores beams"]),
-        ({"num_beams": 2, "num_samples": 3}, ["raise --num_beams"]),
-        ({"num_beams": 2, "top_k": 3, "top_p": 1}, ["--top_k: beam", "--top_p: beam"]),
+        ({"num_samples": 2}, ["num_samples=2: greedy", "add temperature=1"]),
+        ({"num_samples": 2, "temperature": 0}, ["num_samples=2: greedy"]),
+        ({"length_penalty": 2}, ["length_penalty: scores beams"]),
+        ({"num_beams": 2, "num_samples": 3}, ["raise num_beams"]),
+        ({"num_beams": 2, "top_k": 3, "top_p": 1}, ["top_k: beam", "top_p: beam"]),
     ],
 )
 def test_options_that_cannot_be(

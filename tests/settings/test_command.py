@@ -12,7 +12,13 @@ import pytest
 
 from gpt1.runtime.errors import InputError
 from gpt1.settings import groups
-from gpt1.settings.command import Command, Values, check_group
+from gpt1.settings.command import (
+    Command,
+    Values,
+    check_group,
+    in_arguments,
+    naming_arguments,
+)
 from gpt1.settings.fields import at_least, between, fraction, setting
 
 
@@ -325,8 +331,31 @@ def test_a_group_that_python_makes_itself() -> None:
         "  minutes=0: must be at least 1",
         "  heat=2: must be at least 0 and less than 1",
     ]
-    with pytest.raises(InputError, match=r"^--lid: not with --fat butter$"):
+    with pytest.raises(InputError, match=r"^lid: not with fat butter$"):
         check_group(Cooking(lid=True, fat="butter"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("--lr 0.1: too high", "lr=0.1: too high"),
+        ("--lr 6.25e-05, or --n_iter -1.", "lr=6.25e-05, or n_iter=-1."),
+        ("give --submit too", "give submit too"),
+        ("--desc 7days: taken", "desc 7days: taken"),
+        ("give --force, a file a--lr or gpt1 --help", "give --force, a file a--lr or gpt1 --help"),
+    ],
+)
+def test_flags_in_a_message_become_arguments(message: str, expected: str) -> None:
+    names = {"lr", "n_iter", "submit", "desc"}
+    assert in_arguments(message, names) == expected
+    with pytest.raises(InputError) as caught, naming_arguments(names):
+        raise InputError(message)
+    assert str(caught.value) == expected
+
+
+def test_a_group_that_python_makes_of_wrong_types() -> None:
+    with pytest.raises(InputError, match=r"^minutes='5': must be of type int$"):
+        check_group(Cooking(minutes="5", fat="butter"))  # type: ignore[arg-type]
 
 
 def test_values_can_be_changed_and_flattened() -> None:

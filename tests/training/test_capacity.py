@@ -263,6 +263,17 @@ def needs_of(outputs: Outputs, **changes: Any) -> list[Need]:
     return capacity.disk_needs(outputs, **{**usual, **changes})
 
 
+def test_what_is_copied_beside_the_parameters(tmp_path: Path) -> None:
+    """Files that are there already are replaced, one after another."""
+    outputs = outputs_in(tmp_path)
+    files = (tmp_path / "vocabulary", tmp_path / "merges")
+    for path, size in zip((*files, outputs.vocabulary[0]), (700, 50, 600), strict=True):
+        path.write_bytes(bytes(size))
+    without, _, _ = needs_of(outputs)
+    need, _, _ = needs_of(outputs, vocabulary=files)
+    assert need.n_bytes - without.n_bytes == 100 + 50
+
+
 def test_what_is_logged_and_submitted(tmp_path: Path) -> None:
     """There are two submissions: the run's own, and the copy at the original's path."""
     outputs = outputs_in(tmp_path, updates=500)

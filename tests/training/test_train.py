@@ -28,7 +28,9 @@ from gpt1.batches.task_data import TaskData
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference import prediction as predict
+from gpt1.inference.language_model import open_model
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.results import submissions
 from gpt1.results.outputs import Outputs
 from gpt1.runtime.device import environment
 from gpt1.runtime.ranks import Ranks
@@ -38,7 +40,7 @@ from gpt1.tasks import ACCURACY, ChoiceIndex
 from gpt1.training import checkpoint, fine_tuning, prepare, runs
 from gpt1.training.fine_tuning import EXTRA_EVALUATIONS, FineTuning
 from gpt1.training.loop import Trainer
-from gpt1.weights import jl, parameters
+from gpt1.weights import jl, parameters, to_list
 
 ROOT = Path(__file__).parents[2]
 BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates per epoch
@@ -245,6 +247,9 @@ def test_there_are_no_other_files(whole: Done) -> None:
         "save/rocstories/best_params.jl",
         "save/rocstories/checkpoint-00000008.safetensors",
         "save/rocstories/checkpoint-00000012.safetensors",
+        "save/rocstories/encoder_bpe_40000.json",
+        "save/rocstories/gpt1_config.json",
+        "save/rocstories/vocab_40000.bpe",
         "submission/ROCStories.run.json",
         "submission/ROCStories.tsv",
         "submission/rocstories/ROCStories.run.json",
@@ -259,12 +264,52 @@ def test_desc_names_the_files(run: Run) -> None:
         "log/mine.updates.jsonl",
         "save/mine/best_params.jl",
         "save/mine/checkpoint-00000004.safetensors",
+        "save/mine/encoder_bpe_40000.json",
+        "save/mine/gpt1_config.json",
+        "save/mine/vocab_40000.bpe",
         "submission/ROCStories.run.json",
         "submission/ROCStories.tsv",
         "submission/mine/ROCStories.run.json",
         "submission/mine/ROCStories.tsv",
     ]
     assert lines(run.directory / "log/mine.jsonl")[0]["desc"] == "mine"
+
+
+def test_the_directory_of_a_run_opens_by_its_path_alone(whole: Done, tmp_path: Path) -> None:
+    """Elsewhere, without the model that the run started from."""
+    own = tmp_path / "own"
+    shutil.copytree(whole.run.best.parent, own)
+    found = open_model(own)
+    config = found.module.config
+    assert (config.n_head, config.afn, found.has_choice_head) == (tiny.N_HEAD, "gelu", True)
+    params = jl.read_jl(whole.run.best)
+    for array, expected in zip(to_list(found.module), params, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    test = datasets.read_cloze(whole.run.task.data_dir / datasets.TEST_CSV)
+    chosen = found.predict(list(zip(*test[:3], strict=True)))
+    assert chosen == submissions.read_submission(whole.run.submission)
+
+
+def test_a_resumed_run_completes_the_directory_of_an_older_version(run: Run) -> None:
+    assert run.main("--n_iter", "1", "--submit", "--afn", "relu") == 0
+    kept = {path: path.read_bytes() for path in run.best.parent.iterdir() if path.suffix != ".lock"}
+    for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "gpt1_config.json"):
+        (run.best.parent / name).unlink()
+    assert run.main("--n_iter", "1", "--submit", "--afn", "relu", "--resume") == 0
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert open_model(run.best.parent).module.config.afn == "relu"
+
+
+@pytest.mark.parametrize("file", ["params_shapes.json", "config.json"])
+def test_another_model_in_the_place_of_the_directory_stays(
+    run: Run, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    directory = run.best.parent
+    directory.mkdir(parents=True)
+    (directory / file).write_text("{}")
+    assert run.main("--n_iter", "1", "--submit") == 2
+    assert "holds a model that no run has written; give another --desc" in capsys.readouterr().err
+    assert [path.name for path in directory.iterdir()] == [file]
 
 
 def test_without_submit_there_is_no_submission(
