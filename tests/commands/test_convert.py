@@ -272,7 +272,7 @@ def test_a_list_does_not_record_heads_and_activation(
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
             "TINY/encoder_bpe_40000.json has 100 tokens, but DEMO/params_sh",
         ),
-        (["LIST", "x", "--to", "hub"], "model/encoder_bpe_40000.json is missing: name the dir"),
+        (["LIST", "x", "--to", "hub"], "126 rows of we are too few for the 3590 tokens of"),
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
             "too few for the 3590 tokens of DEMO/enc",

@@ -102,7 +102,7 @@ def test_a_model_that_was_not_fine_tuned_is_refused(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{run.task.model_dir} was never trained to choose" in captured.err
-    assert "name a fine-tuned model with --params FILE" in captured.err
+    assert "a fine-tuned model is needed: --params FILE" in captured.err
 
 
 @pytest.mark.parametrize("which", ["stories", "params"])
@@ -184,7 +184,7 @@ def test_the_demos_vocabulary_is_not_taken_for_a_larger_models(
     monkeypatch.chdir(tmp_path)
     assert score.main([str(run.test_csv), "--params", str(path), "--n_head", "4"]) == 2
     message = capsys.readouterr().err
-    assert f"{path}: 40558 rows of we are too many for the 3590 pieces of " in message
+    assert f"{path}: 40558 rows of we are too many for the 3590 tokens of " in message
     assert "name the directory of the vocabulary it was trained with" in message
 
 
