@@ -209,7 +209,9 @@ def test_a_path_without_a_model(task: tiny.Tiny, tmp_path: Path) -> None:
         message(nowhere, vocabulary=vocabulary) == f"{nowhere}: there is no such file or directory"
     )
     (tmp_path / "empty").mkdir()
-    assert "there is no model in this directory" in message(tmp_path / "empty", vocabulary=vocabulary)
+    assert "there is no model in this directory" in message(
+        tmp_path / "empty", vocabulary=vocabulary
+    )
     (tmp_path / "weights.pt").touch()
     assert "ends in .jl or .safetensors" in message(tmp_path / "weights.pt", vocabulary=vocabulary)
     assert "too few for the 3590 tokens" in message(save_list(tmp_path), vocabulary=DEMO)
