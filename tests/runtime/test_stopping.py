@@ -73,7 +73,7 @@ TRAINED = "training is over and saved, the submission is not written"
 MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {
     "reading stories": (partial(before, "gpt1.datasets.story_cloze:rocstories"), BEFORE, None),
     "encoding": (
-        partial(before, "gpt1.text_utils.encoder:TextEncoder.encode", call=4),
+        partial(before, "gpt1.text_utils.encoder:TextEncoder.encode", call=2),
         BEFORE,
         None,
     ),
