@@ -36,8 +36,7 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.peer import copy_weights, peer_config
-from gpt1.batches import arrays as batches
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays, to_arrays
 from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.inference.prediction import predict_logits
@@ -46,6 +45,7 @@ from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.ranks import Ranks, Replica
+from gpt1.tasks import StoryChoices
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training.fine_tuning import tower_gradients
 
@@ -76,8 +76,11 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
         ending[:] = [
             ids[: N_CTX - 3 - len(story)] for ids, story in zip(ending, stories, strict=True)
         ]
-    split = batches.EncodedCloze(stories, endings[0], endings[1], labels)
-    return batches.transform_roc(split, SpecialTokens.after(N_VOCAB), n_ctx=N_CTX, max_len=254)
+    special, layout = SpecialTokens.after(N_VOCAB), StoryChoices()
+    examples = [
+        layout.sequences(texts, special, 512) for texts in zip(stories, *endings, strict=True)
+    ]
+    return to_arrays(examples, special, n_ctx=N_CTX, labels=labels)
 
 
 def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:

@@ -1,4 +1,4 @@
-"""Encoded stories as the padded arrays X and M of the original.
+"""Token sequences as the padded arrays X and M of the original.
 
 Axes: B examples, S sequences per example (the two choices), T positions.
 """
@@ -11,16 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpt1.text_utils.special import N_SPECIAL, SpecialTokens
-
-
-class EncodedCloze(NamedTuple):
-    """The token ids of a split: stories, first and second endings, and labels or None."""
-
-    stories: list[list[int]]
-    endings1: list[list[int]]
-    endings2: list[list[int]]
-    labels: list[int] | None
+from gpt1.text_utils.special import SpecialTokens
 
 
 class ChoiceArrays(NamedTuple):
@@ -46,53 +37,28 @@ class ChoiceArrays(NamedTuple):
         return len(self.X)
 
 
-def max_part_length(n_ctx: int) -> int:
-    """Return the maximum tokens per part, so that two parts and three special tokens fit.
-
-    Args:
-        n_ctx: the maximum tokens per sequence.
-    """
-    return n_ctx // 2 - 2
-
-
-def context_length(splits: Sequence[EncodedCloze], n_ctx: int) -> int:
-    """Return the length T of the longest sequence of all splits, in tokens (docs/fidelity.md, 6).
-
-    Args:
-        splits: the training, validation and test stories.
-        n_ctx: the value of ``--n_ctx``, which T does not exceed.
-    """
-    keep = max_part_length(n_ctx)
-    longest = max(
-        len(story[:keep]) + max(len(one[:keep]), len(two[:keep])) + N_SPECIAL
-        for split in splits
-        for story, one, two in zip(split.stories, split.endings1, split.endings2, strict=True)
-    )
-    return min(longest, n_ctx)
-
-
-def transform_roc(
-    split: EncodedCloze, special: SpecialTokens, *, n_ctx: int, max_len: int
+def to_arrays(
+    examples: Sequence[Sequence[Sequence[int]]],
+    special: SpecialTokens,
+    *,
+    n_ctx: int,
+    labels: Sequence[float] | None = None,
 ) -> ChoiceArrays:
-    """Lay out each story with each of its endings (the original's ``transform_roc``).
-
-    A sequence is ``start story[:max_len] delimiter ending[:max_len] classify``.
+    """Return the sequences of examples as arrays (the original's ``transform_roc``).
 
     Args:
-        split: token ids.
-        special: ids of the three special tokens; the rows of the positions follow them.
-        n_ctx: T, from :func:`context_length`.
-        max_len: from :func:`max_part_length` of the flag ``--n_ctx``, not of T.
+        examples: B examples of S sequences each, of at most ``n_ctx`` token ids, as a layout of
+            :mod:`gpt1.tasks.layouts` makes them.
+        special: ids of the special tokens; the rows of the positions follow them.
+        n_ctx: T.
+        labels: B indices of the right choices; None if they are not known.
     """
-    n = len(split.stories)
-    X = np.zeros((n, 2, n_ctx, 2), dtype=np.int32)
-    M = np.zeros((n, 2, n_ctx), dtype=np.float32)
+    S = max((len(sequences) for sequences in examples), default=0)
+    X = np.zeros((len(examples), S, n_ctx, 2), dtype=np.int32)
+    M = np.zeros((len(examples), S, n_ctx), dtype=np.float32)
     X[:, :, :, 1] = np.arange(special.classify + 1, special.classify + 1 + n_ctx)
-    for i, story in enumerate(split.stories):
-        for s, ending in enumerate((split.endings1[i], split.endings2[i])):
-            ids = [special.start, *story[:max_len], special.delimiter]
-            ids += [*ending[:max_len], special.classify]
-            X[i, s, : len(ids), 0] = ids
-            M[i, s, : len(ids)] = 1
-    labels = None if split.labels is None else np.asarray(split.labels, dtype=np.int32)
-    return ChoiceArrays(X, M, labels)
+    for b, sequences in enumerate(examples):
+        for s, ids in enumerate(sequences):
+            X[b, s, : len(ids), 0] = ids
+            M[b, s, : len(ids)] = 1
+    return ChoiceArrays(X, M, None if labels is None else np.asarray(labels, dtype=np.int32))

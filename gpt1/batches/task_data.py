@@ -1,4 +1,4 @@
-"""Make arrays of token ids from the examples of a task (the original's ``transform_roc``)."""
+"""Read the examples of a task, and make arrays of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays, to_arrays
 from gpt1.tasks import Example, Task
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
@@ -35,7 +33,7 @@ class TaskData:
     valid: ChoiceArrays
     test: ChoiceArrays
     examples: Sequence[Example] = ()
-    test_labels: Sequence[int] | None = None
+    test_labels: Sequence[float] | None = None
     n_vocab: int
     n_ctx: int
 
@@ -64,23 +62,29 @@ def load_task_data(
         InputError: a file is missing or malformed.
     """
     splits = task.read(Path(data_dir))
+    test = next(iter(splits.predicted.values()))
     special = SpecialTokens.after(len(encoder.encoder))
     sequences = [
         [
             task.layout.sequences(texts, special, n_ctx)
             for texts in _encode(split, encoder, verbose=verbose)
         ]
-        for split in splits
+        for split in (splits.train, splits.valid, test)
     ]
     longest = max(len(ids) for split in sequences for example in split for ids in example)
-    train, valid, test = (to_arrays(split, special, n_ctx=longest) for split in sequences)
+    train, valid, test_arrays = (
+        to_arrays(split, special, n_ctx=longest, labels=labels)
+        for split, labels in zip(
+            sequences, (_labels(splits.train), _labels(splits.valid), None), strict=True
+        )
+    )
     return TaskData(
         task=task,
-        train=train._replace(Y=_labels(splits.train)),
-        valid=valid._replace(Y=_labels(splits.valid)),
-        test=test,
+        train=train,
+        valid=valid,
+        test=test_arrays,
         examples=splits.train,
-        test_labels=[each.label for each in splits.test if each.label is not None] or None,
+        test_labels=_labels(test),
         n_vocab=len(encoder.encoder),
         n_ctx=longest,
     )
@@ -95,26 +99,7 @@ def _encode(
     return [[next(ids) for _ in example.texts] for example in examples]
 
 
-def _labels(examples: Sequence[Example]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    return np.asarray([example.label for example in examples], dtype=np.int32)
-
-
-def to_arrays(
-    examples: Sequence[Sequence[Sequence[int]]], special: SpecialTokens, *, n_ctx: int
-) -> ChoiceArrays:
-    """Return the sequences of examples as arrays without labels (the original's ``transform_roc``).
-
-    Args:
-        examples: B examples of S sequences each, of at most ``n_ctx`` token ids.
-        special: ids of the special tokens; the rows of the positions follow them.
-        n_ctx: T.
-    """
-    n_sequences = max((len(sequences) for sequences in examples), default=0)
-    X = np.zeros((len(examples), n_sequences, n_ctx, 2), dtype=np.int32)
-    M = np.zeros((len(examples), n_sequences, n_ctx), dtype=np.float32)
-    X[:, :, :, 1] = np.arange(special.classify + 1, special.classify + 1 + n_ctx)
-    for b, sequences in enumerate(examples):
-        for s, ids in enumerate(sequences):
-            X[b, s, : len(ids), 0] = ids
-            M[b, s, : len(ids)] = 1
-    return ChoiceArrays(X, M, None)
+def _labels(examples: Sequence[Example]) -> list[float] | None:
+    """Return the labels of a split; None if they are not known."""
+    labels = [example.label for example in examples if example.label is not None]
+    return labels or None

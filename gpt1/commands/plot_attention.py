@@ -156,13 +156,13 @@ def _check_number(flag: str, value: int | None, what: str, n: int) -> None:
 
 def _choice(story: str, ending: str, model: OpenedModel) -> list[int]:
     """Return the token ids of a story with one ending; refuse more tokens than the model takes."""
-    from gpt1.inference.attention import choice_ids
+    from gpt1.tasks.layouts import pair
 
     story_ids, ending_ids = model.text_encoder.encode([story, ending], verbose=False)
     for flag, part in (("--story", story_ids), ("--ending", ending_ids)):
         if not part:
             raise InputError(f"{flag}: expected a text with at least one word")
-    ids = choice_ids(story_ids, ending_ids, model.special)
+    ids = pair(story_ids, ending_ids, model.special)
     n_ctx = model.module.config.n_ctx
     if len(ids) > n_ctx:
         raise InputError(

@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.settings.words import shorten
-from gpt1.tasks import ACCURACY, ChoiceIndex, Choices, Example, Splits, Submission, Task
+from gpt1.tasks import ACCURACY, ChoiceIndex, Example, Splits, StoryChoices, Task
 
 VALIDATION_CSV = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
 TEST_CSV = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
@@ -324,10 +324,14 @@ def read_splits(data_dir: Path) -> Splits:
     """Read the splits of :func:`rocstories` as examples; their sources count stories from 1."""
     train, valid, test = rocstories(data_dir)
     train_rows, valid_rows = split_rows(len(train.labels) + len(valid.labels))
+    valid_examples = _examples(valid, data_dir / VALIDATION_CSV, valid_rows)
     return Splits(
-        _examples(train, data_dir / VALIDATION_CSV, train_rows),
-        _examples(valid, data_dir / VALIDATION_CSV, valid_rows),
-        _examples(test, data_dir / TEST_CSV, range(len(test.labels))),
+        train=_examples(train, data_dir / VALIDATION_CSV, train_rows),
+        valid=valid_examples,
+        predicted={
+            "ROCStories": _examples(test, data_dir / TEST_CSV, range(len(test.labels))),
+            "ROCStories.dev": valid_examples,
+        },
     )
 
 
@@ -341,11 +345,11 @@ def _examples(cloze: Cloze, path: Path, rows: Sequence[int]) -> list[Example]:
 ROCSTORIES = Task(
     name="rocstories",
     title="ROCStories",
-    files=(VALIDATION_CSV, TEST_CSV),
+    folders=("ROCStories", "rocstories"),
+    files=((VALIDATION_CSV, TEST_CSV),),
     remedy=f"ask for ROCStories at {REQUEST_FORM} and put the CSVs there",
     read=read_splits,
-    layout=Choices(),
+    layout=StoryChoices(),
     target=ChoiceIndex(),
     metrics=(ACCURACY,),
-    submission=Submission("ROCStories.tsv"),
 )

@@ -21,6 +21,7 @@ from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference.prediction import evaluating
 from gpt1.model.contexts import Packed, attention_weights
 from gpt1.runtime.files import read_text
+from gpt1.tasks.layouts import pair
 from gpt1.text_utils.special import SPECIAL_TOKENS, SpecialTokens
 
 if TYPE_CHECKING:
@@ -43,11 +44,6 @@ ENDING = PARTS.index("ending")
 
 
 # One choice
-
-
-def choice_ids(story: Ids, ending: Ids, special: SpecialTokens) -> list[int]:
-    """Return the token ids of a choice: a story and an ending, laid out as in `transform_roc`."""
-    return [special.start, *story, special.delimiter, *ending, special.classify]
 
 
 def token_labels(ids: Ids, encoder: TextEncoder, special: SpecialTokens) -> list[str]:
@@ -110,7 +106,7 @@ class EncodedSentences(NamedTuple):
 
     def ids(self, special: SpecialTokens) -> list[int]:
         """Return the T token ids of the choice."""
-        return choice_ids(list(chain(*self.sentences)), self.ending, special)
+        return pair(list(chain(*self.sentences)), self.ending, special)
 
     def parts(self) -> list[int]:
         """Return the part of each of the T tokens, as an index into :data:`PARTS`."""

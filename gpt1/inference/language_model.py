@@ -192,7 +192,7 @@ class LanguageModel(OpenedModel):
         arrays, _ = scoring.encode_stories(self, *_columns(examples), n_ctx=n_ctx)
         logits = scoring.choice_logits(self, arrays)
         chosen: list[int] = ChoiceIndex().decide(logits).tolist()
-        return (chosen, scoring.probabilities_of(logits)) if probabilities else chosen
+        return (chosen, ChoiceIndex().probabilities(logits)) if probabilities else chosen
 
     def save(self, directory: str | Path) -> None:
         """Write the model into a directory of the model hub's layout, with its vocabulary.

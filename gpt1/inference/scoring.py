@@ -12,21 +12,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
-from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
+from gpt1.batches.arrays import ChoiceArrays, to_arrays
 from gpt1.inference.opened import OpenedModel
 from gpt1.inference.prediction import predict_logits
 from gpt1.runtime.device import check_precision, set_matmul_precision
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
 from gpt1.settings.groups import LoopSettings, ModelSettings
+from gpt1.tasks.layouts import StoryChoices, max_part_length
+from gpt1.tasks.targets import ChoiceIndex
 from gpt1.text_utils.special import N_SPECIAL
 
 N_BATCH = LoopSettings().batch_size
 """Number of stories per batch, by default as in the evaluations of training."""
 N_CTX = ModelSettings().n_ctx
 """The default of ``--n_ctx`` in training."""
+N_CHOICES = 2
+"""Endings per story, also where there is no story."""
 
 
 def score_stories(
@@ -59,14 +62,7 @@ def score_stories(
     check_choice_head(model)
     arrays, _ = encode_stories(model, stories, endings1, endings2, n_ctx=n_ctx)
     logits = choice_logits(model, arrays, n_batch=n_batch, precision=precision)
-    return probabilities_of(logits)
-
-
-def probabilities_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the softmax of logits [n, C] over the choices, in float64."""
-    with np.errstate(invalid="ignore"):  # a diverged model has logits that are not finite
-        probs: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=-1)
-    return probs
+    return ChoiceIndex().probabilities(logits)
 
 
 def encode_stories(
@@ -101,36 +97,29 @@ def encode_stories(
     parts = [
         model.text_encoder.encode(texts, verbose=verbose) for texts in (stories, endings1, endings2)
     ]
-    keep, rows = max_part_length(n_ctx), model.module.config.n_ctx
-    encoded, longest, n_cut = EncodedCloze([], [], [], None), N_SPECIAL, 0
+    layout, rows = StoryChoices(), model.module.config.n_ctx
+    examples, n_cut = [], 0
     for index, whole in enumerate(zip(*parts, strict=True)):
-        kept = [ids[:keep] for ids in whole]
-        if _length(kept) > rows:
-            kept = [ids[: _room(model, index)] for ids in kept]
-        n_cut += kept != list(whole)
-        longest = max(longest, _length(kept))
-        for column, ids in zip(encoded[:3], kept, strict=True):
-            column.append(ids)
-    arrays = transform_roc(encoded, model.special, n_ctx=longest, max_len=keep)
-    return arrays, n_cut
+        sequences = layout.sequences(whole, model.special, n_ctx)
+        if max(map(len, sequences)) > rows:
+            _check_room(model, index)
+            sequences = layout.sequences(whole, model.special, rows)
+        examples.append(sequences)
+        story, *endings = whole
+        uncut = [len(story) + len(ending) + N_SPECIAL for ending in endings]
+        n_cut += [len(ids) for ids in sequences] != uncut
+    longest = max((len(ids) for sequences in examples for ids in sequences), default=N_SPECIAL)
+    return to_arrays(examples, model.special, n_ctx=longest), n_cut
 
 
-def _length(parts: Sequence[Sequence[int]]) -> int:
-    """Return the number of tokens of the longer choice of a story and two endings."""
-    story, one, two = parts
-    return len(story) + max(len(one), len(two)) + N_SPECIAL
-
-
-def _room(model: OpenedModel, index: int) -> int:
-    """Return how many tokens each part of story ``index`` keeps, since the story is too long."""
+def _check_room(model: OpenedModel, index: int) -> None:
+    """Raise an error if the model has too few position rows for a token of each part."""
     rows = model.module.config.n_ctx
-    room = max_part_length(rows)
-    if room < 1:
+    if max_part_length(rows) < 1:
         raise InputError(
             f"story {index} is too long: the model in {model.source} has {rows} position rows "
             "only, too few to cut a story to; leave it out, or use a model trained on longer ones"
         )
-    return room
 
 
 FINE_TUNED = "open the directory of a run, such as save/rocstories"
@@ -173,4 +162,5 @@ def choice_logits(
     ranks = Ranks(rank=0, world=1, device=model.module.we.device)
     check_precision(precision, ranks.device)
     set_matmul_precision(precision)
-    return predict_logits(model.module, arrays, ranks, n_batch=n_batch, precision=precision)
+    logits = predict_logits(model.module, arrays, ranks, n_batch=n_batch, precision=precision)
+    return logits.reshape(-1, N_CHOICES)

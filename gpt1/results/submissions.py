@@ -22,7 +22,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.files import atomic_write, read_lines, read_text
@@ -35,6 +34,7 @@ from gpt1.runtime.json_files import (
     shown,
     typed,
 )
+from gpt1.tasks.targets import ChoiceIndex
 
 SUBMISSION = "ROCStories.tsv"  # the original's name for it
 HEADER = "index\tprediction"
@@ -71,11 +71,11 @@ class Choices(NamedTuple):
     """The choices of a model, with probabilities.
 
     Attributes:
-        predictions: int64 [n], 0 for the first ending, 1 for the second, as in a submission.
+        predictions: int32 [n], 0 for the first ending, 1 for the second, as in a submission.
         probs: float64 [n, 2], the probability of each ending.
     """
 
-    predictions: npt.NDArray[np.int64]
+    predictions: npt.NDArray[np.int32]
     probs: npt.NDArray[np.float64]
 
     @property
@@ -185,12 +185,9 @@ def is_of_run(submission: str | Path, run_id: str | None) -> bool:
 
 
 def choices_of(logits: npt.NDArray[Any]) -> Choices:
-    """Turn logits [n, 2] into choices: argmax, and softmax in float64.
-
-    If a model has diverged, its logits are not finite, and the probabilities are NaN.
-    """
-    with np.errstate(invalid="ignore"):
-        return Choices(logits.argmax(-1), softmax(logits.astype(np.float64), axis=-1))
+    """Turn logits [n, 2] into choices and their probabilities."""
+    target = ChoiceIndex()
+    return Choices(target.decide(logits), target.probabilities(logits))
 
 
 def probs_table(choices: Choices) -> str:
@@ -225,7 +222,7 @@ def read_probs(path: str | Path) -> Choices:
     rows = _rows(path, "the file of probabilities", PROBS_HEADER, remedy)
     values = [_probs_row(path, index, row) for index, row in enumerate(rows)]
     predictions, probs = zip(*values, strict=True)
-    return Choices(np.array(predictions, dtype=np.int64), np.array(probs, dtype=np.float64))
+    return Choices(np.array(predictions, dtype=np.int32), np.array(probs, dtype=np.float64))
 
 
 def _probs_row(path: str | Path, index: int, row: str) -> tuple[int, tuple[float, float]]:

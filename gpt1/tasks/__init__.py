@@ -1,19 +1,35 @@
-"""Tasks: their examples, layout, target, metrics and submission. Imports no torch."""
+"""Tasks: their examples, layout, target and metrics. Imports no torch."""
 
-from gpt1.tasks.layouts import Choices, Layout
-from gpt1.tasks.metrics import ACCURACY, Metric
-from gpt1.tasks.targets import ChoiceIndex, Target
-from gpt1.tasks.task import Example, Splits, Submission, Task
+from gpt1.tasks.layouts import (
+    Choices,
+    Classification,
+    Entailment,
+    Layout,
+    Similarity,
+    StoryChoices,
+)
+from gpt1.tasks.metrics import ACCURACY, F1, MATTHEWS, PEARSON, SPEARMAN, Metric
+from gpt1.tasks.targets import ChoiceIndex, Classes, Grades, Target
+from gpt1.tasks.task import Example, Splits, Task
 
 __all__ = [
     "ACCURACY",
+    "F1",
+    "MATTHEWS",
+    "PEARSON",
+    "SPEARMAN",
     "ChoiceIndex",
     "Choices",
+    "Classes",
+    "Classification",
+    "Entailment",
     "Example",
+    "Grades",
     "Layout",
     "Metric",
+    "Similarity",
     "Splits",
-    "Submission",
+    "StoryChoices",
     "Target",
     "Task",
 ]

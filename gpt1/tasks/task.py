@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,22 +17,31 @@ class Example(NamedTuple):
     """One labelled or unlabelled example.
 
     texts: the texts of the example, in the order that the layout of the task takes.
-    label: the label as the target of the task has it; None if it is not known.
+    label: the label as the target of the task has it, an index or a grade; None if it is not known.
     source: where the example was read, such as ``train.tsv, line 7``, for messages; ends with a
         number.
     """
 
     texts: tuple[str, ...]
-    label: int | None
+    label: float | None
     source: str
 
 
-class Splits(NamedTuple):
-    """The examples of a data set, in three splits: training, validation and test."""
+@dataclass(frozen=True)
+class Splits:
+    """The examples of a data set.
+
+    Attributes:
+        train: the examples to train on.
+        valid: the examples whose score decides which epoch is the best.
+        predicted: the splits that ``--submit`` predicts, by the stems of their submissions; the
+            first one is the test split. A name that ends in ``.dev`` is that of a validation split.
+            Labels may be known for all examples of a split or for none.
+    """
 
     train: list[Example]
     valid: list[Example]
-    test: list[Example]
+    predicted: Mapping[str, list[Example]]
 
 
 def describe_sources(examples: Sequence[Example]) -> str:
@@ -43,14 +53,6 @@ def describe_sources(examples: Sequence[Example]) -> str:
     return "; ".join(f"{place} {', '.join(found)}" for place, found in numbers.items())
 
 
-@dataclass(frozen=True)
-class Submission:
-    """The file that predictions are written to: its name and its header line."""
-
-    file: str
-    header: str = "index\tprediction"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A data set, and how a model is trained and scored on it.
@@ -58,22 +60,39 @@ class Task:
     Attributes:
         name: the value of ``--dataset``.
         title: the name in reports and messages.
-        files: names of the files in the directory of the data set.
+        folders: names of the folder of the data set in a directory of several data sets.
+        files: the names of the files in the folder of the data set; each entry is one form in which
+            users have the data set, and one form must be complete.
         remedy: where a user gets these files, for the message that one is missing.
-        read: reads the splits from a directory; mistakes in a file are
+        read: reads the splits from the folder of the data set; mistakes in a file are
             :class:`gpt1.runtime.errors.InputError`.
         layout: makes the token sequences of an example.
         target: what is predicted.
         metrics: the scores; the first one decides which epoch is the best.
-        submission: the file that predictions are written to.
     """
 
     name: str
     title: str
-    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    files: tuple[tuple[str, ...], ...]
     remedy: str
     read: Callable[[Path], Splits]
     layout: Layout
     target: Target
     metrics: tuple[Metric, ...]
-    submission: Submission
+
+    def folder(self, data_dir: str | Path) -> Path:
+        """Return the folder of the data set: ``data_dir``, or one of :attr:`folders` in it."""
+        folders = [Path(data_dir, name) for name in self.folders]
+        return next(filter(self.is_in, folders), Path(data_dir))
+
+    def is_in(self, folder: str | Path) -> bool:
+        """Return whether a folder has at least one file of the data set."""
+        return any(os.path.exists(Path(folder, name)) for form in self.files for name in form)
+
+    def missing(self, folder: str | Path) -> list[str]:
+        """Return the files that a folder lacks, of the form of which it has the largest part."""
+        lacks = [
+            [name for name in form if not os.path.exists(Path(folder, name))] for form in self.files
+        ]
+        return min(lacks, key=len)

@@ -45,7 +45,7 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
         InputError: a file is missing; the message has all missing files and what to do about them.
     """
     demo = _is_demo(settings, task)
-    data_dir = Path(settings.data_dir or (demo_dir("data") if demo else "data"))
+    data_dir = task.folder(settings.data_dir or (demo_dir("data") if demo else "data"))
     model_dir = Path(settings.model_dir or (demo_dir("model") if demo else "model"))
     vocabulary, merges = locate.vocabulary_files(model_dir)
     sources = Sources(
@@ -70,13 +70,13 @@ def _is_demo(settings: SourceSettings, task: Task) -> bool:
         named.append(is_demo_dir("model", settings.model_dir))
     if named:
         return all(named)
-    return not any(os.path.isfile(Path("data", name)) for name in task.files)
+    return not task.is_in("data")
 
 
 def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> list[str]:
     """Return a problem for each kind of file that the run needs and that is missing."""
     problems = []
-    missing = [name for name in task.files if not os.path.isfile(sources.data_dir / name)]
+    missing = task.missing(sources.data_dir)
     if missing:
         names = " and ".join(f"'{name}'" for name in missing)
         where = f"{sources.data_dir}/ has no"

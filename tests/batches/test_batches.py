@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from cloze import EncodedCloze, lay_out
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1.batches.arrays import (
-    ChoiceArrays,
-    EncodedCloze,
-    context_length,
-    max_part_length,
-    transform_roc,
-)
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import Batch, pack
+from gpt1.batches.task_data import load_task_data
 from gpt1.datasets.story_cloze import ROCSTORIES
+from gpt1.tasks import Example, Splits
+from gpt1.tasks.layouts import max_part_length
 from gpt1.text_utils.special import N_SPECIAL, SPECIAL_TOKENS, SpecialTokens
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def test_parts_leave_room_for_each_other_and_three_special_tokens() -> None:
 
 def test_transform_roc_by_hand() -> None:
     split = EncodedCloze([[1, 2, 3], [0]], [[3], [1, 1]], [[2, 0], [3]], [1, 0])
-    arrays = transform_roc(split, SPECIAL, n_ctx=9, max_len=8)
+    arrays = lay_out(split, SPECIAL, length=9)
     assert arrays.X.dtype == arrays.Y.dtype == np.int32
     assert arrays.M.dtype == np.float32
     assert arrays.n_stories == 2
@@ -65,29 +64,47 @@ def test_transform_roc_by_hand() -> None:
 
 def test_story_and_ending_are_each_cut_to_max_len() -> None:
     split = EncodedCloze([[0, 1, 2, 3]], [[3, 2, 1, 0]], [[1]], None)
-    arrays = transform_roc(split, SPECIAL, n_ctx=8, max_len=2)
+    arrays = lay_out(split, SPECIAL, n_ctx=8, length=8)
     assert arrays.X[0, :, :, 0].tolist() == [[4, 0, 1, 5, 3, 2, 6, 0], [4, 0, 1, 5, 1, 6, 0, 0]]
     assert arrays.Y is None
 
 
-def test_context_length_is_that_of_the_longest_choice_of_all_splits() -> None:
-    short = EncodedCloze([[1]], [[1]], [[1]], None)
-    long = EncodedCloze([[1] * 5, [1] * 7], [[2] * 6, [3]], [[1], [1] * 3], None)
-    assert context_length([short], 512) == 5
-    assert context_length([short, long], 512) == 5 + 6 + 3
-    assert context_length([long, short], 512) == 14
+class Numbers:
+    """An encoder of texts that are token ids already, of a vocabulary of four."""
+
+    encoder = dict.fromkeys(range(N_VOCAB))
+
+    def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
 
 
-def test_context_length_counts_parts_as_they_are_cut() -> None:
-    split = EncodedCloze([[1] * 50], [[2] * 3], [[2] * 4], None)
-    assert context_length([split], 20) == 8 + 4 + 3
-    assert context_length([EncodedCloze([[1] * 50], [[2] * 50], [[2]], None)], 20) == 19
-    assert context_length([EncodedCloze([[1] * 50], [[2] * 50], [[2]], None)], 512) == 103
+def loaded_length(n_ctx: int, *splits: tuple[int, int, int]) -> int:
+    """T of a data set of three splits, one example each, of so many tokens per part."""
+    train, valid, test = (
+        [Example(tuple("1 " * length for length in lengths), 0, "story 1")] for lengths in splits
+    )
+    found = Splits(train, valid, {"ROCStories": test})
+    task = replace(ROCSTORIES, read=lambda data_dir: found)
+    encoder: Any = Numbers()
+    return load_task_data(task, "", encoder, n_ctx=n_ctx).n_ctx
+
+
+def test_the_length_is_that_of_the_longest_choice_of_all_splits() -> None:
+    short, long = (1, 1, 1), (5, 6, 1)
+    assert loaded_length(512, short, short, short) == 5
+    for splits in ((long, short, short), (short, long, short), (short, short, long)):
+        assert loaded_length(512, *splits) == 5 + 6 + 3
+
+
+def test_the_length_counts_parts_as_they_are_cut() -> None:
+    assert loaded_length(20, (50, 3, 4), (1, 1, 1), (1, 1, 1)) == 8 + 4 + 3
+    assert loaded_length(20, (50, 50, 1), (1, 1, 1), (1, 1, 1)) == 19
+    assert loaded_length(512, (50, 50, 1), (1, 1, 1), (1, 1, 1)) == 103
 
 
 def test_take_keeps_order_and_missing_labels() -> None:
     split = EncodedCloze([[0], [1], [2]], [[1]] * 3, [[2]] * 3, [0, 1, 1])
-    arrays = transform_roc(split, SPECIAL, n_ctx=5, max_len=2)
+    arrays = lay_out(split, SPECIAL)
     taken = arrays.take(np.array([2, 0]))
     assert taken.X[:, 0, 1, 0].tolist() == [2, 0]
     assert taken.Y.tolist() == [1, 0]
@@ -104,7 +121,7 @@ stories = st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=4)
 def any_arrays(draw: st.DrawFn) -> ChoiceArrays:
     """Draw arrays of stories, some with a ``_classify_`` inside or with different first tokens."""
     split = EncodedCloze(*map(list, zip(*draw(stories), strict=True)), labels=None)
-    arrays = transform_roc(split, SPECIAL, n_ctx=context_length([split], 20), max_len=8)
+    arrays = lay_out(split, SPECIAL, n_ctx=20)
     for b in range(arrays.n_stories):
         if draw(st.integers(0, 4)) == 0:
             length = int(arrays.M[b].sum(-1).min())
@@ -259,7 +276,7 @@ def test_what_is_shared_is_computed_once(arrays: ChoiceArrays, share_prefix: boo
 
 def test_packing_by_hand() -> None:
     split = EncodedCloze([[1, 2]], [[3, 0]], [[3, 1, 1]], [1])
-    arrays = transform_roc(split, SPECIAL, n_ctx=8, max_len=4)
+    arrays = lay_out(split, SPECIAL, length=8)
     batch = pack(arrays, CLASSIFY, share_prefix=True)
     #                              prefix          | 0    | 1
     assert batch.tokens.tolist() == [4, 1, 2, 5, 3, 0, 6, 1, 1, 6]
@@ -282,7 +299,7 @@ def test_packing_by_hand() -> None:
 @pytest.mark.parametrize("share_prefix", [False, True])
 def test_batches_move_whole(share_prefix: bool) -> None:
     split = EncodedCloze([[1, 2]], [[3]], [[2]], None)
-    arrays = transform_roc(split, SPECIAL, n_ctx=8, max_len=4)
+    arrays = lay_out(split, SPECIAL, length=8)
     batch = pack(arrays, CLASSIFY, share_prefix=share_prefix)
     moved = batch.to(torch.device("meta"))
     assert {moved.tokens.device.type, moved.clf_rows.device.type} == {"meta"}

@@ -18,9 +18,9 @@ import pytest
 import reference
 import tiny
 import torch
+from cloze import EncodedCloze, lay_out
 from peers import SMALL, their_model
 
-from gpt1.batches.arrays import EncodedCloze, transform_roc
 from gpt1.commands import plot, plot_attention
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, VALIDATION_CSV, read_cloze
 from gpt1.inference.attention import (
@@ -29,7 +29,6 @@ from gpt1.inference.attention import (
     StorySentences,
     attention_maps,
     average_shares,
-    choice_ids,
     encode_sentences,
     read_story_sentences,
     token_labels,
@@ -40,6 +39,7 @@ from gpt1.reports.runs import align, are_repetitions, table
 from gpt1.results.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
 from gpt1.results.tensorboard import TensorBoard, write_run
 from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.tasks.layouts import pair
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
@@ -333,9 +333,9 @@ def test_a_sequence_without_positions_is_refused(T: int) -> None:
 
 def test_a_choice_is_laid_out_as_in_training() -> None:
     story, ending = [3, 1, 4, 1], [5, 2]
-    ids = choice_ids(story, ending, SPECIAL)
+    ids = pair(story, ending, SPECIAL)
     split = EncodedCloze([story], [ending], [ending], None)
-    arrays = transform_roc(split, SPECIAL, n_ctx=len(ids), max_len=20)
+    arrays = lay_out(split, SPECIAL)
     assert ids == arrays.X[0, 0, :, 0].tolist()
     assert arrays.M.all()
 
@@ -475,7 +475,7 @@ def test_an_average_over_nothing_is_refused() -> None:
 def test_labels_of_tokens(encoder: TextEncoder) -> None:
     special = SpecialTokens.after(len(encoder.encoder))
     story = [encoder.encoder[piece] for piece in ("anna</w>", "an", "n", ".</w>")]
-    labels = token_labels(choice_ids(story, [0], special), encoder, special)
+    labels = token_labels(pair(story, [0], special), encoder, special)
     unknown = encoder.decoder[0]
     assert labels == ["_start_", "anna", "an-", "n-", ".", "_delimiter_", unknown, "_classify_"]
     encoder.decoder[5] = "\n</w>"

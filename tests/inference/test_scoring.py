@@ -7,15 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from cloze import EncodedCloze, lay_out
 from finished import Run, train_tiny
 
-from gpt1.batches.arrays import EncodedCloze, max_part_length, transform_roc
 from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import read_cloze
 from gpt1.inference import scoring
 from gpt1.model.transformer import DoubleHeadsModel
 from gpt1.results.submissions import choices_of
 from gpt1.runtime.errors import InputError
+from gpt1.tasks.layouts import max_part_length
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_probabilities_are_those_of_choices_one_by_one(run: Run) -> None:
     opened, test = run.opened(), read_cloze(run.test_csv)
     encoded = EncodedCloze(*(opened.text_encoder.encode(texts) for texts in test[:3]), labels=None)
     rows = opened.module.config.n_ctx
-    arrays = transform_roc(encoded, opened.special, n_ctx=rows, max_len=max_part_length(512))
+    arrays = lay_out(encoded, opened.special, length=rows)
     logits = []
     with torch.no_grad():
         for i in range(arrays.n_stories):

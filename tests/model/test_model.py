@@ -12,17 +12,12 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from cloze import EncodedCloze, lay_out
 from peers import NO_DROPOUT, SMALL, their_model
 from reference import assert_within
 from torch import Tensor, nn
 
-from gpt1.batches.arrays import (
-    ChoiceArrays,
-    EncodedCloze,
-    context_length,
-    max_part_length,
-    transform_roc,
-)
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import Batch, pack
 from gpt1.inference.attention import attention_maps
 from gpt1.inference.decoding import Cached, Decoder
@@ -50,18 +45,16 @@ def _same_random_numbers_every_time() -> None:
     torch.manual_seed(0)
 
 
-def cloze_arrays(
+def arrays_of(
     stories: list[list[int]], endings1: list[list[int]], endings2: list[list[int]]
 ) -> ChoiceArrays:
     """Return arrays of the given token ids, for SMALL's vocabulary, with alternating labels."""
     split = EncodedCloze(stories, endings1, endings2, [i % 2 for i in range(len(stories))])
-    n_ctx = context_length([split], SMALL.n_ctx)
-    max_len = max_part_length(SMALL.n_ctx)
-    return transform_roc(split, SpecialTokens.after(SMALL.n_vocab), n_ctx=n_ctx, max_len=max_len)
+    return lay_out(split, SpecialTokens.after(SMALL.n_vocab), n_ctx=SMALL.n_ctx)
 
 
 def some_arrays() -> ChoiceArrays:
-    return cloze_arrays(
+    return arrays_of(
         stories=[[1, 2, 3, 0, 5], [4, 4], [6]],
         endings1=[[2, 2, 1], [3, 0, 2, 6, 5, 1], [0, 5]],
         endings2=[[2, 6], [3, 1], [1]],
@@ -323,14 +316,14 @@ STORIES: dict[str, tuple[list[list[int]], list[list[int]], list[list[int]]]] = {
 
 def unlike_from_the_start() -> ChoiceArrays:
     """Return arrays whose choices have no common prefix, which a story never gives."""
-    arrays = cloze_arrays([[1, 2]], [[3, 4]], [[3, 5]])
+    arrays = arrays_of([[1, 2]], [[3, 4]], [[3, 5]])
     arrays.X[0, 1, 0, 0] = 6
     return arrays
 
 
 def classify_within() -> ChoiceArrays:
     """Return arrays with a ``_classify_`` in the common prefix, which is then the first one."""
-    arrays = cloze_arrays([[1, 2, 3]], [[3, 4]], [[3, 5, 5]])
+    arrays = arrays_of([[1, 2, 3]], [[3, 4]], [[3, 5, 5]])
     arrays.X[0, :, 2, 0] = SMALL.clf_token
     return arrays
 
@@ -341,7 +334,7 @@ def test_sharing_prefixes_changes_no_number(kind: str) -> None:
         "unlike from the start": unlike_from_the_start,
         "classify within": classify_within,
     }
-    arrays = special[kind]() if kind in special else cloze_arrays(*STORIES[kind])
+    arrays = special[kind]() if kind in special else arrays_of(*STORIES[kind])
     model = reference.random_model(SMALL, seed=1)
     plain, shared = packed(arrays), packed(arrays, share_prefix=True)
     assert_close(model.choice_logits(shared), model.choice_logits(plain), 1e-10)
@@ -365,7 +358,7 @@ def test_sharing_prefixes_changes_no_number(kind: str) -> None:
 def test_sharing_prefixes_does_share() -> None:
     """The comparison above would show nothing if both batches were equal."""
     for kind, stories in STORIES.items():
-        arrays = cloze_arrays(*stories)
+        arrays = arrays_of(*stories)
         assert len(packed(arrays, share_prefix=True).tokens) < len(packed(arrays).tokens), kind
 
 
@@ -507,7 +500,7 @@ def test_residual_dropout_is_after_both_projections_of_every_layer() -> None:
 
 def test_classifier_dropout_is_one_mask_a_story() -> None:
     model, _ = dropping(clf_pdrop=0.5)
-    arrays = cloze_arrays([[1, 2]] * 8, [[3, 4]] * 8, [[3, 4]] * 8)  # all choices identical
+    arrays = arrays_of([[1, 2]] * 8, [[3, 4]] * 8, [[3, 4]] * 8)  # all choices identical
     logits = model.choice_logits(packed(arrays)).detach()
     torch.testing.assert_close(logits[:, 0], logits[:, 1], rtol=0, atol=1e-12)
     assert len(logits[:, 0].unique()) == 8  # 12 places: a chance of 2^-12 that two masks agree
@@ -533,7 +526,7 @@ def test_dropout_keeps_the_mean() -> None:
 def test_choices_packed_apart_have_their_own_masks() -> None:
     """In the original the two sequences of a story share only the mask of ``we``."""
     model, _ = dropping(resid_pdrop=0.5)
-    logits = model.choice_logits(packed(cloze_arrays([[1, 2]], [[3, 4]], [[3, 4]])))
+    logits = model.choice_logits(packed(arrays_of([[1, 2]], [[3, 4]], [[3, 4]])))
     assert (logits[0, 0] - logits[0, 1]).abs() > 1e-3
 
 

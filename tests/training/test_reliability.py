@@ -25,6 +25,7 @@ import processes
 import pytest
 import tiny
 import torch
+from cloze import EncodedCloze, lay_out
 from processes import (
     SIGINT,
     SIGKILL,
@@ -43,7 +44,7 @@ from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import Store
 from waiting import DEADLINE, wait_until
 
-from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, max_part_length, transform_roc
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.results.log_lines import read_updates
@@ -133,9 +134,7 @@ def in_file_order(task: tiny.Tiny) -> np.ndarray:
     texts = [" ".join(row[1:5]) for row in rows], [row[5] for row in rows], [row[6] for row in rows]
     encoded = EncodedCloze(*(encoder.encode(part, verbose=False) for part in texts), None)
     special = SpecialTokens.after(loaded.n_vocab)
-    return transform_roc(
-        encoded, special, n_ctx=loaded.n_ctx, max_len=max_part_length(Settings().n_ctx)
-    ).X
+    return lay_out(encoded, special, length=loaded.n_ctx).X
 
 
 def stories_named(message: str) -> list[int]:

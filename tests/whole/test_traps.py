@@ -20,10 +20,10 @@ import reference
 import released
 import torch
 import torch.nn.functional as F
+from cloze import EncodedCloze, lay_out
 from torch import Tensor
 
-from gpt1.batches import arrays as batches
-from gpt1.batches.arrays import ChoiceArrays, EncodedCloze, transform_roc
+from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import ROCSTORIES, Cloze
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
@@ -32,6 +32,7 @@ from gpt1.model.transformer import DoubleHeadsModel, LayerNorm, Losses, ModelCon
 from gpt1.runtime.ranks import Ranks
 from gpt1.settings.training import Settings
 from gpt1.tasks import ACCURACY, ChoiceIndex, Example, Splits
+from gpt1.tasks.layouts import max_part_length
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import prepare
 from gpt1.training.sources import Sources
@@ -306,7 +307,7 @@ def stories_of(config: ModelConfig) -> ChoiceArrays:
         [0, 1, 1],
     )
     special = SpecialTokens.after(config.n_vocab)
-    return transform_roc(split, special, n_ctx=config.n_ctx, max_len=5)
+    return lay_out(split, special, length=config.n_ctx)
 
 
 @pytest.mark.golden
@@ -541,11 +542,12 @@ class NumbersAsText:
 
 def read_instead(monkeypatch: pytest.MonkeyPatch, *splits: Cloze) -> None:
     """Let a run read these splits in place of files."""
-    examples = [
+    train, valid, test = (
         [Example(texts, label, "story 1") for *texts, label in zip(*split, strict=True)]
         for split in splits
-    ]
-    task = replace(ROCSTORIES, read=lambda data_dir: Splits(*examples))
+    )
+    found = Splits(train, valid, {"ROCStories": test})
+    task = replace(ROCSTORIES, read=lambda data_dir: found)
     monkeypatch.setitem(prepare.TASKS, "rocstories", task)
 
 
@@ -561,7 +563,7 @@ def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
     for arrays in (task.train, task.valid, task.test):
         assert arrays.M.sum(-1).tolist() == [[77, 68], [7, 8]]
     # Cut by the length of the data itself, 36 tokens of the long story would be left.
-    assert batches.max_part_length(task.n_ctx) == 36
+    assert max_part_length(task.n_ctx) == 36
 
 
 def test_words_are_split_by_the_rules_of_the_flag(
