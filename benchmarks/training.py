@@ -36,7 +36,7 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.peer import copy_weights, peer_config
-from gpt1.batches.arrays import ChoiceArrays, to_arrays
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.inference.prediction import predict_logits
@@ -62,7 +62,7 @@ PREDICTED_STORIES = 3 * 2 * 374 + 1871
 VARIANTS = ("peer", "ours", "ours, shared prefix")
 
 
-def draw_stories(n: int, seed: int) -> ChoiceArrays:
+def draw_stories(n: int, seed: int) -> EncodedSplit:
     """Draw stories of random tokens whose lengths are distributed as in ROCStories."""
     rng = np.random.default_rng(seed)
 
@@ -80,10 +80,10 @@ def draw_stories(n: int, seed: int) -> ChoiceArrays:
     examples = [
         layout.sequences(texts, special, 512) for texts in zip(stories, *endings, strict=True)
     ]
-    return to_arrays(examples, special, n_ctx=N_CTX, labels=labels)
+    return EncodedSplit.of(examples, special, labels)
 
 
-def real_stories(data_dir: Path, model_dir: Path, n: int) -> ChoiceArrays:
+def real_stories(data_dir: Path, model_dir: Path, n: int) -> EncodedSplit:
     """Return the first n training stories of the real data."""
     from gpt1.settings.training import Settings
     from gpt1.training.prepare import load_data
@@ -113,7 +113,7 @@ class Ours:
             max_grad_norm=1,
         )
 
-    def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
+    def train(self, stories: EncodedSplit, precision: str, n_gpu: int) -> None:
         """Make one update on all stories, in n_gpu towers."""
         tower_gradients(
             Replica(self.model, self.ranks),
@@ -126,7 +126,7 @@ class Ours:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
+    def predict(self, stories: EncodedSplit, precision: str) -> npt.NDArray[np.float32]:
         """Compute the logits of all stories."""
         return predict_logits(self.model, stories, self.ranks, n_batch=32, precision=precision)
 
@@ -146,22 +146,24 @@ class Peer:
             self.model.parameters(), lr=6.25e-5, weight_decay=0.01, fused=True
         )
 
-    def inputs(self, stories: ChoiceArrays) -> dict[str, Tensor]:
+    def inputs(self, stories: EncodedSplit) -> dict[str, Tensor]:
         """Make padded ids, the positions of ``_classify_``, and labels with -100 on padding."""
-        ids = torch.from_numpy(stories.X[..., 0].astype(np.int64))
-        mask = torch.from_numpy(stories.M)
-        assert stories.Y is not None
+        lengths = torch.from_numpy(stories.lengths).long()
+        mask = torch.arange(N_CTX) < lengths[..., None]
+        ids = torch.zeros(mask.shape, dtype=torch.long)
+        ids[mask] = torch.from_numpy(stories.ids.astype(np.int64))
+        assert stories.targets is not None
         found = {
             "input_ids": ids,
-            "mc_token_ids": mask.sum(-1).long() - 1,
-            "labels": ids.masked_fill(mask == 0, -100),
-            "mc_labels": torch.from_numpy(stories.Y.astype(np.int64)),
+            "mc_token_ids": lengths - 1,
+            "labels": ids.masked_fill(~mask, -100),
+            "mc_labels": torch.from_numpy(stories.targets.astype(np.int64)),
         }
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
-    def train(self, stories: ChoiceArrays, precision: str, n_gpu: int) -> None:
+    def train(self, stories: EncodedSplit, precision: str, n_gpu: int) -> None:
         """Make one update in ``n_gpu`` parts as gpt1 does, so that both keep equal activations."""
-        size = len(stories.X) // n_gpu
+        size = stories.n_examples // n_gpu
         for part in range(n_gpu):
             inputs = self.inputs(stories.take(slice(part * size, (part + 1) * size)))
             with self.arithmetic(precision):
@@ -172,12 +174,12 @@ class Peer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def predict(self, stories: ChoiceArrays, precision: str) -> npt.NDArray[np.float32]:
+    def predict(self, stories: EncodedSplit, precision: str) -> npt.NDArray[np.float32]:
         """Compute the logits of all stories; transformers always computes the LM head, too."""
         self.model.eval()
         found = []
         with torch.no_grad(), self.arithmetic(precision):
-            for begin in range(0, len(stories.X), 32):
+            for begin in range(0, stories.n_examples, 32):
                 inputs = self.inputs(stories.take(slice(begin, begin + 32)))
                 out = self.model(inputs["input_ids"], mc_token_ids=inputs["mc_token_ids"])
                 found.append(out.mc_logits.float().cpu().numpy())
@@ -206,20 +208,20 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     return best
 
 
-def flop_per_story(stories: ChoiceArrays, config: ModelConfig, *, shared: bool) -> dict[str, float]:
+def flop_per_story(stories: EncodedSplit, config: ModelConfig, *, shared: bool) -> dict[str, float]:
     """Count FLOP per story in matrix products on real tokens, for training and prediction."""
     batch = pack(stories, config.clf_token, share_prefix=shared)
     n, n_lm = len(batch.tokens), len(batch.lm_rows)
     D, L = config.n_embd, config.n_layer
     body, head = 2 * 12 * L * D * D, 2 * config.n_rows * D
-    B = stories.n_stories
+    B = stories.n_examples
     # The last layer of a prediction: keys and values everywhere, the rest at 2 tokens per story.
     last = 2 * 2 * D * D * n + 2 * 10 * D * D * 2 * B
     predict = n * body * (L - 1) / L + last
     return {"train": 3 * (n * body + n_lm * head) / B, "predict": predict / B}
 
 
-def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Callable[..., float]:
+def prepare(args: argparse.Namespace, stories: EncodedSplit, variant: str) -> Callable[..., float]:
     """Set up a variant in its process, as its users would; return the function for requests.
 
     The requests are ("train" or "predict", precision, towers) for seconds, and ("peak",) for GiB.
@@ -243,7 +245,7 @@ def prepare(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> Ca
     return answer
 
 
-def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
+def compare(args: argparse.Namespace, stories: EncodedSplit) -> dict[str, Any]:
     """Measure seconds per story, their ratios, and the used shares of the machine's speed."""
     workers = {variant: Worker(prepare, args, stories, variant) for variant in VARIANTS}
     for worker in workers.values():
@@ -278,7 +280,7 @@ def compare(args: argparse.Namespace, stories: ChoiceArrays) -> dict[str, Any]:
 
 def entry(
     args: argparse.Namespace,
-    stories: ChoiceArrays,
+    stories: EncodedSplit,
     name: str,
     work: str,
     rate: float,
@@ -286,7 +288,7 @@ def entry(
     of_the_peer: float,
 ) -> dict[str, float]:
     """Return the figures of one measurement, for the table and the JSON file."""
-    figures = {"seconds_per_story": seconds / stories.n_stories}
+    figures = {"seconds_per_story": seconds / stories.n_examples}
     if name != "peer":
         flop = flop_per_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
         figures["limit_seconds_per_story"] = flop[work] / rate
@@ -295,13 +297,13 @@ def entry(
     return figures
 
 
-def config_of(args: argparse.Namespace, stories: ChoiceArrays) -> ModelConfig:
+def config_of(args: argparse.Namespace, stories: EncodedSplit) -> ModelConfig:
     """Return a configuration of the sizes that the flags give, by default the paper's."""
     sizes = {name: getattr(args, name) for name in ("n_embd", "n_layer", "n_head")}
-    return ModelConfig(n_vocab=N_VOCAB, n_ctx=stories.X.shape[2], **sizes)
+    return ModelConfig(n_vocab=N_VOCAB, n_ctx=N_CTX, **sizes)
 
 
-def peak_memory(args: argparse.Namespace, stories: ChoiceArrays, variant: str) -> float:
+def peak_memory(args: argparse.Namespace, stories: EncodedSplit, variant: str) -> float:
     """Measure the peak GiB of two updates in a separate process (device memory on a GPU)."""
     worker = Worker(prepare, args, stories, variant)
     for _ in range(WARM_UP):
@@ -351,12 +353,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def tokens_per_story(stories: ChoiceArrays) -> list[float]:
+def tokens_per_story(stories: EncodedSplit) -> list[float]:
     """Return mean tokens per story: with padding, without, and with the shared prefix once."""
     shared = pack(stories, N_VOCAB + 2, share_prefix=True)
-    padded = 2 * stories.X.shape[2]
-    return [padded, round(float(stories.M.sum()) / len(stories.X), 1),
-            round(len(shared.tokens) / len(stories.X), 1)]  # fmt: skip
+    padded = 2 * N_CTX
+    return [padded, round(len(stories.ids) / stories.n_examples, 1),
+            round(len(shared.tokens) / stories.n_examples, 1)]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

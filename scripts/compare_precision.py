@@ -85,8 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--n_iter 0: without updates there is nothing to compare")
     flags = {name: getattr(given, name) for name in given.given}
     one, two = (outcome(variant, flags) for variant in variants)
-    assert one.predictions is not None
-    assert two.predictions is not None
     print(f"{variants[1].name} against {variants[0].name}, {len(one.updates)} updates:")
     updates = [[asdict(line) for line in run.updates] for run in (two, one)]
     costs = ["clf_cost", *(["lm_cost"] if one.updates[0].lm_cost is not None else [])]
@@ -96,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluations = [[found.figures for found in run.evaluations] for run in (two, one)]
     for name in evaluations[0][0]:
         print(distance(name, *evaluations))
-    other = int((one.predictions != two.predictions).sum())
-    n = len(one.predictions)
+    first, second = (next(iter(run.predictions.values())) for run in (one, two))
+    other, n = int((first != second).sum()), len(first)
     print(f"predictions that differ: {other} of {n} ({100 * other / n:.1f} %)")
     return 0
 

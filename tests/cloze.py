@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpt1.batches.arrays import ChoiceArrays, to_arrays
+from padded import Padded, padded
+
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.tasks.layouts import StoryChoices
 from gpt1.text_utils.special import SpecialTokens
 
@@ -20,7 +22,7 @@ class EncodedCloze(NamedTuple):
 
 def lay_out(
     split: EncodedCloze, special: SpecialTokens, *, n_ctx: int = 512, length: int | None = None
-) -> ChoiceArrays:
+) -> Padded:
     """Return the arrays of a split.
 
     Args:
@@ -32,5 +34,4 @@ def lay_out(
     layout = StoryChoices()
     texts = zip(*split[:3], strict=True)
     examples = [layout.sequences(each, special, n_ctx) for each in texts]
-    longest = max(len(ids) for sequences in examples for ids in sequences)
-    return to_arrays(examples, special, n_ctx=length or longest, labels=split.labels)
+    return padded(EncodedSplit.of(examples, special, split.labels), special.classify + 1, length)

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from padded import Padded
 from torch import Tensor
 
-from gpt1.batches.arrays import ChoiceArrays
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 
 Params = dict[str, Tensor]
@@ -150,7 +150,7 @@ def keep_all(place: str, x: Tensor) -> Tensor:
     return x
 
 
-def run(params: Params, arrays: ChoiceArrays, config: ModelConfig, drop: Drop = keep_all) -> Output:
+def run(params: Params, arrays: Padded, config: ModelConfig, drop: Drop = keep_all) -> Output:
     """Compute the forward pass over padded arrays.
 
     Args:
@@ -322,11 +322,11 @@ class Case:
             for name in names
         }
 
-    def arrays(self, update: int) -> ChoiceArrays:
+    def arrays(self, update: int) -> Padded:
         """Return the stories of one update, 0 to 5, of all towers together."""
-        return ChoiceArrays(*(self._arrays[key][update] for key in "XMY"))
+        return Padded(*(self._arrays[key][update] for key in "XMY"))
 
-    def towers(self, update: int) -> list[ChoiceArrays]:
+    def towers(self, update: int) -> list[Padded]:
         """Return the stories of one update, per tower."""
         n = self.cfg["n_batch"]
         whole = self.arrays(update)

@@ -1,10 +1,10 @@
-"""Packed batches: the tokens of the padded arrays without the padding.
+"""Packed batches: the tokens of several examples without padding.
 
 The model computes on the tokens of a batch one after another, [N]. Only attention needs a padded
 form, the grid, and a batch has the place of each token in it.
 
-Axes: B examples, S sequences per example (the choices), T positions, N packed tokens, G rows of the
-grid, R targets of the language model.
+Axes: B examples, S sequences per example (the choices, or the orders of two texts), T positions,
+N packed tokens, G rows of the grid, R targets of the language model, C outcomes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.encoded import EncodedSplit
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,13 @@ class Batch:
         clf_rows: int64 [B, S], the packed tokens that are the first ``_classify_`` of a sequence.
         lm_rows: int64 [R], the packed tokens after which the language model predicts a token.
         lm_targets: int64 [R], the rows of ``we`` that it must predict.
-        lm_story: int64 [R], the examples of these targets.
+        lm_example: int64 [R], the examples of these targets.
         lm_weights: float32 [R, S], the weight of a target in the loss of each sequence of its
             example: 1 / (sequence length - 1), or 0 if the target is not in that sequence.
-        labels: int64 [B], the index of the right choice, or None.
+        n_sequences: number of sequences without those of missing answers.
+        present: bool [B, S], whether an example has this answer; None if no answer is missing.
+        targets: int64 [B], indices of the right outcomes, or float32 [B, C], their probabilities;
+            None if they are not known.
     """
 
     tokens: Tensor
@@ -51,9 +54,11 @@ class Batch:
     clf_rows: Tensor
     lm_rows: Tensor
     lm_targets: Tensor
-    lm_story: Tensor
+    lm_example: Tensor
     lm_weights: Tensor
-    labels: Tensor | None
+    n_sequences: int
+    present: Tensor | None
+    targets: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``; the copy from pinned memory is asynchronous."""
@@ -71,7 +76,7 @@ class Batch:
         return Batch(**values)
 
     @property
-    def n_stories(self) -> int:
+    def n_examples(self) -> int:
         """B, the number of examples."""
         return self.clf_rows.shape[0]
 
@@ -102,6 +107,11 @@ class Batch:
         return visible[:, None]
 
 
+def _for_cross_entropy(targets: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return targets in a type that torch's cross entropy takes: int64 indices, or as they are."""
+    return targets.astype(np.int64) if targets.ndim == 1 else targets
+
+
 @dataclass
 class _Packing:
     """The fields of a :class:`Batch` as lists of arrays, to which :func:`pack` appends."""
@@ -112,7 +122,7 @@ class _Packing:
     clf_rows: list[list[int]]
     lm_rows: list[npt.NDArray[np.int64]]
     lm_targets: list[npt.NDArray[np.int64]]
-    lm_story: list[npt.NDArray[np.int64]]
+    lm_example: list[npt.NDArray[np.int64]]
     lm_weights: list[npt.NDArray[np.float32]]
     n_tokens: int = 0
 
@@ -133,7 +143,7 @@ class _Packing:
 
     def add_targets(
         self,
-        story: int,
+        example: int,
         rows: npt.NDArray[np.int64],
         targets: npt.NDArray[np.int64],
         weights: list[float],
@@ -141,40 +151,62 @@ class _Packing:
         """Append targets of the language model.
 
         Args:
-            story: the example of the targets.
+            example: the example of the targets.
             rows: the rows of [N] after which the targets are predicted.
             targets: rows of ``we``, one per row.
             weights: the weight of each target in the loss of each sequence, S numbers.
         """
         self.lm_rows.append(rows)
         self.lm_targets.append(targets)
-        self.lm_story.append(np.full(len(rows), story))
+        self.lm_example.append(np.full(len(rows), example))
         self.lm_weights.append(np.tile(np.asarray(weights, dtype=np.float32), (len(rows), 1)))
 
 
-def pack(arrays: ChoiceArrays, clf_token: int, *, share_prefix: bool) -> Batch:
+LEAST_SAVED = 0.1
+"""Share of the tokens that shared prefixes must save in order to be used."""
+
+
+def pack(split: EncodedSplit, clf_token: int, *, share_prefix: bool) -> Batch:
     """Pack examples for the model, without padding.
 
-    Without dropout ``share_prefix`` does not change the states, logits and losses of a sequence.
+    Without dropout ``share_prefix`` does not change the states, logits and losses of a sequence. In
+    the place of a missing answer there is a sequence of the single token ``_classify_`` after the
+    shared prefix, so that all examples have S sequences; it has no part in the losses.
 
     Args:
-        arrays: X [B, S, T, 2], M [B, S, T] (in each sequence ones, then zeros), and Y [B] or None.
-        clf_token: id of ``_classify_``.
+        split: the examples.
+        clf_token: id of ``_classify_``; the rows of the positions follow it.
         share_prefix: whether the longest common prefix of an example's sequences is packed once.
-            The sequences then share a block, and no sequence sees the rest of another.
+            The sequences then share a block, and no sequence sees the rest of another. Prefixes
+            that save less than :data:`LEAST_SAVED` of the tokens, such as those of two texts in
+            both orders, are not shared, because the longer blocks would take more time.
     """
-    B, S = arrays.X.shape[:2]
-    lengths = arrays.M.sum(-1).astype(np.int64)
+    present = split.lengths > 0
+    found = [
+        [_with_positions(ids, clf_token) for ids in split.sequences(b)]
+        for b in range(split.n_examples)
+    ]
+    shared = [_common_prefix([ids for ids in each if len(ids)], clf_token) for each in found]
+    saved = sum(prefix * (n - 1) for prefix, n in zip(shared, present.sum(1), strict=True))
+    share_prefix = share_prefix and saved >= max(1, LEAST_SAVED * len(split.ids))
     packing = _Packing([], [], [], [], [], [], [], [])
-    for b in range(B):
-        sequences = [arrays.X[b, s, : lengths[b, s]].astype(np.int64) for s in range(S)]
+    for b, sequences in enumerate(found):
         # Row s: the weights of the targets that only sequence s has.
-        weights = np.eye(S) / np.maximum(lengths[b] - 1, 1)[:, None]
+        weights = np.diag(present[b] / np.maximum(split.lengths[b] - 1, 1))
+        prefix = shared[b] if share_prefix else 0
+        first = next(ids for ids in sequences if len(ids))
+        missing = _with_positions(np.append(first[:prefix, 0], clf_token), clf_token)
+        sequences = [ids if len(ids) else missing for ids in sequences]
         if share_prefix:
-            _add_with_shared_prefix(packing, b, sequences, weights, clf_token)
+            _add_with_shared_prefix(packing, b, sequences, weights, clf_token, prefix)
         else:
             _add_sequences(packing, b, sequences, weights, clf_token)
-    return _to_batch(packing, arrays.Y, share_prefix)
+    return _to_batch(packing, split.targets, present, with_segments=share_prefix)
+
+
+def _with_positions(ids: npt.NDArray[np.int64], clf_token: int) -> npt.NDArray[np.int64]:
+    """Return the rows of ``we`` for tokens and positions, [length, 2]."""
+    return np.stack([ids, clf_token + 1 + np.arange(len(ids))], axis=1)
 
 
 def _first_classify(sequence: npt.NDArray[np.int64], clf_token: int) -> int:
@@ -184,16 +216,16 @@ def _first_classify(sequence: npt.NDArray[np.int64], clf_token: int) -> int:
 
 def _add_sequences(
     packing: _Packing,
-    story: int,
+    example: int,
     sequences: list[npt.NDArray[np.int64]],
     weights: npt.NDArray[np.float64],
     clf_token: int,
 ) -> None:
-    """Append the sequences of one story to ``packing``, one block per sequence.
+    """Append the sequences of one example to ``packing``, one block per sequence.
 
     Args:
         packing: the batch so far.
-        story: the number of the story in the batch.
+        example: the number of the example in the batch.
         sequences: S arrays [length, 2], rows of ``we`` for tokens and positions.
         weights: [S, S]; row s has the weights, in the loss of each sequence, of the targets that
             only sequence s has.
@@ -204,33 +236,33 @@ def _add_sequences(
         first = packing.add_block([sequence], [0])
         clf_rows.append(first + _first_classify(sequence, clf_token))
         rows = first + np.arange(len(sequence) - 1)
-        packing.add_targets(story, rows, sequence[1:, 0], weights[s].tolist())
+        packing.add_targets(example, rows, sequence[1:, 0], weights[s].tolist())
     packing.clf_rows.append(clf_rows)
 
 
 def _add_with_shared_prefix(
     packing: _Packing,
-    story: int,
+    example: int,
     sequences: list[npt.NDArray[np.int64]],
     weights: npt.NDArray[np.float64],
     clf_token: int,
+    shared: int,
 ) -> None:
-    """Append the sequences of one story as one block: the common prefix, then each rest.
+    """Append the sequences of one example as one block: the common prefix, then each rest.
 
-    The arguments are those of :func:`_add_sequences`.
+    The arguments are those of :func:`_add_sequences`, and the length of the prefix.
     """
-    shared = _common_prefix(sequences, clf_token)
     prefix, rests = sequences[0][:shared], [sequence[shared:] for sequence in sequences]
     first = packing.add_block([prefix, *rests], list(range(len(sequences) + 1)))
     prefix_rows = first + np.arange(shared)
-    packing.add_targets(story, prefix_rows[:-1], prefix[1:, 0], weights.sum(0).tolist())
+    packing.add_targets(example, prefix_rows[:-1], prefix[1:, 0], weights.sum(0).tolist())
     clf_rows, begin = [], first + shared
     for s, rest in enumerate(rests):
         own = begin + np.arange(len(rest))
         clf_rows.append(begin + _first_classify(rest, clf_token))
         # The language model predicts the first token of every rest after the last of the prefix.
         rows = np.concatenate([prefix_rows[-1:], own[:-1]])
-        packing.add_targets(story, rows, rest[len(rest) - len(rows) :, 0], weights[s].tolist())
+        packing.add_targets(example, rows, rest[len(rest) - len(rows) :, 0], weights[s].tolist())
         begin += len(rest)
     packing.clf_rows.append(clf_rows)
 
@@ -244,13 +276,19 @@ def _common_prefix(sequences: list[npt.NDArray[np.int64]], clf_token: int) -> in
     return shortest if same.all() else int(np.argmin(same))
 
 
-def _to_batch(packing: _Packing, labels: npt.NDArray[np.int32] | None, share_prefix: bool) -> Batch:
+def _to_batch(
+    packing: _Packing,
+    targets: npt.NDArray[Any] | None,
+    present: npt.NDArray[np.bool_],
+    *,
+    with_segments: bool,
+) -> Batch:
     """Concatenate the lists to tensors, and give each token its slot in the grid."""
     lengths = [len(block) for block in packing.tokens]
     G, T = len(lengths), max(lengths)
     slots = [row * T + np.arange(length) for row, length in enumerate(lengths)]
     segments = None
-    if share_prefix:
+    if with_segments:
         # Padding may have segment 0: the causal mask hides it from all tokens, which precede it.
         grid = np.zeros((G, T), dtype=np.int64)
         grid.ravel()[np.concatenate(slots)] = np.concatenate(packing.segments)
@@ -268,7 +306,9 @@ def _to_batch(packing: _Packing, labels: npt.NDArray[np.int32] | None, share_pre
         clf_rows=torch.tensor(packing.clf_rows),
         lm_rows=tensor(packing.lm_rows),
         lm_targets=tensor(packing.lm_targets),
-        lm_story=tensor(packing.lm_story),
+        lm_example=tensor(packing.lm_example),
         lm_weights=torch.from_numpy(np.concatenate(packing.lm_weights)),
-        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        n_sequences=int(present.sum()),
+        present=None if present.all() else torch.from_numpy(present),
+        targets=None if targets is None else torch.from_numpy(_for_cross_entropy(targets)),
     )

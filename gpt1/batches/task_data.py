@@ -1,14 +1,17 @@
-"""Read the examples of a task, and make arrays of them."""
+"""Read the examples of a task, and encode them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt1.batches.arrays import ChoiceArrays, to_arrays
+import numpy as np
+
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.tasks import Example, Task
+from gpt1.tasks.targets import Labels, Target
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 
@@ -19,29 +22,30 @@ class TaskData:
 
     Attributes:
         task: the task, with the layout and the metrics of the data set.
-        train, valid, test: the arrays of the splits; ``train`` has the order of the file. ``test``
-            has no labels, so that training cannot use them.
+        train, valid: the splits to train on, in the order of the file, and to validate on.
+        predicted: the splits that ``--submit`` predicts, by the stems of their submissions; without
+            labels, so that training cannot use them.
+        labels: the labels of these splits, for the scores of a finished run; None if they are not
+            known.
         examples: the training examples, in the order of ``train``.
-        test_labels: the labels of the test split, for scores of a finished run; None if they are
-            not known.
         n_vocab: number of tokens in the vocabulary.
         n_ctx: T, the number of tokens of the longest sequence in all splits.
     """
 
     task: Task
-    train: ChoiceArrays
-    valid: ChoiceArrays
-    test: ChoiceArrays
+    train: EncodedSplit
+    valid: EncodedSplit
+    predicted: Mapping[str, EncodedSplit]
+    labels: Mapping[str, Labels | None]
     examples: Sequence[Example] = ()
-    test_labels: Sequence[float] | None = None
     n_vocab: int
     n_ctx: int
 
     def sha256(self) -> str:
-        """Return a digest of all arrays, by which a resumed run checks that its data are equal."""
+        """Return a digest of all splits, by which a resumed run checks that its data are equal."""
         digest = hashlib.sha256()
-        for split in (self.train, self.valid, self.test):
-            for array in (split.X, split.M, split.Y):
+        for split in (self.train, self.valid, *self.predicted.values()):
+            for array in (split.ids, split.lengths, split.targets):
                 digest.update(b"none" if array is None else array.tobytes())
         return digest.hexdigest()
 
@@ -62,31 +66,27 @@ def load_task_data(
         InputError: a file is missing or malformed.
     """
     splits = task.read(Path(data_dir))
-    test = next(iter(splits.predicted.values()))
     special = SpecialTokens.after(len(encoder.encoder))
-    sequences = [
-        [
-            task.layout.sequences(texts, special, n_ctx)
-            for texts in _encode(split, encoder, verbose=verbose)
-        ]
-        for split in (splits.train, splits.valid, test)
-    ]
-    longest = max(len(ids) for split in sequences for example in split for ids in example)
-    train, valid, test_arrays = (
-        to_arrays(split, special, n_ctx=longest, labels=labels)
-        for split, labels in zip(
-            sequences, (_labels(splits.train), _labels(splits.valid), None), strict=True
-        )
-    )
+
+    def encode(examples: Sequence[Example]) -> EncodedSplit:
+        texts = _encode(examples, encoder, verbose=verbose)
+        sequences = (task.layout.sequences(each, special, n_ctx) for each in texts)
+        return EncodedSplit.of(sequences, special)
+
+    train, valid = encode(splits.train), encode(splits.valid)
+    predicted = {
+        name: valid if examples is splits.valid else encode(examples)
+        for name, examples in splits.predicted.items()
+    }
     return TaskData(
         task=task,
-        train=train,
-        valid=valid,
-        test=test_arrays,
+        train=_with_labels(train, splits.train, task.target),
+        valid=_with_labels(valid, splits.valid, task.target),
+        predicted=predicted,
+        labels={name: _labels(examples) for name, examples in splits.predicted.items()},
         examples=splits.train,
-        test_labels=_labels(test),
         n_vocab=len(encoder.encoder),
-        n_ctx=longest,
+        n_ctx=max(split.longest for split in (train, valid, *predicted.values())),
     )
 
 
@@ -99,7 +99,13 @@ def _encode(
     return [[next(ids) for _ in example.texts] for example in examples]
 
 
-def _labels(examples: Sequence[Example]) -> list[float] | None:
-    """Return the labels of a split; None if they are not known."""
+def _with_labels(split: EncodedSplit, examples: Sequence[Example], target: Target) -> EncodedSplit:
+    labels = _labels(examples)
+    assert labels is not None  # Both splits have labels.
+    return replace(split, labels=labels, targets=target.encode(labels.tolist()))
+
+
+def _labels(examples: Sequence[Example]) -> Labels | None:
+    """Return the labels of a split, [n]; None if they are not known."""
     labels = [example.label for example in examples if example.label is not None]
-    return labels or None
+    return np.array(labels) if labels else None

@@ -77,15 +77,15 @@ def _score(values: Values) -> None:
     from gpt1.results import submissions
 
     scoring.check_choice_head(model, "--params FILE, such as save/rocstories/best_params.jl")
-    arrays, n_cut = scoring.encode_stories(model, *stories[:3], n_ctx=given.n_ctx, verbose=True)
+    split, n_cut = scoring.encode_stories(model, *stories[:3], n_ctx=given.n_ctx, verbose=True)
     if n_cut:
         note(
             COMMAND.program,
-            f"{n_cut} of {arrays.n_stories} stories are longer than the model was trained on "
+            f"{n_cut} of {split.n_examples} stories are longer than the model was trained on "
             f"(--n_ctx {given.n_ctx}, {model.module.config.n_ctx} position rows): "
             "the ends of their parts were cut off",
         )
-    logits = scoring.choice_logits(model, arrays, n_batch=given.n_batch, precision=given.precision)
+    logits = scoring.choice_logits(model, split, n_batch=given.n_batch, precision=given.precision)
     choices = submissions.choices_of(logits)
     _write(submissions.probs_table(choices), given.out)
     if stories.labels is not None:

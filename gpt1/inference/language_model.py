@@ -189,8 +189,8 @@ class LanguageModel(OpenedModel):
             InputError: the model has no choice head, or an example has another form.
         """
         scoring.check_choice_head(self)
-        arrays, _ = scoring.encode_stories(self, *_columns(examples), n_ctx=n_ctx)
-        logits = scoring.choice_logits(self, arrays)
+        split, _ = scoring.encode_stories(self, *_columns(examples), n_ctx=n_ctx)
+        logits = scoring.choice_logits(self, split)
         chosen: list[int] = ChoiceIndex().decide(logits).tolist()
         return (chosen, ChoiceIndex().probabilities(logits)) if probabilities else chosen
 
@@ -281,7 +281,7 @@ def open_model(
     stored = find_model(path, directory)
     n_special, n_ctx = stored.rows(n_vocab, files[0])
     sizes, n_transfer = resolve(stored, {"n_head": n_head, "afn": afn}, spell=spell)
-    config = ModelConfig(n_vocab=n_vocab, n_ctx=n_ctx, **sizes)
+    config = ModelConfig(n_vocab=n_vocab, n_ctx=n_ctx, n_classes=stored.n_classes, **sizes)
     # Parameters that no file holds are drawn at random, with the same numbers every time.
     special = special_rows(np.random.RandomState(0), config.n_embd)
     params = stored.read(n_vocab, special, n_ctx=n_ctx, n_transfer=n_transfer, classifier=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gpt1.batches.arrays import ChoiceArrays, to_arrays
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.inference.opened import OpenedModel
 from gpt1.inference.prediction import predict_logits
 from gpt1.runtime.device import check_precision, set_matmul_precision
@@ -60,8 +60,8 @@ def score_stories(
         ValueError: there are not as many stories as first and second endings.
     """
     check_choice_head(model)
-    arrays, _ = encode_stories(model, stories, endings1, endings2, n_ctx=n_ctx)
-    logits = choice_logits(model, arrays, n_batch=n_batch, precision=precision)
+    split, _ = encode_stories(model, stories, endings1, endings2, n_ctx=n_ctx)
+    logits = choice_logits(model, split, n_batch=n_batch, precision=precision)
     return ChoiceIndex().probabilities(logits)
 
 
@@ -73,7 +73,7 @@ def encode_stories(
     *,
     n_ctx: int = N_CTX,
     verbose: bool = False,
-) -> tuple[ChoiceArrays, int]:
+) -> tuple[EncodedSplit, int]:
     """Lay out stories as in training, cut to the length that the model has position rows for.
 
     A story and its endings are each cut as in training with ``n_ctx``. The model may have fewer
@@ -88,7 +88,7 @@ def encode_stories(
         verbose: whether a progress bar may be shown.
 
     Returns:
-        The arrays without labels, and the number of stories that were cut.
+        The sequences, and the number of stories that were cut.
 
     Raises:
         InputError: the model has too few position rows to cut a story to.
@@ -108,8 +108,7 @@ def encode_stories(
         story, *endings = whole
         uncut = [len(story) + len(ending) + N_SPECIAL for ending in endings]
         n_cut += [len(ids) for ids in sequences] != uncut
-    longest = max((len(ids) for sequences in examples for ids in sequences), default=N_SPECIAL)
-    return to_arrays(examples, model.special, n_ctx=longest), n_cut
+    return EncodedSplit.of(examples, model.special), n_cut
 
 
 def _check_room(model: OpenedModel, index: int) -> None:
@@ -143,7 +142,7 @@ def check_choice_head(model: OpenedModel, remedy: str = FINE_TUNED) -> None:
 
 def choice_logits(
     model: OpenedModel,
-    arrays: ChoiceArrays,
+    split: EncodedSplit,
     *,
     n_batch: int = N_BATCH,
     precision: str = "fp32",
@@ -152,7 +151,7 @@ def choice_logits(
 
     Args:
         model: a model with a choice head.
-        arrays: the stories; see :func:`encode_stories`.
+        split: the stories; see :func:`encode_stories`.
         n_batch: number of stories per batch.
         precision: a value of ``--precision``.
 
@@ -162,5 +161,5 @@ def choice_logits(
     ranks = Ranks(rank=0, world=1, device=model.module.we.device)
     check_precision(precision, ranks.device)
     set_matmul_precision(precision)
-    logits = predict_logits(model.module, arrays, ranks, n_batch=n_batch, precision=precision)
+    logits = predict_logits(model.module, split, ranks, n_batch=n_batch, precision=precision)
     return logits.reshape(-1, N_CHOICES)

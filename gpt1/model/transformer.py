@@ -1,8 +1,8 @@
-"""GPT-1: the Transformer, its language-model head and its choice head (paper, 3.1 and 3.2).
+"""GPT-1: the Transformer, its language-model head and its classifier (paper, 3.1 and 3.2).
 
-Axes: B examples, S sequences per example (the choices), T positions, N packed tokens, M rows of a
-layer's output that are needed, D width, H heads, K head size, R targets of the language model,
-V rows of ``we``.
+Axes: B examples, S sequences per example (the choices, or the orders of two texts), C classes or
+choices, T positions, N packed tokens, M rows of a layer's output that are needed, D width, H heads,
+K head size, R targets of the language model, V rows of ``we``.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class ModelConfig:
         embd_pdrop: dropout rate of ``we``.
         attn_pdrop: dropout rate of the attention weights.
         resid_pdrop: dropout rate of what each half of a layer adds to its input.
-        clf_pdrop: dropout rate of the choice head's input.
+        clf_pdrop: dropout rate of the classifier's input.
         afn: activation of the MLP: ``gelu``, ``relu`` or ``swish``.
+        n_classes: outputs of the classifier: 1 for a logit per sequence (choices), or the number of
+            classes.
 
     Raises:
         ValueError: a size is not positive, ``n_special`` is neither 3 nor 0, the heads do not
@@ -66,9 +68,10 @@ class ModelConfig:
     resid_pdrop: float = 0.1
     clf_pdrop: float = 0.1
     afn: str = "gelu"
+    n_classes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("n_vocab", "n_ctx", "n_embd", "n_head"):
+        for name in ("n_vocab", "n_ctx", "n_embd", "n_head", "n_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.n_special not in (0, N_SPECIAL):
@@ -109,8 +112,9 @@ class Losses(NamedTuple):
     """The losses of a batch, in nats.
 
     total: the scalar to differentiate, mean(clf) + lm_coef * mean(lm).
-    clf: [B], the cross entropy of the choice in each example.
-    lm: [B, S], the language-model loss of each sequence, or None if it was not computed.
+    clf: [B], the cross entropy of the classifier in each example.
+    lm: [B, S], the language-model loss of each sequence, 0 where an answer is missing; None if it
+        was not computed.
     """
 
     total: Tensor
@@ -211,20 +215,27 @@ class Block(nn.Module):
         return out
 
 
-class ChoiceHead(nn.Module):
-    """One logit per sequence from its ``_classify_`` state (the original's ``clf``)."""
+class Classifier(nn.Module):
+    """The linear layer on ``_classify_`` states (the original's ``clf``; paper, 3.2 and 3.3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.clf_pdrop = config.clf_pdrop
-        self.w = nn.Parameter(torch.empty(config.n_embd, 1))
-        self.b = nn.Parameter(torch.empty(1))
+        self.w = nn.Parameter(torch.empty(config.n_embd, config.n_classes))
+        self.b = nn.Parameter(torch.empty(config.n_classes))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Map [B, S, D] to [B, S]; the sequences of an example share one dropout mask."""
+        """Map states [B, S, D] to logits: [B, S] with one output, [B, C] with C classes.
+
+        One output reads each sequence. Classes read the sum of the states of the sequences. The
+        sequences of an example share one dropout mask.
+        """
+        if self.w.shape[1] > 1:
+            h = h.sum(1, keepdim=True)
         if self.training and self.clf_pdrop:
             h = h * keep_mask((h.shape[0], 1, h.shape[2]), self.clf_pdrop, h)
-        return (h @ self.w + self.b).squeeze(-1)
+        logits = h @ self.w + self.b  # [B, S, 1] or [B, 1, C]
+        return logits.squeeze(-1 if self.w.shape[1] == 1 else 1)
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
@@ -317,7 +328,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 class DoubleHeadsModel(nn.Module):
-    """The Transformer with a language-model head and a choice head, for packed batches.
+    """The Transformer with a language-model head and a classifier, for packed batches.
 
     The matrix ``we`` [V, D] holds the rows of tokens, special tokens and positions. It is both the
     input embedding and the output matrix of the language model, whose softmax runs over all V rows.
@@ -331,7 +342,7 @@ class DoubleHeadsModel(nn.Module):
         self.config = config
         self.we = nn.Parameter(torch.empty(config.n_rows, config.n_embd))
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.clf = ChoiceHead(config)
+        self.clf = Classifier(config)
 
     @torch.no_grad()
     def init_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -391,38 +402,45 @@ class DoubleHeadsModel(nn.Module):
         contexts = [attend or Packed((B, T))] * len(self.h)
         return self.transform(x, contexts).view(B, T, -1)
 
-    def choice_logits(self, batch: Batch) -> Tensor:
-        """Return one logit per sequence, [B, S].
+    def clf_logits(self, batch: Batch) -> Tensor:
+        """Return the logits of the classes or choices, [B, C]; -infinity for a missing choice.
 
         In evaluation mode the last layer is computed only at the ``_classify_`` positions.
         """
         if self.training or not self.h:
-            h = self.hidden_states(batch)[batch.clf_rows]
-        else:
-            packed = Packed.of(batch)
-            last = ClassifyOnly(packed, batch.clf_rows.flatten(), batch.visible_to_clf())
-            x = self.embed(self.we, batch.tokens, batch.positions)
-            x = self.transform(x, [*[packed] * (len(self.h) - 1), last])
-            h = x.view(*batch.clf_rows.shape, -1)
+            return self._classify(self.hidden_states(batch)[batch.clf_rows], batch)
+        packed = Packed.of(batch)
+        last = ClassifyOnly(packed, batch.clf_rows.flatten(), batch.visible_to_clf())
+        x = self.embed(self.we, batch.tokens, batch.positions)
+        x = self.transform(x, [*[packed] * (len(self.h) - 1), last])
+        return self._classify(x.view(*batch.clf_rows.shape, -1), batch)
+
+    def _classify(self, h: Tensor, batch: Batch) -> Tensor:
+        """Return the logits [B, C] of ``_classify_`` states [B, S, D]."""
         logits: Tensor = self.clf(h)
+        if batch.present is not None and self.config.n_classes == 1:
+            logits = logits.masked_fill(~batch.present, -math.inf)
         return logits
 
     def losses(self, batch: Batch, lm_coef: float) -> Losses:
         """Return the training loss and its parts (docs/fidelity.md, 8 to 10).
 
         Args:
-            batch: a batch with labels.
+            batch: a batch with targets.
             lm_coef: weight of the language-model loss; with 0 that loss is not computed.
 
         Raises:
-            ValueError: the batch has no labels.
+            ValueError: the batch has no targets.
         """
-        if batch.labels is None:
-            raise ValueError("a loss needs a batch with labels")
+        if batch.targets is None:
+            raise ValueError("a loss needs a batch with targets")
         we = self._dropped_we()
         h = self.hidden_states(batch, we)
-        logits = self.clf(h[batch.clf_rows]).to(_at_least_float32(h))
-        clf = F.cross_entropy(logits, batch.labels, reduction="none")
+        logits = self._classify(h[batch.clf_rows], batch).to(_at_least_float32(h))
+        targets = batch.targets
+        if targets.is_floating_point():
+            targets = targets.to(logits.dtype)
+        clf = F.cross_entropy(logits, targets, reduction="none")
         total = clf.mean()
         if not lm_coef:
             return Losses(total, clf, None)
@@ -456,7 +474,7 @@ class DoubleHeadsModel(nn.Module):
     def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss of all sequences (with gradient), and the loss of each, [B, S]."""
         B, S = batch.clf_rows.shape
-        weights = batch.lm_weights.sum(1) / (B * S)
+        weights = batch.lm_weights.sum(1) / batch.n_sequences
         dtype = _matmul_dtype(h)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h[batch.lm_rows].to(dtype),
@@ -464,7 +482,7 @@ class DoubleHeadsModel(nn.Module):
             batch.lm_targets,
             weights.to(_at_least_float32(h)),
         )
-        lm = ce.new_zeros(B, S).index_add(0, batch.lm_story, ce[:, None] * batch.lm_weights)
+        lm = ce.new_zeros(B, S).index_add(0, batch.lm_example, ce[:, None] * batch.lm_weights)
         return mean, lm
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from sklearn.metrics import accuracy_score
 
-from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
+from gpt1.datasets.story_cloze import ROCSTORIES, TEST_CSV, read_cloze
 from gpt1.reports import calibration, figures
 from gpt1.reports.statistics import McNemar, confusion, mcnemar_exact, wilson_interval
 from gpt1.results.log_lines import LogLine, RunLog, read_run_log
 from gpt1.results.submissions import (
-    SUBMISSION,
     Choices,
     Record,
     read_probs,
@@ -197,7 +196,7 @@ def _right_submission(log: RunLog, record: Record) -> str:
     desc, directory = (str(log.settings.get(name)) for name in ("desc", "submission_dir"))
     if desc == record.desc:
         return f"another run of the name {_plain(desc)} began this log: finish it, with --submit"
-    own = _plain(str(Path(directory) / desc / SUBMISSION))
+    own = _plain(str(Path(directory) / desc / f"{ROCSTORIES.submission}.tsv"))
     return f"name the submission of the run {_plain(desc)}, which writes it to {own}"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpt1.results.submissions import SUBMISSION, record_path
+from gpt1.results.submissions import probs_path, record_path
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.extras import missing_extra
 from gpt1.runtime.files import check_writable, remove_leftovers
@@ -18,9 +19,15 @@ from gpt1.weights import locate
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of a run, whose names contain :attr:`gpt1.settings.training.Settings.name`."""
+    """The files of a run, whose names contain :attr:`gpt1.settings.training.Settings.name`.
+
+    Attributes:
+        settings: the settings of the run.
+        stems: the stems of its submissions, that of the test split first.
+    """
 
     settings: Settings
+    stems: Sequence[str] = ("ROCStories",)
 
     @property
     def directory(self) -> Path:
@@ -55,17 +62,18 @@ class Outputs:
     @property
     def submission(self) -> Path:
         """The submission: predictions for the test examples."""
-        return Path(self.settings.submission_dir) / self.settings.name / SUBMISSION
+        return self.submissions[self.stems[0]]
 
     @property
-    def probs(self) -> Path:
-        """The file with the probabilities of the predictions."""
-        return self.submission.with_suffix(".probs.tsv")
+    def submissions(self) -> dict[str, Path]:
+        """The submission of each split by its stem."""
+        own = Path(self.settings.submission_dir) / self.settings.name
+        return {stem: own / f"{stem}.tsv" for stem in self.stems}
 
     @property
-    def last_submission(self) -> Path:
-        """A copy of the latest submission of any run, at the path that the original writes."""
-        return Path(self.settings.submission_dir) / SUBMISSION
+    def last_submissions(self) -> dict[str, Path]:
+        """Copies of the latest submissions of any run, at the place where the original writes."""
+        return {stem: Path(self.settings.submission_dir) / f"{stem}.tsv" for stem in self.stems}
 
     def check(self) -> None:
         """Check before any work that the results can be written and analysed.
@@ -88,8 +96,12 @@ class Outputs:
             )
         if settings.probs and not settings.submit:
             raise InputError("--probs: they are of the predictions of --submit; give it too")
-        copies = (self.last_submission, record_path(self.last_submission))
-        if settings.name.casefold() in (path.name.casefold() for path in copies):
+        copies = [
+            copy.name.casefold()
+            for path in self.last_submissions.values()
+            for copy in (path, record_path(path))
+        ]
+        if settings.name.casefold() in copies:
             raise InputError(
                 f"--desc {settings.name}: {self.submission.parent} is the place of a file; give "
                 "another --desc"
@@ -109,21 +121,24 @@ class Outputs:
         check_writable(self.directory)
         if settings.submit:
             check_writable(self.submission.parent)
-            check_writable(self.last_submission.parent)
+            check_writable(self.submission.parent.parent)
 
     def claim(self, lock: RunLock) -> None:
-        """Lock out other runs of this name, and remove unfinished files of killed runs.
+        """Lock out other runs of this name.
 
         Raises:
             InputError: another run of this name is running.
         """
         own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
         lock.take(own, self.settings.name)
+
+    def remove_unfinished(self) -> None:
+        """Remove unfinished files of killed runs; the lock of the run must be held."""
         for path in (self.best_params, *self.vocabulary, self.config):
             remove_leftovers(self.directory, path.name)
         remove_leftovers(self.directory, "checkpoint-*.safetensors")
-        written = [self.log, self.updates, self.probs]
-        for path in (self.submission, self.last_submission):
-            written += [path, record_path(path)]
+        written = [self.log, self.updates]
+        for path in (*self.submissions.values(), *self.last_submissions.values()):
+            written += [path, record_path(path), probs_path(path)]
         for path in written:
             remove_leftovers(path.parent, glob.escape(path.name))

@@ -36,7 +36,6 @@ from gpt1.runtime.json_files import (
 )
 from gpt1.tasks.targets import ChoiceIndex
 
-SUBMISSION = "ROCStories.tsv"  # the original's name for it
 HEADER = "index\tprediction"
 PROBS_HEADER = f"{HEADER}\tprob_0\tprob_1"
 SUM_TOLERANCE = 1e-6  # Other programs may have rounded the numbers.
@@ -87,18 +86,18 @@ class Choices(NamedTuple):
 # The submission
 
 
-def table(predictions: Sequence[int]) -> str:
+def table(predictions: Sequence[int | str]) -> str:
     """Return the text of a submission: the header, then index and prediction of each story."""
     rows = [HEADER, *(f"{index}\t{prediction}" for index, prediction in enumerate(predictions))]
     return "\n".join(rows) + "\n"
 
 
-def sha256(predictions: Sequence[int]) -> str:
+def sha256(predictions: Sequence[int | str]) -> str:
     """Return the SHA-256 of a submission with these predictions and LF line ends."""
     return hashlib.sha256(table(predictions).encode()).hexdigest()
 
 
-def write(path: Path, predictions: Sequence[int], record: Record) -> None:
+def write(path: Path, predictions: Sequence[int | str], record: Record) -> None:
     """Write a record and then its submission.
 
     A process that is killed between the two leaves the new record beside the old submission. The
@@ -155,7 +154,12 @@ def _rows(path: str | Path, what: str, header: str, remedy: str) -> list[str]:
 
 def record_path(submission: str | Path) -> Path:
     """Return the path of a submission's record: ``a.run.json`` for ``a.tsv``."""
-    return Path(submission).with_suffix(".run.json")
+    return Path(submission).with_name(f"{Path(submission).stem}.run.json")
+
+
+def probs_path(submission: str | Path) -> Path:
+    """Return the path of the probabilities of a submission: ``a.probs.tsv`` for ``a.tsv``."""
+    return Path(submission).with_name(f"{Path(submission).stem}.probs.tsv")
 
 
 def read_record(submission: str | Path) -> Record | None:

@@ -63,6 +63,7 @@ class Task:
         folders: names of the folder of the data set in a directory of several data sets.
         files: the names of the files in the folder of the data set; each entry is one form in which
             users have the data set, and one form must be complete.
+        submission: the stem of the submission of the test split [the title].
         remedy: where a user gets these files, for the message that one is missing.
         read: reads the splits from the folder of the data set; mistakes in a file are
             :class:`gpt1.runtime.errors.InputError`.
@@ -75,11 +76,16 @@ class Task:
     title: str
     folders: tuple[str, ...]
     files: tuple[tuple[str, ...], ...]
+    submission: str = ""
     remedy: str
     read: Callable[[Path], Splits]
     layout: Layout
     target: Target
     metrics: tuple[Metric, ...]
+
+    def __post_init__(self) -> None:
+        if not self.submission:
+            object.__setattr__(self, "submission", self.title)
 
     def folder(self, data_dir: str | Path) -> Path:
         """Return the folder of the data set: ``data_dir``, or one of :attr:`folders` in it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ def n_parameters(config: ModelConfig) -> int:
     with two vectors each.
     """
     D = config.n_embd
-    return config.n_rows * D + config.n_layer * (12 * D**2 + 13 * D) + D + 1
+    return config.n_rows * D + config.n_layer * (12 * D**2 + 13 * D) + (D + 1) * config.n_classes
 
 
 # Memory
@@ -131,7 +131,7 @@ def disk_needs(
     n_parameters: int,
     n_checkpoints: int,
     n_updates: int,
-    n_test: int,
+    n_predicted: Mapping[str, int],
     vocabulary: Sequence[Path] = (),
     resumed: bool,
 ) -> list[Need]:
@@ -143,7 +143,7 @@ def disk_needs(
         n_checkpoints: how many it will write; of them at most
             :data:`gpt1.training.checkpoint.KEPT` + 1 are there at once.
         n_updates: how many it will do.
-        n_test: test stories.
+        n_predicted: number of examples in each submission, by its stem.
         vocabulary: the files that are copied to ``outputs.vocabulary``.
         resumed: whether it goes on from a checkpoint. Otherwise it removes those that are there.
     """
@@ -164,9 +164,11 @@ def disk_needs(
         Need("--log_dir", outputs.log.parent, logged),
     ]
     if outputs.settings.submit:
-        size = len(table([0] * n_test))
-        written = (outputs.submission, outputs.last_submission)
-        more = sum(max(0, size - _size(path)) for path in written)
+        more = 0
+        for stem, n in n_predicted.items():
+            size = len(table([0] * n))
+            written = (outputs.submissions[stem], outputs.last_submissions[stem])
+            more += sum(max(0, size - _size(path)) for path in written)
         needs.append(Need("--submission_dir", outputs.submission.parent, more))
     return needs
 

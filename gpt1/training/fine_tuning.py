@@ -14,7 +14,7 @@ import torch
 from sklearn.utils import shuffle
 from torch import Tensor
 
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.packing import pack
 from gpt1.batches.task_data import TaskData
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
@@ -78,7 +78,7 @@ def divergence_warning(
 
 def tower_gradients(
     replica: Replica[DoubleHeadsModel],
-    stories: ChoiceArrays,
+    examples: EncodedSplit,
     *,
     seeds: Sequence[int],
     lm_coef: float,
@@ -93,7 +93,7 @@ def tower_gradients(
 
     Args:
         replica: holds the model in training mode, on the rank's device, with gradients of None.
-        stories: the whole batch, with labels; its size is a multiple of the number of towers.
+        examples: the whole batch, with targets; its size is a multiple of the number of towers.
         seeds: the seed of each tower's dropout.
         lm_coef: weight of the language-model loss.
         precision: as ``--precision``.
@@ -103,11 +103,11 @@ def tower_gradients(
         Mean classification and language-model cost [2], on the rank's device.
     """
     model, ranks, device = replica.model, replica.ranks, replica.ranks.device
-    size, towers = stories.n_stories // len(seeds), ranks.own_towers(len(seeds))
+    size, towers = examples.n_examples // len(seeds), ranks.own_towers(len(seeds))
     costs = torch.zeros(2, device=device)
 
     def tower_loss(tower: int) -> Tensor:
-        part = stories.take(slice(tower * size, (tower + 1) * size))
+        part = examples.take(slice(tower * size, (tower + 1) * size))
         batch = pack(part, model.config.clf_token, share_prefix=share_prefix)
         if device.type == "cuda":
             batch = batch.pin()  # so that the copy does not wait for the GPU
@@ -115,7 +115,7 @@ def tower_gradients(
         losses = model.losses(batch.to(device), lm_coef)
         costs[0] += losses.clf.detach().mean() / len(towers)
         if losses.lm is not None:
-            costs[1] += losses.lm.mean() / len(towers)
+            costs[1] += losses.lm.sum() / batch.n_sequences / len(towers)
         return losses.total
 
     with arithmetic(precision, device):
@@ -139,7 +139,7 @@ class FineTuning:
     """Fine-tuning on a task, with the language-model loss as auxiliary loss (paper, section 3.2).
 
     Args:
-        data: the task and its arrays.
+        data: the task and its encoded splits.
         loop: batches, epochs, seed and the weight of the language-model loss.
         device: precision, and whether the answers to a context share its computation.
         config: the sizes of the model.
@@ -156,9 +156,15 @@ class FineTuning:
         settings: Mapping[str, Any],
     ) -> None:
         self.data, self.loop, self.device, self.config = data, loop, device, config
-        self.updates_per_epoch = data.train.n_stories // loop.batch_size
+        self.updates_per_epoch = data.train.n_examples // loop.batch_size
         self.n_updates = self.updates_per_epoch * loop.n_iter
         self._identity = {**settings, "model": asdict(config), "data": data.sha256()}
+
+    @property
+    def n_outcomes(self) -> int:
+        """C, the number of classes, or the largest number of choices of an example."""
+        n_classes = self.config.n_classes
+        return n_classes if n_classes > 1 else self.data.train.n_sequences
 
     def work(self) -> Iterator[Rows]:
         """Yield the training rows of each update; the last partial batch of an epoch is dropped.
@@ -170,7 +176,7 @@ class FineTuning:
         special_rows(stream, self.config.n_embd)
         size = self.loop.batch_size
         for _ in range(self.loop.n_iter):
-            order = shuffle(np.arange(self.data.train.n_stories), random_state=stream)
+            order = shuffle(np.arange(self.data.train.n_examples), random_state=stream)
             for step in range(self.updates_per_epoch):
                 yield order[step * size : (step + 1) * size]
 
@@ -192,7 +198,7 @@ class FineTuning:
             update.n_updates,
             update.clf_cost,
             update.lm_cost or 0.0,
-            n_classes=self.data.train.X.shape[1],
+            n_classes=self.n_outcomes,
             n_rows=self.config.n_rows,
         )
 
@@ -210,15 +216,15 @@ class FineTuning:
         As in the original, the training examples are the first ``n_valid`` ones.
         """
         valid = self.data.valid
-        splits = {"tr": self.data.train.take(slice(0, valid.n_stories)), "va": valid}
-        total, before = sum(arrays.n_stories for arrays in splits.values()), 0
+        splits = {"tr": self.data.train.take(slice(0, valid.n_examples)), "va": valid}
+        total, before = sum(split.n_examples for split in splits.values()), 0
         found = {}
-        for split, arrays in splits.items():
+        for prefix, split in splits.items():
             tell = partial(_tell_part, progress, before, total)
-            found[split] = self._figures(arrays, state, ranks, tell)
-            before += arrays.n_stories
+            found[prefix] = self._figures(split, state, ranks, tell)
+            before += split.n_examples
         figures = {
-            f"{split}_{name}": found[split][name] for name in found["tr"] for split in splits
+            f"{prefix}_{name}": found[prefix][name] for name in found["tr"] for prefix in splits
         }
         return Evaluation(
             n_epochs=state.n_updates // self.updates_per_epoch,
@@ -228,29 +234,31 @@ class FineTuning:
         )
 
     def _figures(
-        self, arrays: ChoiceArrays, state: TrainState, ranks: Ranks, progress: Progress
+        self, split: EncodedSplit, state: TrainState, ranks: Ranks, progress: Progress
     ) -> dict[str, float]:
         """Return the cost and the metrics of a split, by name."""
-        assert arrays.Y is not None  # both splits that are evaluated have labels
-        logits = self.predict(state.model, arrays, ranks, progress)
+        labels, targets = split.labels, split.targets
+        assert labels is not None  # Both splits that are evaluated have labels.
+        assert targets is not None
+        logits = self.predict(state.model, split, ranks, progress)
         predictions = self.data.task.target.decide(logits)
         metrics = self.data.task.metrics
         return {
-            "cost": mean_cross_entropy(logits, arrays.Y),
-            **{metric.name: metric.compute(predictions, arrays.Y) for metric in metrics},
+            "cost": mean_cross_entropy(logits, targets),
+            **{metric.name: metric.compute(predictions, labels) for metric in metrics},
         }
 
     def predict(
         self,
         model: DoubleHeadsModel,
-        arrays: ChoiceArrays,
+        split: EncodedSplit,
         ranks: Ranks,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the logits [n, C] of a split, the same on every rank."""
         return predict_logits(
             model,
-            arrays,
+            split,
             ranks,
             n_batch=self.loop.batch_size,
             precision=self.device.precision,

@@ -35,7 +35,7 @@ def open_encoder(settings: Settings, sources: Sources) -> TextEncoder:
 def load_data(
     settings: Settings, sources: Sources, *, verbose: bool, encoder: TextEncoder | None = None
 ) -> TaskData:
-    """Read and encode the data set of a run (FIDELITY, 1 to 6).
+    """Read and encode the data set of a run (docs/fidelity.md, 1 to 6).
 
     Args:
         settings: the settings, of which ``dataset``, ``n_ctx`` and ``spacy_rules`` are used.
@@ -73,6 +73,7 @@ def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Setti
         n_vocab=data.n_vocab,
         n_ctx=data.n_ctx,
         **sizes,
+        n_classes=data.task.target.n_outputs,
         embd_pdrop=settings.embd_pdrop,
         attn_pdrop=settings.attn_pdrop,
         resid_pdrop=settings.resid_pdrop,
@@ -139,4 +140,6 @@ def build_model(
         params = model.read(
             config.n_vocab, special, n_ctx=config.n_ctx, n_transfer=n_transfer, spell=as_flag
         )
+        if model.n_classes != config.n_classes:  # The classifier is of another task.
+            params = {name: array for name, array in params.items() if not name.startswith("clf/")}
     return make_model(config, params, path, seed=settings.seed)

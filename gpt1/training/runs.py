@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import gpt1
@@ -31,6 +30,7 @@ from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.command import naming_arguments
 from gpt1.settings.groups import OptimizerSettings
 from gpt1.settings.training import Settings, from_keywords
+from gpt1.tasks.targets import Labels
 from gpt1.training import capacity
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
 from gpt1.training.console import Console, say
@@ -56,7 +56,8 @@ class Result:
         evaluations: in the order in which they were made, since the last start of the run.
         updates: the figures of the updates since the last start of the run.
         best_score: the best score of an evaluation, by the first metric of the task.
-        predictions: [n], of the test split; None without ``submit``.
+        predictions: [n] of each split, by the stem of its submission, that of the test split first;
+            empty without ``submit``.
     """
 
     settings: Settings
@@ -66,7 +67,7 @@ class Result:
     evaluations: Sequence[Evaluation]
     updates: Sequence[UpdateLine]
     best_score: float
-    predictions: npt.NDArray[np.int32] | None
+    predictions: Mapping[str, Labels]
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -79,12 +80,13 @@ class Result:
     @property
     def metrics(self) -> dict[str, float]:
         """The best validation score of the first metric; all test scores if labels are known."""
-        metrics = self.data.task.metrics
-        found = {f"valid_{metrics[0].title}": self.best_score}
-        if self.predictions is not None and self.data.test_labels is not None:
-            labels = np.asarray(self.data.test_labels)
-            for metric in metrics:
-                found[f"test_{metric.title}"] = metric.compute(self.predictions, labels)
+        task = self.data.task
+        found = {f"valid_{task.metrics[0].title}": self.best_score}
+        labels = self.data.labels[task.submission]
+        if self.predictions and labels is not None:
+            predictions = self.predictions[task.submission]
+            for metric in task.metrics:
+                found[f"test_{metric.title}"] = metric.compute(predictions, labels)
         return found
 
 
@@ -148,10 +150,13 @@ def run_fine_tuning(
         Stopped: it was asked to end, and has saved its state.
     """
     settings = _set_up(settings, ranks)
-    outputs = Outputs(settings)
+    task = TASKS[settings.dataset]
+    outputs = Outputs(settings, (task.submission,))
     ranks.on_main_rank(outputs.check)
     ranks.on_main_rank(lambda: outputs.claim(lock))
     data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks))
+    outputs = Outputs(settings, list(data.predicted))
+    ranks.on_main_rank(outputs.remove_unfinished)
     module = model.module
     if settings.compile:
         module.compile_layers()
@@ -167,7 +172,7 @@ def run_fine_tuning(
     for shown in console:
         shown.prepared(_describe(job, settings, ranks, sources))
     trainer.train(resumed=resumed)
-    predictions = None
+    predictions: Mapping[str, Labels] = {}
     if settings.submit:
         stop.where = "training is over and saved, the submission is not written"
         predictions = _submit(job, trainer.state, ranks, outputs, logs.first.get("run_id"))
@@ -221,12 +226,17 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
     is_cpu = ranks.device.type == "cpu"
     threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
     return [
-        f"{data.task.title}: {data.train.n_stories} examples to train on, "
-        f"{data.valid.n_stories} to validate, {data.test.n_stories} to predict",
+        f"{data.task.title}: {data.train.n_examples} examples to train on, "
+        f"{data.valid.n_examples} to validate, {_n_test(data)} to predict",
         f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, "
         f"each on {settings.batch_size} examples",
         f"{model}, on {ranks.device}, {processes}{threads}{settings.precision}",
     ]
+
+
+def _n_test(data: TaskData) -> int:
+    """Return the number of test examples."""
+    return data.predicted[data.task.submission].n_examples
 
 
 def _counted(n: int, what: str) -> str:
@@ -273,9 +283,9 @@ def _prepare(
     """
     encoder = open_encoder(settings, sources)
     data = load_data(settings, sources, verbose=ranks.is_main, encoder=encoder)
-    if data.train.n_stories < settings.batch_size:
+    if data.train.n_examples < settings.batch_size:
         raise InputError(
-            f"{sources.data_dir}: {data.train.n_stories} training stories are fewer than a batch "
+            f"{sources.data_dir}: {data.train.n_examples} training examples are fewer than a batch "
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
     used, config = resolve(settings, sources, data)
@@ -339,7 +349,7 @@ def _check_disks(
         n_parameters=capacity.n_parameters(model.module.config),
         n_checkpoints=len(list(saved)),
         n_updates=trainer.job.n_updates - trainer.state.n_updates,
-        n_test=data.test.n_stories,
+        n_predicted={stem: split.n_examples for stem, split in data.predicted.items()},
         vocabulary=model.text_encoder.files,
         resumed=resumed,
     )
@@ -361,36 +371,39 @@ def _write_beside(outputs: Outputs, model: LanguageModel) -> None:
 
 def _submit(
     job: FineTuning, state: TrainState, ranks: Ranks, outputs: Outputs, run_id: object
-) -> npt.NDArray[np.int32]:
-    """Predict the test split with the best parameters and write the submission, twice.
+) -> dict[str, Labels]:
+    """Predict all splits with the best parameters and write their submissions, twice each.
 
     The run keeps one; the other, in the original's place, is the next run's to replace.
     Probabilities that an earlier run of this name left would not be of the new predictions.
 
     Returns:
-        The predictions [n].
+        The predictions [n] of each split.
     """
     if ranks.is_main:
         best = read_params(outputs.best_params)
         from_list(state.model, best, str(outputs.best_params))
     ranks.broadcast(list(state.model.parameters()))
-    logits = job.predict(state.model, job.data.test, ranks)
-    predictions = job.data.task.target.decide(logits)
-    if not ranks.is_main:
-        return predictions
-    rows = predictions.tolist()
-    record = submissions.Record(
-        desc=outputs.settings.name,
-        run_id=run_id if isinstance(run_id, str) else None,
-        log=str(outputs.log),
-        valid_accuracy=float(state.best_score),
-        sha256=submissions.sha256(rows),
-    )
-    if outputs.settings.probs:
-        submissions.write_probs(outputs.probs, logits)
-    elif not submissions.is_of_run(outputs.submission, record.run_id):
-        with suppress(OSError):
-            outputs.probs.unlink()
-    for path in (outputs.submission, outputs.last_submission):
-        submissions.write(path, rows, record)
-    return predictions
+    target, found = job.data.task.target, {}
+    for stem, split in job.data.predicted.items():
+        logits = job.predict(state.model, split, ranks)
+        found[stem] = target.decide(logits)
+        if not ranks.is_main:
+            continue
+        rows = [target.spell(prediction) for prediction in found[stem].tolist()]
+        record = submissions.Record(
+            desc=outputs.settings.name,
+            run_id=run_id if isinstance(run_id, str) else None,
+            log=str(outputs.log),
+            valid_accuracy=float(state.best_score),
+            sha256=submissions.sha256(rows),
+        )
+        own = outputs.submissions[stem]
+        if outputs.settings.probs:
+            submissions.write_probs(submissions.probs_path(own), logits)
+        elif not submissions.is_of_run(own, record.run_id):
+            with suppress(OSError):
+                submissions.probs_path(own).unlink()
+        for path in (own, outputs.last_submissions[stem]):
+            submissions.write(path, rows, record)
+    return found

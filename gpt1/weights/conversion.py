@@ -200,7 +200,9 @@ def _read(
     # The records in a model's own directory are binding. A list may lie beside another model's.
     fixed = () if stored.is_list else ("n_head", "afn")
     sizes, n_transfer = resolve(stored, {"n_head": n_head, "afn": afn}, fixed=fixed, spell=spell)
-    config = ModelConfig(n_vocab=n_vocab, n_special=n_special, n_ctx=n_ctx, **sizes)
+    config = ModelConfig(
+        n_vocab=n_vocab, n_special=n_special, n_ctx=n_ctx, n_classes=stored.n_classes, **sizes
+    )
     special = np.empty((0, config.n_embd), np.float32)
     params = stored.read(n_vocab, special, n_ctx=n_ctx, n_transfer=n_transfer, classifier=True)
     shapes = parameter_shapes(config)

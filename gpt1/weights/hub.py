@@ -58,6 +58,7 @@ _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 # "gelu" in its tanh form, as the original does.
 AFN = {"gelu": "gelu", "relu": "relu", "swish": "swish", "silu": "swish"}
 PDROP = 0.1  # the original's dropout rate at every place; no file of parameters records rates
+N_CLASSES = "n_classes"  # the entry of config.json for a classifier that transformers lacks
 # The choice head as the original has it: one logit from the state at _classify_.
 _SUMMARY = {
     "summary_type": "cls_index",
@@ -83,6 +84,7 @@ class HubConfig:
         n_positions: number of position rows.
         n_embd, n_layer, n_head: as in the original.
         afn: the activation, under the original's name.
+        n_classes: number of outputs of the classifier; 1 for a choice head, or if there is none.
         has_choice_settings: whether a choice head with these settings computes what the original's
             classifier computes.
     """
@@ -93,6 +95,7 @@ class HubConfig:
     n_layer: int
     n_head: int
     afn: str
+    n_classes: int
     has_choice_settings: bool
 
 
@@ -125,7 +128,8 @@ def read_config(model_dir: str | Path) -> HubConfig:
             "a model trained with another one cannot be used."
         )
     same = all(config.get(name, value) == value for name, value in _SUMMARY.items())
-    return HubConfig(**sizes, afn=AFN[afn], has_choice_settings=same)
+    n_classes = _size(path, config, N_CLASSES) if N_CLASSES in config else 1
+    return HubConfig(**sizes, afn=AFN[afn], n_classes=n_classes, has_choice_settings=same)
 
 
 def n_special_rows(config: HubConfig, n_vocab: int, path: str | Path) -> int:
@@ -177,7 +181,7 @@ def load_hub(
 
     Returns:
         float32 arrays by the original's names, in its order and file shapes: ``we`` as tokens,
-        special rows, positions; twelve arrays per layer; ``clf/w`` [D, 1] and ``clf/b`` [1].
+        special rows, positions; twelve arrays per layer; ``clf/w`` [D, C] and ``clf/b`` [C].
 
     Raises:
         InputError: the model has fewer layers or position rows than ``n_transfer`` or ``n_ctx``;
@@ -193,8 +197,9 @@ def load_hub(
     params = {"we": np.concatenate(rows)}
     for name, shape in layer_shapes(config.n_embd, n_transfer).items():
         params[name] = arrays[hub_name(name)].reshape(shape)
-    if classifier and _CLF_W in arrays:
-        params |= {"clf/w": arrays[_CLF_W].reshape(-1, 1), "clf/b": arrays[_CLF_B]}
+    clf_w, clf_b = _classifier_names(config.n_classes)
+    if classifier and clf_w in arrays:
+        params |= {"clf/w": arrays[clf_w].T, "clf/b": arrays[clf_b]}
     return params
 
 
@@ -304,8 +309,9 @@ def _expected_shapes(
         shapes[hub_name(name)] = shape[-2:]  # A kernel [1, n_in, n_out] is [n_in, n_out] here.
     if _LM_HEAD in tensors:
         shapes[_LM_HEAD] = shapes[_TOKENS]
-    if tensors.keys() & {_CLF_W, _CLF_B}:
-        shapes |= {_CLF_W: (1, d), _CLF_B: (1,)}
+    clf_w, clf_b = _classifier_names(config.n_classes)
+    if tensors.keys() & {clf_w, clf_b}:
+        shapes |= {clf_w: (config.n_classes, d), clf_b: (config.n_classes,)}
     for name in shapes:
         if name not in tensors:
             raise InputError(f"{path}: array {name} is missing; use the files of one checkpoint.")
@@ -317,6 +323,14 @@ def _expected_shapes(
                 "'transformer' alone: model.transformer.save_pretrained(DIR)."
             )
     return shapes
+
+
+def _classifier_names(n_classes: int) -> tuple[str, str]:
+    """Return the names of the classifier's matrix and bias.
+
+    transformers has a place for a choice head, but none for a classifier of summed states.
+    """
+    return (_CLF_W, _CLF_B) if n_classes == 1 else ("classifier.weight", "classifier.bias")
 
 
 def hub_name(name: str) -> str:
@@ -401,7 +415,8 @@ def write_hub(
     write_json(
         model_dir / HUB_GENERATION_CONFIG, {"do_sample": False, "max_length": config.n_ctx}, 2
     )
-    architecture = f"OpenAIGPT{'DoubleHeads' if 'clf/w' in params else 'LMHead'}Model"
+    has_choices = "clf/w" in params and config.n_classes == 1
+    architecture = f"OpenAIGPT{'DoubleHeads' if has_choices else 'LMHead'}Model"
     with atomic_write(model_dir / HUB_CARD, "w") as file:
         file.write(_card(config, architecture))
     settings = {"architectures": [architecture], **_settings(config)}
@@ -476,6 +491,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         **_SUMMARY,
         "summary_first_dropout": PDROP,
         "tie_word_embeddings": True,
+        **({N_CLASSES: config.n_classes} if config.n_classes > 1 else {}),
     }
 
 
@@ -487,6 +503,7 @@ def _tensors(params: Mapping[str, Array], config: ModelConfig) -> dict[str, Arra
         body[hub_name(name)] = params[name].reshape(params[name].shape[-2:])
     tensors = {f"transformer.{name}": array for name, array in body.items()}
     if "clf/w" in params:
-        tensors |= {_CLF_W: params["clf/w"].reshape(1, -1), _CLF_B: params["clf/b"]}
+        clf_w, clf_b = _classifier_names(config.n_classes)
+        tensors |= {clf_w: params["clf/w"].T, clf_b: params["clf/b"]}
     # safetensors writes the raw buffer and ignores the strides.
     return {name: np.asarray(array, order="C") for name, array in tensors.items()}

@@ -66,10 +66,10 @@ def layer_shapes(n_embd: int, n_layer: int) -> dict[str, Shape]:
     return {f"h{i}/{name}": shape for i in range(n_layer) for name, shape in layer.items()}
 
 
-def list_shapes(rows: int, n_embd: int, n_layer: int) -> dict[str, Shape]:
+def list_shapes(rows: int, n_embd: int, n_layer: int, n_classes: int = 1) -> dict[str, Shape]:
     """Return what :func:`parameter_shapes` does, for a model whose ``we`` has ``rows`` rows."""
     layers = layer_shapes(n_embd, n_layer)
-    return {"we": (rows, n_embd), **layers, "clf/w": (n_embd, 1), "clf/b": (1,)}
+    return {"we": (rows, n_embd), **layers, "clf/w": (n_embd, n_classes), "clf/b": (n_classes,)}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -78,7 +78,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     ``we`` is [n_vocab + n_special + n_ctx, n_embd]; kernels are [1, n_in, n_out]. The names are
     the original's TensorFlow variables without ``model/`` and ``:0``.
     """
-    return list_shapes(config.n_rows, config.n_embd, config.n_layer)
+    return list_shapes(config.n_rows, config.n_embd, config.n_layer, config.n_classes)
 
 
 def count_layers(names: Mapping[str, object]) -> int:
@@ -86,8 +86,8 @@ def count_layers(names: Mapping[str, object]) -> int:
     return sum(name.endswith("/attn/c_attn/w") for name in names)
 
 
-def list_sizes(arrays: Sequence[Array], source: str | Path) -> tuple[int, int, int]:
-    """Return the rows of ``we``, the width and the number of layers of a full parameter list.
+def list_sizes(arrays: Sequence[Array], source: str | Path) -> tuple[int, int, int, int]:
+    """Return the rows of ``we``, the width, the layers and the classes of a full parameter list.
 
     The shape of each array is checked against these sizes.
 
@@ -110,11 +110,11 @@ def list_sizes(arrays: Sequence[Array], source: str | Path) -> tuple[int, int, i
             "use a file that this program or the original saved."
         )
     rows, n_embd = arrays[0].shape
-    for array, (name, shape) in zip(
-        arrays, list_shapes(rows, n_embd, n_layer).items(), strict=True
-    ):
+    n_classes = max(1, arrays[-1].size)
+    shapes = list_shapes(rows, n_embd, n_layer, n_classes)
+    for array, (name, shape) in zip(arrays, shapes.items(), strict=True):
         _check_shape(array, name, shape, source)
-    return rows, n_embd, n_layer
+    return rows, n_embd, n_layer, n_classes
 
 
 def _check_shape(array: Array, name: str, shape: Shape, source: str | Path) -> None:
@@ -209,7 +209,7 @@ def _model_table(model: torch.nn.Module) -> dict[str, tuple[Shape, torch.nn.Para
     parameters = dict(model.named_parameters())
     rows, n_embd = parameters["we"].shape
     n_layer = sum(name.endswith(".attn.c_attn.w") for name in parameters)
-    shapes = list_shapes(rows, n_embd, n_layer)
+    shapes = list_shapes(rows, n_embd, n_layer, len(parameters["clf.b"]))
     table = {name: (shape, parameters.pop(_model_name(name))) for name, shape in shapes.items()}
     if parameters:
         raise ValueError(f"parameters without a name in the original: {sorted(parameters)}")

@@ -68,12 +68,14 @@ class StoredModel:
         sizes: all sizes that the files of a directory record; None for a full parameter list.
         arrays: the arrays of a full parameter list, which had to be read to find its sizes; empty
             for a directory.
+        n_classes: number of outputs of the classifier; 1 if there is none.
     """
 
     path: Path
     facts: Facts
     sizes: ReleasedShapes | HubConfig | None = None
     arrays: Sequence[Array] = ()
+    n_classes: int = 1
 
     @property
     def is_list(self) -> bool:
@@ -195,7 +197,7 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
         config = read_config(path)
         file = str(path / HUB_CONFIG)
         facts = {name: Fact(getattr(config, name), file) for name in DEFAULTS}
-        return StoredModel(path=path, facts=facts, sizes=config)
+        return StoredModel(path=path, facts=facts, sizes=config, n_classes=config.n_classes)
     shapes = read_shapes(path)
     file = str(path / SHAPES_FILE)
     facts = {name: Fact(getattr(shapes, name), file) for name in ("n_embd", "n_layer")}
@@ -217,11 +219,11 @@ def recorded(model_dir: Path) -> dict[str, Fact]:
 
 def _find_list(path: Path, model_dir: Path) -> StoredModel:
     metadata, arrays = ({}, read_jl(path)) if path.suffix == ".jl" else read_safetensors(path)
-    _, n_embd, n_layer = list_sizes(arrays, path)
+    _, n_embd, n_layer, n_classes = list_sizes(arrays, path)
     file = f"{path}, which gives every parameter,"
     facts = {"n_embd": Fact(n_embd, file), "n_layer": Fact(n_layer, file), **recorded(model_dir)}
     facts |= _facts_of_metadata(metadata, path)
-    return StoredModel(path=path, facts=facts, arrays=arrays)
+    return StoredModel(path=path, facts=facts, arrays=arrays, n_classes=n_classes)
 
 
 def _facts_of_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Fact]:

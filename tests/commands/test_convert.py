@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from padded import padded
 
 from gpt1.commands import convert as command
 from gpt1.commands import train
@@ -159,7 +160,8 @@ def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
     assert theirs.config.n_positions == data.n_ctx  # fewer than were pretrained
     assert theirs.config.n_positions < tiny.N_POSITIONS
 
-    X, M = data.test.X, data.test.M
+    test = data.predicted["ROCStories"]
+    X, M, _ = padded(test, data.n_vocab + 3)
     with torch.no_grad():
         found = theirs.eval()(
             input_ids=torch.from_numpy(X[..., 0]).long(),
@@ -168,7 +170,7 @@ def test_a_fine_tuned_model_in_transformers_makes_the_same_choices(
     ours = open_model(best, vocabulary=task.model_dir)
     pretrained = open_model(task.model_dir).module
     assert not torch.equal(ours.module.h[0].mlp.c_fc.w, pretrained.h[0].mlp.c_fc.w)  # was trained
-    expected = predict.predict_logits(ours.module, data.test, ALONE, n_batch=8)
+    expected = predict.predict_logits(ours.module, test, ALONE, n_batch=8)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
     assert expected.std() > 1e-2  # much more than the tolerance
     submission = np.array(read_submission(run / "submission" / "ROCStories.tsv"))

@@ -10,7 +10,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.packing import pack
 from gpt1.inference.prediction import evaluating, mean_cross_entropy, predict_logits
 from gpt1.model.transformer import DoubleHeadsModel
@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def model_and_test(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[DoubleHeadsModel, ChoiceArrays]:
+) -> tuple[DoubleHeadsModel, EncodedSplit]:
     """Return the tiny model with larger classifier weights, and the 24 test stories."""
     task_files = tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
     settings, sources = Settings(), task_files.sources()
@@ -35,7 +35,7 @@ def model_and_test(
     model = prepare.build_model(settings, sources, config, np.random.RandomState(0))
     with torch.no_grad():
         model.clf.w.normal_(0, 1, generator=torch.Generator().manual_seed(0))
-    return model, task.test
+    return model, task.predicted["ROCStories"]
 
 
 # ------------------------------------------------------------------------- mean_cross_entropy
@@ -69,53 +69,53 @@ def test_the_cost_leaves_its_arguments_alone() -> None:
 # ------------------------------------------------------------------------------- predict_logits
 
 
-def one_by_one(model: DoubleHeadsModel, arrays: ChoiceArrays, share_prefix: bool) -> np.ndarray:
+def one_by_one(model: DoubleHeadsModel, split: EncodedSplit, share_prefix: bool) -> np.ndarray:
     rows = []
     model.eval()
-    for i in range(arrays.n_stories):
-        story = arrays.take(slice(i, i + 1))
+    for i in range(split.n_examples):
+        story = split.take(slice(i, i + 1))
         batch = pack(story, model.config.clf_token, share_prefix=share_prefix)
-        rows.append(model.choice_logits(batch).detach().numpy())
+        rows.append(model.clf_logits(batch).detach().numpy())
     return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("n_batch", [1, 7, 8, 24, 1000])
 @pytest.mark.parametrize("share_prefix", [False, True])
 def test_logits_do_not_depend_on_the_batches(
-    model_and_test: tuple[DoubleHeadsModel, ChoiceArrays], n_batch: int, share_prefix: bool
+    model_and_test: tuple[DoubleHeadsModel, EncodedSplit], n_batch: int, share_prefix: bool
 ) -> None:
     """24 stories make three batches of 7 and one of 3, which is predicted too and in its place."""
-    model, arrays = model_and_test
-    logits = predict_logits(model, arrays, ALONE, n_batch=n_batch)
+    model, split = model_and_test
+    logits = predict_logits(model, split, ALONE, n_batch=n_batch)
     assert logits.shape == (24, 2)
     assert logits.dtype == np.float32
     assert np.ptp(logits) > 0.5  # so that differences would show
-    expected = one_by_one(model, arrays, share_prefix)
+    expected = one_by_one(model, split, share_prefix)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_few_stories_or_none(model_and_test: tuple[DoubleHeadsModel, ChoiceArrays], n: int) -> None:
-    model, arrays = model_and_test
-    logits = predict_logits(model, arrays.take(slice(0, n)), ALONE, n_batch=2)
+def test_few_stories_or_none(model_and_test: tuple[DoubleHeadsModel, EncodedSplit], n: int) -> None:
+    model, split = model_and_test
+    logits = predict_logits(model, split.take(slice(0, n)), ALONE, n_batch=2)
     assert logits.shape == (n, 2)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_there_is_no_dropout_and_the_mode_is_restored(
-    model_and_test: tuple[DoubleHeadsModel, ChoiceArrays], training: bool
+    model_and_test: tuple[DoubleHeadsModel, EncodedSplit], training: bool
 ) -> None:
-    model, arrays = model_and_test
+    model, split = model_and_test
     assert model.config.embd_pdrop > 0
     model.train(training)
-    first = predict_logits(model, arrays, ALONE, n_batch=8)
-    again = predict_logits(model, arrays, ALONE, n_batch=8)
+    first = predict_logits(model, split, ALONE, n_batch=8)
+    again = predict_logits(model, split, ALONE, n_batch=8)
     assert np.array_equal(first, again)
     assert all(module.training == training for module in model.modules())
 
 
 def test_the_mode_is_restored_after_an_error_too(
-    model_and_test: tuple[DoubleHeadsModel, ChoiceArrays],
+    model_and_test: tuple[DoubleHeadsModel, EncodedSplit],
 ) -> None:
     model, _ = model_and_test
     model.train()
@@ -128,35 +128,35 @@ def test_the_mode_is_restored_after_an_error_too(
 
 
 def test_no_gradients_and_no_random_numbers_are_used(
-    model_and_test: tuple[DoubleHeadsModel, ChoiceArrays],
+    model_and_test: tuple[DoubleHeadsModel, EncodedSplit],
 ) -> None:
-    model, arrays = model_and_test
+    model, split = model_and_test
     model.train()
     before = torch.get_rng_state()
-    predict_logits(model, arrays, ALONE, n_batch=8)
+    predict_logits(model, split, ALONE, n_batch=8)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_bf16_is_near_and_the_parameters_stay_as_they_are(
-    model_and_test: tuple[DoubleHeadsModel, ChoiceArrays],
+    model_and_test: tuple[DoubleHeadsModel, EncodedSplit],
 ) -> None:
-    model, arrays = model_and_test
-    exact = predict_logits(model, arrays, ALONE, n_batch=8)
-    rough = predict_logits(model, arrays, ALONE, n_batch=8, precision="bf16")
+    model, split = model_and_test
+    exact = predict_logits(model, split, ALONE, n_batch=8)
+    rough = predict_logits(model, split, ALONE, n_batch=8, precision="bf16")
     assert rough.dtype == np.float32
     assert 0 < np.abs(rough - exact).max() < 0.3
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def test_a_process_predicts_its_part_only(
-    model_and_test: tuple[DoubleHeadsModel, ChoiceArrays], monkeypatch: pytest.MonkeyPatch
+    model_and_test: tuple[DoubleHeadsModel, EncodedSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, arrays = model_and_test
-    whole = predict_logits(model, arrays, ALONE, n_batch=5)
+    model, split = model_and_test
+    whole = predict_logits(model, split, ALONE, n_batch=5)
     monkeypatch.setattr(Ranks, "gather", lambda self, part: part)
     parts = [
-        predict_logits(model, arrays, Ranks(rank, 3, torch.device("cpu")), n_batch=5)
+        predict_logits(model, split, Ranks(rank, 3, torch.device("cpu")), n_batch=5)
         for rank in range(3)
     ]
     assert [len(part) for part in parts] == [8, 8, 8]

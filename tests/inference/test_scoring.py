@@ -32,10 +32,10 @@ def test_probabilities_are_those_of_choices_one_by_one(run: Run) -> None:
     arrays = lay_out(encoded, opened.special, length=rows)
     logits = []
     with torch.no_grad():
-        for i in range(arrays.n_stories):
-            story = arrays.take(slice(i, i + 1))
+        for i in range(len(test[0])):
+            story = arrays.take(slice(i, i + 1)).encoded()
             batch = pack(story, opened.special.classify, share_prefix=False)
-            logits.append(opened.module.choice_logits(batch).numpy())
+            logits.append(opened.module.clf_logits(batch).numpy())
     found = scoring.score_stories(opened, *test[:3])
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, choices_of(np.concatenate(logits)).probs, atol=1e-5)
@@ -75,12 +75,12 @@ def test_only_what_does_not_fit_is_cut(run: Run) -> None:
     room = max_part_length(rows)
     texts = ["so " * (rows - 4), "so " * (rows - 3), "so " * 3]
     endings = ["big", "big", "ran " * rows]
-    arrays, n_cut = scoring.encode_stories(opened, texts, ["won"] * 3, endings)
-    lengths = arrays.M.sum(-1).astype(int).tolist()
+    split, n_cut = scoring.encode_stories(opened, texts, ["won"] * 3, endings)
+    lengths = split.lengths.tolist()
     # Full to the last row; one more, cut to the room; a long ending, which cuts itself alone.
     assert lengths == [[rows, rows], [room + 4, room + 4], [7, 6 + room]]
     assert n_cut == 2
-    assert arrays.X[..., 1].max() < opened.module.config.n_rows
+    assert split.longest == rows
 
 
 def test_a_cut_story_scores_as_what_is_left_of_it(run: Run) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from padded import Padded
 
-from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import pack
 from gpt1.commands.train import main
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
@@ -27,7 +27,7 @@ DROPOUTS = ["--embd_pdrop", "--attn_pdrop", "--resid_pdrop", "--clf_pdrop"]
 NO_DROPOUT = [word for flag in DROPOUTS for word in (flag, "0")]
 
 
-def stories(n: int = 6) -> ChoiceArrays:
+def stories(n: int = 6) -> Padded:
     """Return random stories whose two choices share a prefix."""
     rng = np.random.default_rng(0)
     X = np.zeros((n, 2, CONFIG.n_ctx, 2), np.int32)
@@ -39,7 +39,7 @@ def stories(n: int = 6) -> ChoiceArrays:
             ids = [50, *prefix, 51, *rng.integers(1, 50, rng.integers(1, 8)).tolist(), 52]
             X[i, c, : len(ids), 0] = ids
             M[i, c, : len(ids)] = 1
-    return ChoiceArrays(X, M, rng.integers(0, 2, n).astype(np.int32))
+    return Padded(X, M, rng.integers(0, 2, n).astype(np.int32))
 
 
 def fresh_model() -> DoubleHeadsModel:
@@ -54,12 +54,12 @@ def fresh_model() -> DoubleHeadsModel:
 @pytest.mark.parametrize("share_prefix", [False, True])
 def test_bfloat16_is_close_and_keeps_float32_parameters(share_prefix: bool):
     model = fresh_model().eval()
-    batch = pack(stories(), CONFIG.clf_token, share_prefix=share_prefix)
+    batch = pack(stories().encoded(), CONFIG.clf_token, share_prefix=share_prefix)
     exact = model.losses(batch, 0.5)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model.losses(batch, 0.5)
         rounded.total.backward()
-        logits = model.choice_logits(batch)
+        logits = model.clf_logits(batch)
     assert rounded.lm is not None
     torch.testing.assert_close(rounded.clf, exact.clf, rtol=0, atol=0.05)
     torch.testing.assert_close(rounded.lm, exact.lm, rtol=0.02, atol=0)
@@ -74,7 +74,7 @@ def test_bfloat16_counts_a_token_that_occurs_often():
     """The gradient of a row is a sum over its occurrences, and 256 + 1 is 256 in bfloat16."""
     model = DoubleHeadsModel(replace(CONFIG, n_layer=0)).eval()
     model.init_parameters(torch.Generator().manual_seed(1))
-    batch = pack(stories(200), CONFIG.clf_token, share_prefix=False)
+    batch = pack(stories(200).encoded(), CONFIG.clf_token, share_prefix=False)
     with torch.autocast("cpu", torch.bfloat16):
         model.hidden_states(batch).sum().backward()
     ids, counts = torch.cat([batch.tokens, batch.positions]).unique(return_counts=True)
@@ -87,7 +87,7 @@ def test_bfloat16_does_not_round_the_sum_of_the_heads_gradients(monkeypatch):
     """The gradient of a row that no input uses comes only from the head, as a sum over chunks."""
     monkeypatch.setattr(_WeightedCrossEntropy, "ROWS", 16)
     model = fresh_model().eval()
-    batch = pack(stories(), CONFIG.clf_token, share_prefix=False)
+    batch = pack(stories().encoded(), CONFIG.clf_token, share_prefix=False)
     with torch.autocast("cpu", torch.bfloat16):
         model.losses(batch, 0.5).total.backward()
     assert model.we.grad is not None
@@ -102,12 +102,12 @@ def test_bfloat16_does_not_round_the_sum_of_the_heads_gradients(monkeypatch):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_compute_the_same():
     model = fresh_model().eval()
-    batch = pack(stories(), CONFIG.clf_token, share_prefix=True)
-    expected, logits = model.hidden_states(batch), model.choice_logits(batch)
+    batch = pack(stories().encoded(), CONFIG.clf_token, share_prefix=True)
+    expected, logits = model.hidden_states(batch), model.clf_logits(batch)
     names = [name for name, _ in model.named_parameters()]
     model.compile_layers()
     torch.testing.assert_close(model.hidden_states(batch), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.choice_logits(batch), logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.clf_logits(batch), logits, rtol=0, atol=1e-5)
     assert [name for name, _ in model.named_parameters()] == names
 
 

@@ -13,11 +13,11 @@ import reference
 import torch
 import torch.nn.functional as F
 from cloze import EncodedCloze, lay_out
+from padded import Padded
 from peers import NO_DROPOUT, SMALL, their_model
 from reference import assert_within
 from torch import Tensor, nn
 
-from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import Batch, pack
 from gpt1.inference.attention import attention_maps
 from gpt1.inference.decoding import Cached, Decoder
@@ -47,13 +47,13 @@ def _same_random_numbers_every_time() -> None:
 
 def arrays_of(
     stories: list[list[int]], endings1: list[list[int]], endings2: list[list[int]]
-) -> ChoiceArrays:
+) -> Padded:
     """Return arrays of the given token ids, for SMALL's vocabulary, with alternating labels."""
     split = EncodedCloze(stories, endings1, endings2, [i % 2 for i in range(len(stories))])
     return lay_out(split, SpecialTokens.after(SMALL.n_vocab), n_ctx=SMALL.n_ctx)
 
 
-def some_arrays() -> ChoiceArrays:
+def some_arrays() -> Padded:
     return arrays_of(
         stories=[[1, 2, 3, 0, 5], [4, 4], [6]],
         endings1=[[2, 2, 1], [3, 0, 2, 6, 5, 1], [0, 5]],
@@ -61,11 +61,11 @@ def some_arrays() -> ChoiceArrays:
     )
 
 
-def packed(arrays: ChoiceArrays, *, share_prefix: bool = False) -> Batch:
-    return pack(arrays, SMALL.clf_token, share_prefix=share_prefix)
+def packed(arrays: Padded, *, share_prefix: bool = False) -> Batch:
+    return pack(arrays.encoded(), SMALL.clf_token, share_prefix=share_prefix)
 
 
-def padded(rows: Tensor, arrays: ChoiceArrays) -> Tensor:
+def padded(rows: Tensor, arrays: Padded) -> Tensor:
     """Put packed rows [N, D] of single sequences into [B * S, T, D], with zeros on padding."""
     mask = torch.from_numpy(arrays.M).bool()
     grid = rows.new_zeros(*mask.shape, rows.shape[-1])
@@ -99,8 +99,8 @@ def backward(model: DoubleHeadsModel, case: reference.Case, update: int, share: 
     """Compute the gradients of one update; return logits, clf and lm losses, [n, 5]."""
     found = []
     for tower in case.towers(update):
-        batch = pack(tower, case.config.clf_token, share_prefix=share)
-        logits = model.choice_logits(batch)
+        batch = pack(tower.encoded(), case.config.clf_token, share_prefix=share)
+        logits = model.clf_logits(batch)
         losses = model.losses(batch, case.cfg["lm_coef"])
         (losses.total / case.cfg["n_gpu"]).backward()
         lm = torch.full_like(logits, torch.nan) if losses.lm is None else losses.lm
@@ -238,7 +238,7 @@ def test_equals_the_transcription_in_float64(afn: str, share_prefix: bool) -> No
     model, arrays = reference.random_model(config), some_arrays()
     expected = reference.run(reference.params_of(model), arrays, config)
     batch = packed(arrays, share_prefix=share_prefix)
-    assert_close(model.choice_logits(batch), expected.logits, 1e-12)
+    assert_close(model.clf_logits(batch), expected.logits, 1e-12)
     if not share_prefix:
         real = torch.from_numpy(arrays.M).bool()
         assert_close(model.hidden_states(batch), expected.h[real], 1e-12)
@@ -280,11 +280,11 @@ def test_choices_are_those_of_transformers_double_heads(share_prefix: bool) -> N
         tokens = torch.from_numpy(arrays.X[..., 0]).long()
         last = torch.from_numpy(arrays.M.sum(-1)).long() - 1
         expected = theirs(input_ids=tokens, mc_token_ids=last).mc_logits
-        found = model.choice_logits(packed(arrays, share_prefix=share_prefix))
+        found = model.clf_logits(packed(arrays, share_prefix=share_prefix))
     assert_close(found, expected, 1e-5)
 
 
-def arrays_of_lengths(lengths: np.ndarray, generator: np.random.RandomState) -> ChoiceArrays:
+def arrays_of_lengths(lengths: np.ndarray, generator: np.random.RandomState) -> Padded:
     """Draw tokens [B, S, T, 2] of the given lengths [B, S]; the last one is ``_classify_``."""
     B, C = lengths.shape
     T = int(lengths.max())
@@ -294,7 +294,7 @@ def arrays_of_lengths(lengths: np.ndarray, generator: np.random.RandomState) -> 
     X[..., 0] = generator.randint(0, SMALL.clf_token, (B, C, T)) * M
     for b, c in np.ndindex(B, C):
         X[b, c, lengths[b, c] - 1, 0] = SMALL.clf_token
-    return ChoiceArrays(X, M, np.zeros(B, dtype=np.int32))
+    return Padded(X, M, np.zeros(B, dtype=np.int32))
 
 
 # -------------------------------------------------------------------------- shared prefixes
@@ -314,14 +314,14 @@ STORIES: dict[str, tuple[list[list[int]], list[list[int]], list[list[int]]]] = {
 }
 
 
-def unlike_from_the_start() -> ChoiceArrays:
+def unlike_from_the_start() -> Padded:
     """Return arrays whose choices have no common prefix, which a story never gives."""
     arrays = arrays_of([[1, 2]], [[3, 4]], [[3, 5]])
     arrays.X[0, 1, 0, 0] = 6
     return arrays
 
 
-def classify_within() -> ChoiceArrays:
+def classify_within() -> Padded:
     """Return arrays with a ``_classify_`` in the common prefix, which is then the first one."""
     arrays = arrays_of([[1, 2, 3]], [[3, 4]], [[3, 5, 5]])
     arrays.X[0, :, 2, 0] = SMALL.clf_token
@@ -337,12 +337,11 @@ def test_sharing_prefixes_changes_no_number(kind: str) -> None:
     arrays = special[kind]() if kind in special else arrays_of(*STORIES[kind])
     model = reference.random_model(SMALL, seed=1)
     plain, shared = packed(arrays), packed(arrays, share_prefix=True)
-    assert_close(model.choice_logits(shared), model.choice_logits(plain), 1e-10)
+    assert_close(model.clf_logits(shared), model.clf_logits(plain), 1e-10)
 
     weights = torch.linspace(-1, 2, arrays.M[..., 0].size, dtype=torch.float64)
     by_choice = [
-        gradients(model, model.choice_logits(batch).reshape(-1) @ weights)
-        for batch in (plain, shared)
+        gradients(model, model.clf_logits(batch).reshape(-1) @ weights) for batch in (plain, shared)
     ]
     by_loss = [gradients(model, model.losses(batch, 0.5).total) for batch in (plain, shared)]
     for name in by_choice[0]:
@@ -365,7 +364,7 @@ def test_sharing_prefixes_does_share() -> None:
 # ---------------------------------------------------------------------------------- dropout
 
 
-def dropping(**rates: float) -> tuple[DoubleHeadsModel, ChoiceArrays]:
+def dropping(**rates: float) -> tuple[DoubleHeadsModel, Padded]:
     """Return a float64 model in training mode with the given dropout rates only, and stories."""
     config = replace(SMALL, **rates)
     return reference.random_model(config).train(), some_arrays()
@@ -401,9 +400,9 @@ def test_no_dropout_in_evaluation() -> None:
     rates = dict.fromkeys(NO_DROPOUT, 0.5)
     model, arrays = dropping(**rates)
     expected = reference.run(reference.params_of(model), arrays, model.config)
-    assert_close(model.eval().choice_logits(packed(arrays)), expected.logits, 1e-12)
+    assert_close(model.eval().clf_logits(packed(arrays)), expected.logits, 1e-12)
     assert_close(model.losses(packed(arrays), 0.5).lm.double(), expected.lm, 1e-6)
-    assert (model.train().choice_logits(packed(arrays)) - expected.logits).abs().max() > 1e-2
+    assert (model.train().clf_logits(packed(arrays)) - expected.logits).abs().max() > 1e-2
 
 
 def test_embedding_dropout_is_one_mask_for_input_and_output() -> None:
@@ -421,7 +420,7 @@ def test_embedding_dropout_is_one_mask_for_input_and_output() -> None:
     assert losses.lm is not None
     assert_close(losses.lm.double(), expected.lm, 2e-6)
     torch.manual_seed(5)
-    assert_close(model.choice_logits(packed(arrays)), expected.logits, 1e-12)
+    assert_close(model.clf_logits(packed(arrays)), expected.logits, 1e-12)
 
 
 def test_embedding_dropout_is_the_same_wherever_a_row_is_used() -> None:
@@ -477,7 +476,7 @@ def test_residual_dropout_is_after_both_projections_of_every_layer() -> None:
 
     def run_from(place_index: int) -> Tensor:
         if place_index == len(places):
-            return model.choice_logits(batch)
+            return model.clf_logits(batch)
         name = list(places)[place_index]
         module, inner = places[name]
         out: list[Tensor] = []
@@ -501,7 +500,7 @@ def test_residual_dropout_is_after_both_projections_of_every_layer() -> None:
 def test_classifier_dropout_is_one_mask_a_story() -> None:
     model, _ = dropping(clf_pdrop=0.5)
     arrays = arrays_of([[1, 2]] * 8, [[3, 4]] * 8, [[3, 4]] * 8)  # all choices identical
-    logits = model.choice_logits(packed(arrays)).detach()
+    logits = model.clf_logits(packed(arrays)).detach()
     torch.testing.assert_close(logits[:, 0], logits[:, 1], rtol=0, atol=1e-12)
     assert len(logits[:, 0].unique()) == 8  # 12 places: a chance of 2^-12 that two masks agree
 
@@ -526,7 +525,7 @@ def test_dropout_keeps_the_mean() -> None:
 def test_choices_packed_apart_have_their_own_masks() -> None:
     """In the original the two sequences of a story share only the mask of ``we``."""
     model, _ = dropping(resid_pdrop=0.5)
-    logits = model.choice_logits(packed(arrays_of([[1, 2]], [[3, 4]], [[3, 4]])))
+    logits = model.clf_logits(packed(arrays_of([[1, 2]], [[3, 4]], [[3, 4]])))
     assert (logits[0, 0] - logits[0, 1]).abs() > 1e-3
 
 
@@ -563,7 +562,7 @@ def test_total_is_the_mean_choice_loss_and_lm_coef_times_the_mean_lm_loss() -> N
 
 def test_losses_need_labels() -> None:
     model, arrays = reference.random_model(SMALL), some_arrays()
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(ValueError, match="targets"):
         model.losses(packed(arrays._replace(Y=None)), 0.5)
 
 
@@ -758,8 +757,8 @@ def test_every_use_computes_the_one_layer(monkeypatch: pytest.MonkeyPatch) -> No
     assert used == [Cached] * 4
     for run, contexts in (
         (lambda: model.losses(batch, 0.5), [Packed, Packed]),
-        (lambda: model.choice_logits(batch), [Packed, ClassifyOnly]),
-        (lambda: model.train().choice_logits(batch), [Packed, Packed]),
+        (lambda: model.clf_logits(batch), [Packed, ClassifyOnly]),
+        (lambda: model.train().clf_logits(batch), [Packed, Packed]),
         (lambda: model.sequence_states(torch.tensor([ids])), [Packed, Packed]),
         (lambda: attention_maps(model, ids), [Packed, Packed]),
     ):
@@ -794,7 +793,7 @@ def test_linear_layers_have_the_same_outputs() -> None:
     for share_prefix in (False, True):
         batch = packed(arrays, share_prefix=share_prefix)
         assert_close(linear.hidden_states(batch), model.hidden_states(batch), 1e-12)
-        assert_close(linear.choice_logits(batch), model.choice_logits(batch), 1e-12)
+        assert_close(linear.clf_logits(batch), model.clf_logits(batch), 1e-12)
         one, other = (gradients(each, each.losses(batch, 0.5).total) for each in (linear, model))
         assert_close(one["h.0.attn.c_attn.weight"].T, other["h.0.attn.c_attn.w"], 1e-6)
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
@@ -821,7 +820,7 @@ def test_what_replaces_a_linear_layer_needs_nothing_but_a_forward_method() -> No
                 setattr(parent, name, Quantised(child))
     h, expected = quantised.hidden_states(batch), model.hidden_states(batch)
     assert 1e-4 < (h - expected).norm() / expected.norm() < 0.1
-    logits = quantised.choice_logits(batch)
+    logits = quantised.clf_logits(batch)
     assert_close(logits, quantised.clf(h[batch.clf_rows]), 1e-12)
 
 
@@ -847,6 +846,6 @@ def test_predicting_uses_no_dropout_and_leaves_training_on() -> None:
     process = Ranks(0, 1, torch.device("cpu"))
     expected = reference.run(reference.params_of(model), arrays, model.config).logits
     for n_batch in (1, 2, 3, 8):  # the last, smaller batch is predicted too
-        logits = predict_logits(model, arrays, process, n_batch=n_batch)
+        logits = predict_logits(model, arrays.encoded(), process, n_batch=n_batch)
         assert_close(torch.from_numpy(logits), expected, 2e-5)
     assert model.training

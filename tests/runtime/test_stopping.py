@@ -36,7 +36,7 @@ from gpt1.runtime.stopping import StopRequests
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its signals and /proc are used")
 
 ROOT = Path(__file__).parents[2]
-CHOICES = "gpt1.model.transformer:DoubleHeadsModel.choice_logits"
+CHOICES = "gpt1.model.transformer:DoubleHeadsModel.clf_logits"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -259,7 +259,13 @@ def test_what_is_saved(
 
 
 def needs_of(outputs: Outputs, **changes: Any) -> list[Need]:
-    usual = {"n_parameters": P, "n_checkpoints": 9, "n_updates": 12, "n_test": 20, "resumed": False}
+    usual = {
+        "n_parameters": P,
+        "n_checkpoints": 9,
+        "n_updates": 12,
+        "n_predicted": {"ROCStories": 20},
+        "resumed": False,
+    }
     return capacity.disk_needs(outputs, **{**usual, **changes})
 
 
@@ -284,7 +290,7 @@ def test_what_is_logged_and_submitted(tmp_path: Path) -> None:
         place = tmp_path / "submission/rocstories"
         assert submission == ("--submission_dir", place, 2 * size)
     outputs.submission.write_bytes(bytes(size - 1))
-    outputs.last_submission.write_bytes(bytes(size + 1))
+    outputs.last_submissions["ROCStories"].write_bytes(bytes(size + 1))
     assert needs_of(outputs)[2].n_bytes == 1
 
 
@@ -405,7 +411,7 @@ def test_the_run_counts_its_checkpoints(
     assert train.main(Run(task, tmp_path / "run").flags(*words)) == 2
     assert seen["n_checkpoints"] == expected
     assert seen["n_updates"] == 4 * n_iter - done
-    assert seen["n_test"] == tiny.N_TEST
+    assert seen["n_predicted"] == {"ROCStories": tiny.N_TEST, "ROCStories.dev": tiny.N_VALID}
     assert seen["resumed"] is False
 
 

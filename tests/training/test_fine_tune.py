@@ -51,8 +51,7 @@ def test_fine_tune_score_and_save_in_six_lines(
     result.model.save("my_model")
 
     assert chosen == submissions.read_submission("submission/rocstories/ROCStories.tsv")
-    assert result.predictions is not None
-    assert chosen == result.predictions.tolist()
+    assert chosen == result.predictions["ROCStories"].tolist()
     assert gpt1.load_pretrained("my_model").predict(examples) == chosen
     assert gpt1.load_pretrained("save/rocstories").predict(examples) == chosen
     assert not result.model.module.training

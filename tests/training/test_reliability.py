@@ -26,6 +26,7 @@ import pytest
 import tiny
 import torch
 from cloze import EncodedCloze, lay_out
+from padded import padded
 from processes import (
     SIGINT,
     SIGKILL,
@@ -44,7 +45,7 @@ from torch.distributed import HashStore
 from torch.distributed.distributed_c10d import Store
 from waiting import DEADLINE, wait_until
 
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.results.log_lines import read_updates
@@ -112,10 +113,10 @@ def _poison(value: float, where: str) -> None:
 
     original, calls = fine_tuning.tower_gradients, iter(range(1, 1000))
 
-    def poisoned(replica: Any, stories: ChoiceArrays, **kwargs: Any) -> torch.Tensor:
+    def poisoned(replica: Any, stories: EncodedSplit, **kwargs: Any) -> torch.Tensor:
         costs = original(replica, stories, **kwargs)
         if next(calls) == 6:
-            np.save(os.environ["STORIES"], stories.X)
+            np.save(os.environ["STORIES"], padded(stories, 0, 100).X[..., 0])
             if where == "gradient":
                 replica.model.we.grad[0, 0] = value
             else:
@@ -134,7 +135,7 @@ def in_file_order(task: tiny.Tiny) -> np.ndarray:
     texts = [" ".join(row[1:5]) for row in rows], [row[5] for row in rows], [row[6] for row in rows]
     encoded = EncodedCloze(*(encoder.encode(part, verbose=False) for part in texts), None)
     special = SpecialTokens.after(loaded.n_vocab)
-    return lay_out(encoded, special, length=loaded.n_ctx).X
+    return lay_out(encoded, special, length=100).X[..., 0]
 
 
 def stories_named(message: str) -> list[int]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import gpt1
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.task_data import TaskData
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
@@ -328,8 +328,8 @@ class Recorder:
     """Records what a run does: the rows of each update, evaluated and predicted splits."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.updates: list[ChoiceArrays] = []
-        self.evaluated: list[ChoiceArrays] = []
+        self.updates: list[EncodedSplit] = []
+        self.evaluated: list[EncodedSplit] = []
         self.saved_after: list[int] = []
         self.saved: list[list[np.ndarray]] = []
         update, predicted = Trainer._update, FineTuning.predict
@@ -344,12 +344,12 @@ class Recorder:
         def record_predict(
             job: FineTuning,
             model: DoubleHeadsModel,
-            arrays: ChoiceArrays,
+            split: EncodedSplit,
             ranks: Ranks,
             progress: Any = None,
         ) -> Any:
-            self.evaluated.append(arrays)
-            return predicted(job, model, arrays, ranks, progress)
+            self.evaluated.append(split)
+            return predicted(job, model, split, ranks, progress)
 
         def record_save(outputs: Outputs, model: DoubleHeadsModel) -> None:
             self.saved_after.append(n_updates)
@@ -374,14 +374,20 @@ def test_numpys_stream_is_used_in_the_originals_order(
     special = np.random.randn(3, tiny.N_EMBD) * 0.02
     expected = []
     for _ in range(2):
-        X, Y = shuffle(data.train.X, data.train.Y)  # with the global stream, as in the original
-        expected += [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
+        rows = shuffle(np.arange(32))  # with the global stream, as in the original
+        expected += [data.train.take(rows[i : i + 8]) for i in range(0, 32, 8)]
     we = recorder.saved[0][0]
     np.testing.assert_array_equal(we[data.n_vocab : data.n_vocab + 3], special.astype(np.float32))
     assert len(recorder.updates) == len(expected) == 8
-    for stories, (X, Y) in zip(recorder.updates, expected, strict=True):
-        np.testing.assert_array_equal(stories.X, X)
-        np.testing.assert_array_equal(stories.Y, Y)
+    for stories, right in zip(recorder.updates, expected, strict=True):
+        assert_equal_splits(stories, right)
+        np.testing.assert_array_equal(stories.targets, right.targets)
+
+
+def assert_equal_splits(one: EncodedSplit, other: EncodedSplit) -> None:
+    """Check that two splits hold the same sequences."""
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_array_equal(one.lengths, other.lengths)
 
 
 def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(
@@ -389,14 +395,14 @@ def test_the_last_partial_batch_is_dropped_in_training_and_kept_in_evaluation(
 ) -> None:
     recorder = Recorder(monkeypatch)
     assert run.main("--n_gpu", "1", "--n_batch", "5", "--n_iter", "2", "--submit") == 0
-    assert [stories.n_stories for stories in recorder.updates] == [5] * 6 * 2  # 2 of 32 left over
+    assert [stories.n_examples for stories in recorder.updates] == [5] * 6 * 2  # 2 of 32 left over
     assert [row["n_updates"] for row in run.evaluations()] == [6, 12]
     assert lines(run.updates)[-1]["lr"] == 0  # The schedule ends with the last update.
     data = loaded_task(run.task)
-    expected = [data.train.take(slice(0, 8)), data.valid] * 2 + [data.test]
-    assert len(recorder.evaluated) == 5
-    for arrays, right in zip(recorder.evaluated, expected, strict=True):
-        np.testing.assert_array_equal(arrays.X, right.X)
+    expected = [data.train.take(slice(0, 8)), data.valid] * 2 + [*data.predicted.values()]
+    assert len(recorder.evaluated) == 6
+    for split, right in zip(recorder.evaluated, expected, strict=True):
+        assert_equal_splits(split, right)
 
 
 def test_the_run_has_whole_epochs_only(run: Run) -> None:
@@ -432,9 +438,9 @@ def test_logged_figures_are_those_of_the_parameters(run: Run) -> None:
     (row,) = run.evaluations()
     for split, arrays in (("tr", data.train.take(slice(0, tiny.N_VALID))), ("va", data.valid)):
         logits = choices(model, arrays)
-        cost = predict.mean_cross_entropy(logits, arrays.Y)
+        cost = predict.mean_cross_entropy(logits, arrays.targets)
         assert row[f"{split}_cost"] == pytest.approx(cost, abs=1e-6)
-        accuracy = ACCURACY.compute(ChoiceIndex().decide(logits), arrays.Y)
+        accuracy = ACCURACY.compute(ChoiceIndex().decide(logits), arrays.labels)
         assert row[f"{split}_acc"] == pytest.approx(accuracy)
 
 
@@ -449,7 +455,7 @@ def load_last(run: Run, model: DoubleHeadsModel) -> None:
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
 
 
-def choices(model: DoubleHeadsModel, arrays: ChoiceArrays) -> np.ndarray:
+def choices(model: DoubleHeadsModel, arrays: EncodedSplit) -> np.ndarray:
     alone = Ranks(0, 1, torch.device("cpu"))
     return predict.predict_logits(model, arrays, alone, n_batch=4)
 
@@ -480,11 +486,11 @@ def test_best_parameters_are_kept_only_when_strictly_better(
     data = loaded_task(run.task)
     model = model_of(run, data)
     parameters.from_list(model, kept, "the best")
-    predictions = choices(model, data.test).argmax(-1)
+    predictions = choices(model, data.predicted["ROCStories"]).argmax(-1)
     rows = run.submission.read_text().splitlines()[1:]
     assert rows == [f"{i}\t{choice}" for i, choice in enumerate(predictions)]
     load_last(run, model)
-    assert choices(model, data.test).argmax(-1).tolist() != predictions.tolist()
+    assert choices(model, data.predicted["ROCStories"]).argmax(-1).tolist() != predictions.tolist()
 
 
 def test_best_parameters_may_be_those_of_an_extra_evaluation(
@@ -502,7 +508,7 @@ def test_ties_go_to_the_first_choice(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         fine_tuning,
         "predict_logits",
-        lambda model, arrays, *rest, **_: np.zeros(arrays.X.shape[:2]),
+        lambda model, split, *rest, **_: np.zeros(split.lengths.shape),
     )
     assert run.main("--n_iter", "1", "--submit") == 0
     rows = run.submission.read_text().splitlines()[1:]
@@ -556,7 +562,7 @@ def test_towers_are_a_matter_of_where_not_of_what(task: tiny.Tiny, tmp_path: Pat
 def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Towers with the same stories would otherwise have the same cost."""
     costs: list[float] = []
-    losses, take = DoubleHeadsModel.losses, ChoiceArrays.take
+    losses, take = DoubleHeadsModel.losses, EncodedSplit.take
 
     def record(model: DoubleHeadsModel, batch: Any, lm_coef: float) -> Any:
         found = losses(model, batch, lm_coef)
@@ -564,7 +570,7 @@ def test_each_tower_has_its_own_dropout(run: Run, monkeypatch: pytest.MonkeyPatc
         return found
 
     monkeypatch.setattr(DoubleHeadsModel, "losses", record)
-    monkeypatch.setattr(ChoiceArrays, "take", lambda arrays, rows: take(arrays, slice(0, 8)))
+    monkeypatch.setattr(EncodedSplit, "take", lambda arrays, rows: take(arrays, slice(0, 8)))
     monkeypatch.setattr(Trainer, "_evaluate", lambda trainer: None)
     for rates, n_different in (([], 4), (NO_DROPOUT, 1)):
         costs.clear()
@@ -595,7 +601,7 @@ def test_choices_share_their_prefix_in_training_only_when_asked(
     shared: list[bool] = []
     pack = fine_tuning.pack
 
-    def record(arrays: ChoiceArrays, clf_token: int, *, share_prefix: bool) -> Any:
+    def record(arrays: EncodedSplit, clf_token: int, *, share_prefix: bool) -> Any:
         shared.append(share_prefix)
         return pack(arrays, clf_token, share_prefix=share_prefix)
 
@@ -692,12 +698,13 @@ def test_the_shortest_context_keeps_a_token_of_each_part(run: Run) -> None:
         assert run.main("--n_ctx", "6") == 0
     task, whole = found[0].job.data, loaded_task(run.task)
     assert task.n_ctx == found[0].state.model.config.n_ctx == 5
-    rows, start, classify = whole.train.X[..., 0], whole.n_vocab, whole.n_vocab + 2
-    assert (task.train.X[..., [0, 2, 4], 0] == [start, start + 1, classify]).all()
-    assert (task.train.X[..., 1, 0] == rows[..., 1]).all()
-    delimiter = (rows == start + 1).argmax(-1)
-    first_of_ending = np.take_along_axis(rows, delimiter[..., None] + 1, axis=-1)[..., 0]
-    assert (task.train.X[..., 3, 0] == first_of_ending).all()
+    start, delimiter, classify = range(whole.n_vocab, whole.n_vocab + 3)
+    assert (task.train.lengths == 5).all()
+    for b in range(whole.train.n_examples):
+        pairs = zip(task.train.sequences(b), whole.train.sequences(b), strict=True)
+        for cut, ids in ((cut.tolist(), ids.tolist()) for cut, ids in pairs):
+            ending = ids[ids.index(delimiter) + 1]
+            assert cut == [start, ids[1], delimiter, ending, classify]
     assert run.main("--n_ctx", "6", "--n_iter", "1", "--submit") == 0
 
 
@@ -920,7 +927,9 @@ def test_probabilities_are_those_of_the_submission(run: Run) -> None:
     model = model_of(run, data)
     parameters.from_list(model, jl.read_jl(run.best), "the best")
     alone = Ranks(0, 1, torch.device("cpu"))
-    logits = predict.predict_logits(model, data.test, alone, n_batch=32).astype(np.float64)
+    logits = predict.predict_logits(model, data.predicted["ROCStories"], alone, n_batch=32).astype(
+        np.float64
+    )
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(np.array(choices_.probs), expected, rtol=0, atol=1e-6)
 

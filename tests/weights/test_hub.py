@@ -22,9 +22,9 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from padded import Padded
 from torch import Tensor
 
-from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import Batch, pack
 from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
@@ -174,7 +174,7 @@ def directory(tmp_path: Path) -> Path:
     return write_directory(tmp_path / "hub", random_parts())
 
 
-def random_choices(*, special: bool = True) -> tuple[ChoiceArrays, Tensor]:
+def random_choices(*, special: bool = True) -> tuple[Padded, Tensor]:
     """Make three stories with choices of different lengths; return also `_classify_` [B, C]."""
     rng = np.random.default_rng(1)
     lengths = np.array([[9, 12], [20, 7], [15, 15]])
@@ -185,29 +185,29 @@ def random_choices(*, special: bool = True) -> tuple[ChoiceArrays, Tensor]:
     if special:
         X[:, :, 0, 0], X[:, :, 4, 0] = SPECIAL.start, SPECIAL.delimiter
         np.put_along_axis(X[..., 0], lengths[..., None] - 1, SPECIAL.classify, -1)
-    return ChoiceArrays(X, M, None), torch.from_numpy(lengths - 1)
+    return Padded(X, M, None), torch.from_numpy(lengths - 1)
 
 
-def our_lm_logits(model: DoubleHeadsModel, arrays: ChoiceArrays, rows: int) -> Tensor:
+def our_lm_logits(model: DoubleHeadsModel, arrays: Padded, rows: int) -> Tensor:
     """Logits over the first ``rows`` rows of ``we`` for every token, [N, rows]."""
-    batch: Batch = pack(arrays, SPECIAL.classify, share_prefix=False)
+    batch: Batch = pack(arrays.encoded(), SPECIAL.classify, share_prefix=False)
     with torch.no_grad():
         return model.hidden_states(batch) @ model.we[:rows].T
 
 
-def our_choice_logits(model: DoubleHeadsModel, arrays: ChoiceArrays) -> Tensor:
+def our_choice_logits(model: DoubleHeadsModel, arrays: Padded) -> Tensor:
     with torch.no_grad():
-        return model.choice_logits(pack(arrays, SPECIAL.classify, share_prefix=True))
+        return model.clf_logits(pack(arrays.encoded(), SPECIAL.classify, share_prefix=True))
 
 
-def their_output(model: Any, arrays: ChoiceArrays, **inputs: Tensor) -> Any:
+def their_output(model: Any, arrays: Padded, **inputs: Tensor) -> Any:
     with torch.no_grad():
         return model.eval()(input_ids=torch.from_numpy(arrays.X[..., 0]).long(), **inputs)
 
 
-def their_lm_logits(model: Any, arrays: ChoiceArrays) -> Tensor:
+def their_lm_logits(model: Any, arrays: Padded) -> Tensor:
     """Return transformers' logits of all real tokens, [N, rows]."""
-    logits = their_output(model, ChoiceArrays(arrays.X.reshape(6, N_POSITIONS, 2), arrays.M, None))
+    logits = their_output(model, Padded(arrays.X.reshape(6, N_POSITIONS, 2), arrays.M, None))
     return logits.logits[torch.from_numpy(arrays.M).reshape(6, N_POSITIONS) > 0]
 
 
@@ -326,8 +326,8 @@ def test_models_saved_by_transformers_compute_the_same_here(
     model, (arrays, classify) = our_model(parts), random_choices()
     assert bool(parts.classifier) == (kind == "OpenAIGPTDoubleHeadsModel")
     if kind == "OpenAIGPTModel":
-        batch = pack(arrays, SPECIAL.classify, share_prefix=False)
-        flat = ChoiceArrays(arrays.X.reshape(6, N_POSITIONS, 2), arrays.M, None)
+        batch = pack(arrays.encoded(), SPECIAL.classify, share_prefix=False)
+        flat = Padded(arrays.X.reshape(6, N_POSITIONS, 2), arrays.M, None)
         states = their_output(theirs, flat).last_hidden_state
         real = torch.from_numpy(arrays.M).reshape(6, N_POSITIONS) > 0
         with torch.no_grad():

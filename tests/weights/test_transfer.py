@@ -59,7 +59,8 @@ class Checkpoint:
             task=ROCSTORIES,
             train=nothing,
             valid=nothing,
-            test=nothing,
+            predicted={"ROCStories": nothing},
+            labels={"ROCStories": None},
             n_vocab=N_VOCAB,
             n_ctx=N_CTX,
         )

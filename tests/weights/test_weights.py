@@ -103,7 +103,7 @@ def test_table_is_the_released_one(released_dir):
 
 def test_sizes_come_from_a_list():
     sizes = parameters.list_sizes(random_list(), "a file")
-    assert sizes == (21, 8, 2)
+    assert sizes == (21, 8, 2, 1)
 
 
 @pytest.mark.parametrize(

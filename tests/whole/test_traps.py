@@ -21,9 +21,9 @@ import released
 import torch
 import torch.nn.functional as F
 from cloze import EncodedCloze, lay_out
+from padded import Padded
 from torch import Tensor
 
-from gpt1.batches.arrays import ChoiceArrays
 from gpt1.batches.packing import pack
 from gpt1.datasets.story_cloze import ROCSTORIES, Cloze
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
@@ -51,7 +51,7 @@ class Case(reference.Case):
     """A recorded case, with the results of gpt1 and of the transcription for its first update."""
 
     def ours(self, share_prefix: bool = False) -> Losses:
-        batch = pack(self.arrays(0), self.config.clf_token, share_prefix=share_prefix)
+        batch = pack(self.arrays(0).encoded(), self.config.clf_token, share_prefix=share_prefix)
         losses = self.model().losses(batch, self.cfg["lm_coef"])
         assert losses.lm is not None
         return Losses(losses.total.detach(), losses.clf.detach(), losses.lm.detach())
@@ -125,7 +125,7 @@ def tokens_only(we: Tensor) -> Tensor:
 @pytest.mark.golden
 def test_loss_is_not_a_sum(base: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum over B stories and 2B sequences doubles the LM loss's weight: lm_coef 1.0 in effect."""
-    B = base.arrays(0).n_stories
+    B = len(base.arrays(0).X)
     recorded = base.recorded()
     in_effect = summed(recorded.clf, recorded.lm, 0.5) / B
     assert distance(in_effect, recorded.clf.mean() + 1.0 * recorded.lm.mean()) < TOLERANCE
@@ -142,7 +142,7 @@ def test_lm_coef_in_effect_is_the_flags(base: Case) -> None:
         """Return the largest distance of a gradient, in units of its tolerance."""
         model = base.model()
         for tower in base.towers(0):
-            batch = pack(tower, base.config.clf_token, share_prefix=False)
+            batch = pack(tower.encoded(), base.config.clf_token, share_prefix=False)
             (model.losses(batch, lm_coef).total / base.cfg["n_gpu"]).backward()
         named = dict(model.named_parameters())
         return max(distance(named[n].grad, recorded[n]) / tolerance[n] for n in recorded)
@@ -177,7 +177,7 @@ def test_without_lm_coef_no_lm_gradient_is_left(golden_dir: Path) -> None:
     case = Case(golden_dir, "no_lm")
     model = case.model()
     for tower in case.towers(0):
-        batch = pack(tower, case.config.clf_token, share_prefix=False)
+        batch = pack(tower.encoded(), case.config.clf_token, share_prefix=False)
         losses = model.losses(batch, case.cfg["lm_coef"])
         assert losses.lm is None
         (losses.total / case.cfg["n_gpu"]).backward()
@@ -186,7 +186,7 @@ def test_without_lm_coef_no_lm_gradient_is_left(golden_dir: Path) -> None:
     assert unused.any()
     assert model.we.grad is not None
     assert not model.we.grad[unused].any()
-    batch = pack(case.arrays(0), case.config.clf_token, share_prefix=False)
+    batch = pack(case.arrays(0).encoded(), case.config.clf_token, share_prefix=False)
     deviant = case.model()
     deviant.losses(batch, 0.5).total.backward()
     assert deviant.we.grad is not None
@@ -292,14 +292,14 @@ def with_activation(
     config = replace(config, afn="gelu")
     model = reference.random_model(config)
     arrays = stories_of(config)
-    batch = pack(arrays, config.clf_token, share_prefix=False)
+    batch = pack(arrays.encoded(), config.clf_token, share_prefix=False)
     params = reference.params_of(model)
     right = reference.run(params, arrays, config).logits
     monkeypatch.setitem(reference.ACTIVATIONS, "gelu", activation)
-    return model.choice_logits(batch), right, reference.run(params, arrays, config).logits
+    return model.clf_logits(batch), right, reference.run(params, arrays, config).logits
 
 
-def stories_of(config: ModelConfig) -> ChoiceArrays:
+def stories_of(config: ModelConfig) -> Padded:
     split = EncodedCloze(
         [[1, 2, 3, 0], [4, 4], [2, 0, 1]],
         [[2, 2, 1], [3, 0, 2, 4], [0]],
@@ -320,7 +320,7 @@ def test_gelu_is_not_the_exact_one(base: Case, monkeypatch: pytest.MonkeyPatch) 
     for layer in model.h:
         layer.mlp.activation = F.gelu
     for tower in base.towers(0):
-        batch = pack(tower, base.config.clf_token, share_prefix=False)
+        batch = pack(tower.encoded(), base.config.clf_token, share_prefix=False)
         (model.losses(batch, 0.5).total / base.cfg["n_gpu"]).backward()
     assert distance(model.h[1].mlp.c_fc.w.grad, recorded) > 10 * 1e-6
 
@@ -359,8 +359,8 @@ def test_mask_is_not_1e4(monkeypatch: pytest.MonkeyPatch) -> None:
     params = reference.params_of(model)
     right = reference.run(params, arrays, config)
     for share_prefix in (False, True):
-        batch = pack(arrays, config.clf_token, share_prefix=share_prefix)
-        assert distance(model.choice_logits(batch), right.logits) < 1e-9
+        batch = pack(arrays.encoded(), config.clf_token, share_prefix=share_prefix)
+        assert distance(model.clf_logits(batch), right.logits) < 1e-9
         losses = model.losses(batch, 0.5)
         assert losses.lm is not None
         assert distance(losses.lm, right.lm) < TOLERANCE
@@ -379,8 +379,8 @@ def test_the_first_classify_token_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     params = reference.params_of(model)
     right = reference.run(params, arrays, config).logits
     for share_prefix in (False, True):
-        batch = pack(arrays, config.clf_token, share_prefix=share_prefix)
-        assert distance(model.choice_logits(batch), right) < 1e-10
+        batch = pack(arrays.encoded(), config.clf_token, share_prefix=share_prefix)
+        assert distance(model.clf_logits(batch), right) < 1e-10
 
     def last(tokens: Tensor, clf_token: int) -> Tensor:
         n = tokens.shape[-1]
@@ -398,7 +398,7 @@ def test_the_first_classify_token_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 RATE = 0.4
 
 
-def in_training(**rates: float) -> tuple[DoubleHeadsModel, ChoiceArrays]:
+def in_training(**rates: float) -> tuple[DoubleHeadsModel, Padded]:
     config = ModelConfig(
         n_vocab=6, n_ctx=16, n_embd=12, n_head=3, n_layer=1, **(NO_DROPOUT | rates)
     )
@@ -410,7 +410,7 @@ def test_embedding_dropout_is_not_per_token_occurrence() -> None:
     model, arrays = in_training(embd_pdrop=RATE)
     with torch.no_grad():
         model.we[model.config.clf_token + 1 :] = 0
-    batch = pack(arrays, model.config.clf_token, share_prefix=False)
+    batch = pack(arrays.encoded(), model.config.clf_token, share_prefix=False)
     entered: list[Tensor] = []
     model.h[0].register_forward_pre_hook(lambda _, given: entered.append(given[0].detach()))
     model.hidden_states(batch)
@@ -438,7 +438,7 @@ def test_embedding_dropout_reaches_the_output_matrix() -> None:
 
     right = reference.run(params, arrays, model.config, drop)
     torch.manual_seed(3)
-    losses = model.losses(pack(arrays, model.config.clf_token, share_prefix=False), 0.5)
+    losses = model.losses(pack(arrays.encoded(), model.config.clf_token, share_prefix=False), 0.5)
     assert losses.lm is not None
     assert distance(losses.lm, right.lm) < TOLERANCE
 
@@ -560,8 +560,8 @@ def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
     monkeypatch.setattr(prepare, "TextEncoder", NumbersAsText)
     task = prepare.load_data(Settings(n_ctx=512), checkpoint, verbose=False)
     assert task.n_ctx == 77
-    for arrays in (task.train, task.valid, task.test):
-        assert arrays.M.sum(-1).tolist() == [[77, 68], [7, 8]]
+    for split in (task.train, task.valid, task.predicted["ROCStories"]):
+        assert split.lengths.tolist() == [[77, 68], [7, 8]]
     # Cut by the length of the data itself, 36 tokens of the long story would be left.
     assert max_part_length(task.n_ctx) == 36
 
@@ -604,7 +604,9 @@ def test_reported_cost_is_of_unscaled_logits() -> None:
     cost = reference.clf_losses(right, torch.from_numpy(arrays.Y).long()).mean().item()
     model.float()
     for n_batch in (1, 2, 3):
-        logits = predict_logits(model, arrays, Ranks(0, 1, torch.device("cpu")), n_batch=n_batch)
+        logits = predict_logits(
+            model, arrays.encoded(), Ranks(0, 1, torch.device("cpu")), n_batch=n_batch
+        )
         assert mean_cross_entropy(logits, arrays.Y) == pytest.approx(cost, abs=TOLERANCE)
     assert abs(mean_cross_entropy(2 * logits, arrays.Y) - cost) > FAR * TOLERANCE
 
