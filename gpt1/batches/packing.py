@@ -38,8 +38,8 @@ class Batch:
         lm_rows: int64 [R], the packed tokens after which the language model predicts a token.
         lm_targets: int64 [R], the rows of ``we`` that it must predict.
         lm_example: int64 [R], the examples of these targets.
-        lm_weights: float32 [R, S], the weight of a target in the loss of each sequence of its
-            example: 1 / (sequence length - 1), or 0 if the target is not in that sequence.
+        lm_counts: int64 [R, S], the number of targets, which is length - 1, of each sequence of the
+            example that holds this target; 0 for a sequence that does not hold it.
         n_sequences: number of sequences without those of missing answers.
         present: bool [B, S], whether an example has this answer; None if no answer is missing.
         targets: int64 [B], indices of the right outcomes, or float32 [B, C], their probabilities;
@@ -55,7 +55,7 @@ class Batch:
     lm_rows: Tensor
     lm_targets: Tensor
     lm_example: Tensor
-    lm_weights: Tensor
+    lm_counts: Tensor
     n_sequences: int
     present: Tensor | None
     targets: Tensor | None
@@ -123,7 +123,7 @@ class _Packing:
     lm_rows: list[npt.NDArray[np.int64]]
     lm_targets: list[npt.NDArray[np.int64]]
     lm_example: list[npt.NDArray[np.int64]]
-    lm_weights: list[npt.NDArray[np.float32]]
+    lm_counts: list[npt.NDArray[np.int64]]
     n_tokens: int = 0
 
     def add_block(self, parts: list[npt.NDArray[np.int64]], segments: list[int]) -> int:
@@ -146,7 +146,7 @@ class _Packing:
         example: int,
         rows: npt.NDArray[np.int64],
         targets: npt.NDArray[np.int64],
-        weights: list[float],
+        counts: npt.NDArray[np.int64],
     ) -> None:
         """Append targets of the language model.
 
@@ -154,12 +154,12 @@ class _Packing:
             example: the example of the targets.
             rows: the rows of [N] after which the targets are predicted.
             targets: rows of ``we``, one per row.
-            weights: the weight of each target in the loss of each sequence, S numbers.
+            counts: a row of ``lm_counts`` [S], which all these targets have.
         """
         self.lm_rows.append(rows)
         self.lm_targets.append(targets)
         self.lm_example.append(np.full(len(rows), example))
-        self.lm_weights.append(np.tile(np.asarray(weights, dtype=np.float32), (len(rows), 1)))
+        self.lm_counts.append(np.tile(counts, (len(rows), 1)))
 
 
 LEAST_SAVED = 0.1
@@ -191,16 +191,16 @@ def pack(split: EncodedSplit, clf_token: int, *, share_prefix: bool) -> Batch:
     share_prefix = share_prefix and saved >= max(1, LEAST_SAVED * len(split.ids))
     packing = _Packing([], [], [], [], [], [], [], [])
     for b, sequences in enumerate(found):
-        # Row s: the weights of the targets that only sequence s has.
-        weights = np.diag(present[b] / np.maximum(split.lengths[b] - 1, 1))
+        # Row s: the counts of the targets that only sequence s has.
+        counts = np.diag(np.maximum(split.lengths[b].astype(np.int64) - 1, 0))
         prefix = shared[b] if share_prefix else 0
         first = next(ids for ids in sequences if len(ids))
         missing = _with_positions(np.append(first[:prefix, 0], clf_token), clf_token)
         sequences = [ids if len(ids) else missing for ids in sequences]
         if share_prefix:
-            _add_with_shared_prefix(packing, b, sequences, weights, clf_token, prefix)
+            _add_with_shared_prefix(packing, b, sequences, counts, clf_token, prefix)
         else:
-            _add_sequences(packing, b, sequences, weights, clf_token)
+            _add_sequences(packing, b, sequences, counts, clf_token)
     return _to_batch(packing, split.targets, present, with_segments=share_prefix)
 
 
@@ -218,7 +218,7 @@ def _add_sequences(
     packing: _Packing,
     example: int,
     sequences: list[npt.NDArray[np.int64]],
-    weights: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64],
     clf_token: int,
 ) -> None:
     """Append the sequences of one example to ``packing``, one block per sequence.
@@ -227,8 +227,7 @@ def _add_sequences(
         packing: the batch so far.
         example: the number of the example in the batch.
         sequences: S arrays [length, 2], rows of ``we`` for tokens and positions.
-        weights: [S, S]; row s has the weights, in the loss of each sequence, of the targets that
-            only sequence s has.
+        counts: [S, S]; row s is the row of ``lm_counts`` of the targets that only sequence s has.
         clf_token: id of ``_classify_``.
     """
     clf_rows = []
@@ -236,7 +235,7 @@ def _add_sequences(
         first = packing.add_block([sequence], [0])
         clf_rows.append(first + _first_classify(sequence, clf_token))
         rows = first + np.arange(len(sequence) - 1)
-        packing.add_targets(example, rows, sequence[1:, 0], weights[s].tolist())
+        packing.add_targets(example, rows, sequence[1:, 0], counts[s])
     packing.clf_rows.append(clf_rows)
 
 
@@ -244,7 +243,7 @@ def _add_with_shared_prefix(
     packing: _Packing,
     example: int,
     sequences: list[npt.NDArray[np.int64]],
-    weights: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64],
     clf_token: int,
     shared: int,
 ) -> None:
@@ -255,14 +254,14 @@ def _add_with_shared_prefix(
     prefix, rests = sequences[0][:shared], [sequence[shared:] for sequence in sequences]
     first = packing.add_block([prefix, *rests], list(range(len(sequences) + 1)))
     prefix_rows = first + np.arange(shared)
-    packing.add_targets(example, prefix_rows[:-1], prefix[1:, 0], weights.sum(0).tolist())
+    packing.add_targets(example, prefix_rows[:-1], prefix[1:, 0], counts.sum(0))
     clf_rows, begin = [], first + shared
     for s, rest in enumerate(rests):
         own = begin + np.arange(len(rest))
         clf_rows.append(begin + _first_classify(rest, clf_token))
         # The language model predicts the first token of every rest after the last of the prefix.
         rows = np.concatenate([prefix_rows[-1:], own[:-1]])
-        packing.add_targets(example, rows, rest[len(rest) - len(rows) :, 0], weights[s].tolist())
+        packing.add_targets(example, rows, rest[len(rest) - len(rows) :, 0], counts[s])
         begin += len(rest)
     packing.clf_rows.append(clf_rows)
 
@@ -307,7 +306,7 @@ def _to_batch(
         lm_rows=tensor(packing.lm_rows),
         lm_targets=tensor(packing.lm_targets),
         lm_example=tensor(packing.lm_example),
-        lm_weights=torch.from_numpy(np.concatenate(packing.lm_weights)),
+        lm_counts=tensor(packing.lm_counts),
         n_sequences=int(present.sum()),
         present=None if present.all() else torch.from_numpy(present),
         targets=None if targets is None else torch.from_numpy(_for_cross_entropy(targets)),

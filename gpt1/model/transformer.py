@@ -474,15 +474,15 @@ class DoubleHeadsModel(nn.Module):
     def _lm_losses(self, h: Tensor, we: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss of all sequences (with gradient), and the loss of each, [B, S]."""
         B, S = batch.clf_rows.shape
-        weights = batch.lm_weights.sum(1) / batch.n_sequences
-        dtype = _matmul_dtype(h)
+        counts, dtype = batch.lm_counts.to(_at_least_float32(h)), _matmul_dtype(h)
+        shares = torch.where(counts > 0, 1 / counts, 0)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h[batch.lm_rows].to(dtype),
             we,
             batch.lm_targets,
-            weights.to(_at_least_float32(h)),
+            shares.sum(1) / batch.n_sequences,
         )
-        lm = ce.new_zeros(B, S).index_add(0, batch.lm_example, ce[:, None] * batch.lm_weights)
+        lm = ce.new_zeros(B, S).index_add(0, batch.lm_example, ce[:, None] * shares)
         return mean, lm
 
 

@@ -82,11 +82,12 @@ class Result:
         """The best validation score of the first metric; all test scores if labels are known."""
         task = self.data.task
         found = {f"valid_{task.metrics[0].title}": self.best_score}
-        labels = self.data.labels[task.submission]
-        if self.predictions and labels is not None:
-            predictions = self.predictions[task.submission]
-            for metric in task.metrics:
-                found[f"test_{metric.title}"] = metric.compute(predictions, labels)
+        if self.predictions:
+            stem, predictions = next(iter(self.predictions.items()))
+            labels = self.data.labels[stem]
+            if labels is not None and not stem.endswith(".dev"):
+                for metric in task.metrics:
+                    found[f"test_{metric.title}"] = metric.compute(predictions, labels)
         return found
 
 
@@ -235,8 +236,8 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
 
 
 def _n_test(data: TaskData) -> int:
-    """Return the number of test examples."""
-    return data.predicted[data.task.submission].n_examples
+    """Return the number of examples of the first split to predict, which is the test split."""
+    return next(iter(data.predicted.values())).n_examples
 
 
 def _counted(n: int, what: str) -> str:

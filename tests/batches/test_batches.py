@@ -249,8 +249,8 @@ def test_every_token_after_the_first_is_a_target_once_a_choice(
     rows = rows_of(batch, arrays, share_prefix)
     for b, choices in enumerate(choices_of(arrays)):
         for c, choice in enumerate(choices):
-            weights = batch.lm_weights[:, c]
-            counted = (batch.lm_example == b) & (weights > 0)
+            counts = batch.lm_counts[:, c]
+            counted = (batch.lm_example == b) & (counts > 0)
             found = sorted(
                 zip(
                     batch.lm_rows[counted].tolist(),
@@ -260,10 +260,8 @@ def test_every_token_after_the_first_is_a_target_once_a_choice(
             )
             own = rows[b][c][:-1]
             assert found == sorted(zip(own, [token for token, _ in choice[1:]], strict=True))
-            torch.testing.assert_close(
-                weights[counted], torch.full((len(found),), 1 / (len(choice) - 1))
-            )
-            assert weights[counted].sum().item() == pytest.approx(1, abs=1e-6)
+            assert counts[counted].tolist() == [len(choice) - 1] * len(found)
+            assert len(found) == len(choice) - 1
 
 
 @packings
@@ -278,7 +276,7 @@ def test_what_is_shared_is_computed_once(arrays: Padded, share_prefix: bool) -> 
         n_in_both += max(shared - 1, 0)  # pairs within the prefix
     assert len(batch.tokens) == n_tokens
     assert len(batch.lm_rows) == len(batch.lm_targets) == n_pairs - n_in_both
-    assert (batch.lm_weights > 0).all(1).sum() == n_in_both
+    assert (batch.lm_counts > 0).all(1).sum() == n_in_both
 
 
 def test_packing_by_hand() -> None:
@@ -297,9 +295,7 @@ def test_packing_by_hand() -> None:
         *((4, 0), (5, 6)),
         *((4, 1), (7, 1), (8, 6)),
     ]
-    a, b = 1 / 6, 1 / 7
-    expected = torch.tensor([[a, b]] * 4 + [[a, 0]] * 2 + [[0, b]] * 3)
-    torch.testing.assert_close(batch.lm_weights, expected)
+    assert batch.lm_counts.tolist() == [[6, 7]] * 4 + [[6, 0]] * 2 + [[0, 7]] * 3
     assert batch.targets.tolist() == [1]
 
 
@@ -310,7 +306,7 @@ def test_batches_move_whole(share_prefix: bool) -> None:
     batch = pack(arrays.encoded(), CLASSIFY, share_prefix=share_prefix)
     moved = batch.to(torch.device("meta"))
     assert {moved.tokens.device.type, moved.clf_rows.device.type} == {"meta"}
-    assert moved.lm_weights.device.type == "meta"
+    assert moved.lm_counts.device.type == "meta"
     assert (moved.segments is None) == (not share_prefix)
     assert moved.grid == batch.grid
     assert moved.targets is None
