@@ -47,12 +47,14 @@ def accuracy(predictions: Labels, labels: Labels) -> float:
 
 
 def matthews(predictions: Labels, labels: Labels) -> float:
-    """Return Matthews' correlation of classes in percent; 0 if all predictions are equal."""
+    """Return Matthews' correlation of classes in percent; 0 if one of both is constant."""
+    if _is_constant(predictions) or _is_constant(labels):
+        return 0.0
     return 100 * float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: Labels, labels: Labels) -> float:
-    """Return Pearson's correlation in percent; 0 if all predictions or all labels are equal."""
+    """Return Pearson's correlation in percent; 0 if one of both is constant."""
     return _correlation(stats.pearsonr, predictions, labels)
 
 
@@ -62,9 +64,13 @@ def spearman(predictions: Labels, labels: Labels) -> float:
 
 
 def _correlation(compute: Callable[..., Any], predictions: Labels, labels: Labels) -> float:
-    if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if _is_constant(predictions) or _is_constant(labels):
         return 0.0
     return 100 * float(compute(predictions, labels).statistic)
+
+
+def _is_constant(values: Labels) -> bool:
+    return bool((values == values[:1]).all())
 
 
 def f1(positive: int = 1) -> Metric:
