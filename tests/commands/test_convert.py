@@ -47,11 +47,6 @@ def transformers() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def run(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the files of a short fine-tuning run."""
     out = tmp_path_factory.mktemp("run")

@@ -40,11 +40,6 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def pretrained(task: tiny.Tiny) -> LanguageModel:
     return gpt1.load_pretrained(task.model_dir)
 

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import processes
 import pytest
 import tiny
 import torch
@@ -190,11 +189,6 @@ def test_a_model_too_large_is_refused_before_anything_is_written(
 
 
 # ------------------------------------------------------------------------------- disks
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def written(directory: Path) -> list[str]:
@@ -412,15 +406,6 @@ def test_the_run_counts_its_checkpoints(
 # ------------------------------------------------------------------------------- whole runs
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
-
-
-@pytest.fixture(scope="module")
-def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The results of an undisturbed run; the fork server runs."""
-    with processes.fork_server():
-        run = Run(task, tmp_path_factory.mktemp("whole"))
-        assert run.do().status == 0
-        yield run.results()
 
 
 @pytest.fixture

@@ -56,47 +56,12 @@ from gpt1.training import checkpoint, loop, prepare
 from gpt1.training.fine_tuning import divergence_warning
 from gpt1.weights import jl
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc"),
+    pytest.mark.usefixtures("fork_server"),
+]
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fork_server() -> Iterator[None]:
-    with processes.fork_server():
-        yield
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def finished(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An undisturbed run; dropout is on."""
-    run = Run(task, tmp_path_factory.mktemp("whole"))
-    done = run.do()
-    assert (done.status, done.stderr) == (0, "")
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(finished: Run) -> dict[str, Any]:
-    return finished.results()
-
-
-@pytest.fixture(scope="module")
-def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of an undisturbed run of two processes."""
-    run = Run(task, tmp_path_factory.mktemp("pair"))
-    assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
-    return run.results()
-
-
-@pytest.fixture
-def run(task: tiny.Tiny, tmp_path: Path) -> Run:
-    return Run(task, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------- not a number

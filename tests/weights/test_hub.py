@@ -786,11 +786,6 @@ def tiny_hub(task: tiny.Tiny, directory: Path, **changes: Any) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def train_flags(task: tiny.Tiny, model_dir: Path, out: Path, *words: str) -> list[str]:
     kinds = ("log", "save", "submission")
     places = [word for kind in kinds for word in (f"--{kind}_dir", str(out / kind))]
