@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from processes import Run
     from tiny import Tiny
+    from web_server import Server
 
 
 @pytest.fixture
@@ -86,3 +87,26 @@ def whole_pair(
     run = Run(task, tmp_path_factory.mktemp("pair"))
     assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
     return run.results()
+
+
+# ----------------------------------------------------------------------------- a server of files
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A web server with the files of :mod:`web_server`, which is reached without a proxy."""
+    from web_server import running_server
+
+    monkeypatch.setenv("no_proxy", "*")
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the pauses between the attempts of a download instead of waiting."""
+    from gpt1.weights import fetching
+
+    pauses: list[float] = []
+    monkeypatch.setattr(fetching, "sleep", pauses.append)
+    return pauses
