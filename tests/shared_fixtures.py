@@ -6,8 +6,10 @@ tests do without it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,6 +89,19 @@ def whole_pair(
     run = Run(task, tmp_path_factory.mktemp("pair"))
     assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
     return run.results()
+
+
+# ----------------------------------------------------------------------------- other libraries
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    """The library transformers, which prints nothing and does not use the network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    library = pytest.importorskip("transformers")
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
+    return library
 
 
 # ----------------------------------------------------------------------------- a server of files

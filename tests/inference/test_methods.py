@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -59,16 +58,6 @@ def tuned(pretrained: LanguageModel) -> LanguageModel:
     return LanguageModel(
         module=module.eval(), text_encoder=encoder, has_choice_head=True, source="numbers"
     )
-
-
-@pytest.fixture(scope="module")
-def transformers() -> ModuleType:
-    """The library, quiet and off the network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    library = pytest.importorskip("transformers")
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
-    return library
 
 
 def message(call: Callable[..., Any], *args: Any, **options: Any) -> str:

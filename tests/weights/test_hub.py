@@ -6,7 +6,6 @@ transformers is imported where it is used: it takes seconds.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -44,16 +43,6 @@ SPECIAL = SpecialTokens.after(N_VOCAB)
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
 Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(scope="session")
-def transformers() -> ModuleType:
-    """The library, quiet and off the network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    library = pytest.importorskip("transformers")
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
-    return library
 
 
 @dataclass(frozen=True, kw_only=True)
