@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faults
 import pytest
 import tiny
 import torch
@@ -411,15 +411,8 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's"
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system with room for one run of the tiny task, but not for two."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs a small disk, and may not mount one here")
-    try:
+    with faults.small_disk(tmp_path / "disk", "500k") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(disk: Path, *, free: int) -> Path:
