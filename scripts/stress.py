@@ -558,9 +558,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # A shell makes a command with "&" ignore SIGINT. The runs would inherit that, but one of
         # the faults sends them SIGINT.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    names = {"all": FAULTS, "none": ()}.get(args.faults) or tuple(args.faults.split(","))
-    if args.faults == "none":
-        names = ()
+    names = {"all": FAULTS, "none": ()}.get(args.faults, tuple(args.faults.split(",")))
     if unknown := set(names) - set(FAULTS):
         parser.error(f"--faults {min(unknown)}: must be all, none, or of {','.join(FAULTS)}")
     flags = ["--data_dir", args.data_dir, "--model_dir", args.model_dir, "--device", "cpu"]
