@@ -18,10 +18,11 @@ import torch
 
 from benchmarks.harness import Worker, machine, parser, peak_gib, timed, write_json
 from benchmarks.training import N_VOCAB, Ours
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays, to_arrays
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.device import keep_freed_memory
 from gpt1.runtime.errors import report_errors
+from gpt1.text_utils.special import SpecialTokens
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (32, 64, 128, 256, 512)
@@ -40,12 +41,10 @@ def cases() -> Iterator[dict[str, int]]:
 def full_stories(n: int, length: int) -> ChoiceArrays:
     """Make n stories whose two choices have ``length`` random tokens with ``_classify_`` last."""
     rng = np.random.default_rng(0)
-    X = np.empty((n, 2, length, 2), np.int32)
-    X[..., 0] = rng.integers(1, N_VOCAB, (n, 2, length))
-    X[:, :, -1, 0] = N_VOCAB + 2
-    X[..., 1] = N_VOCAB + 3 + np.arange(length)
-    M = np.ones((n, 2, length), np.float32)
-    return ChoiceArrays(X, M, np.zeros(n, np.int32))
+    special = SpecialTokens.after(N_VOCAB)
+    ids = rng.integers(1, N_VOCAB, (n, 2, length))
+    ids[..., -1] = special.classify
+    return to_arrays(ids.tolist(), special, n_ctx=length, labels=[0] * n)
 
 
 def measure(

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from make_demo_stories import unlabelled_stories
 
-from gpt1.batches.arrays import ChoiceArrays
+from gpt1.batches.arrays import ChoiceArrays, to_arrays
 from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.errors import report_errors
 from gpt1.runtime.files import atomic_write
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.special import SpecialTokens
 from gpt1.text_utils.words import EnglishWords, text_standardize
 from gpt1.weights.parameters import parameter_shapes, to_list
 from gpt1.weights.released import save_released
@@ -95,14 +96,9 @@ def write_vocabulary(out: Path, texts: Sequence[str]) -> TextEncoder:
 
 def arrays_of(stories: Sequence[Sequence[int]], config: ModelConfig) -> ChoiceArrays:
     """Return stories with one choice each, so that the choice loss is 0 and the LM loss remains."""
-    T = max(map(len, stories))
-    X = np.zeros((len(stories), 1, T, 2), dtype=np.int32)
-    M = np.zeros((len(stories), 1, T), dtype=np.float32)
-    X[..., 1] = config.n_vocab + config.n_special + np.arange(T)
-    for i, story in enumerate(stories):
-        X[i, 0, : len(story), 0] = story
-        M[i, 0, : len(story)] = 1
-    return ChoiceArrays(X, M, np.zeros(len(stories), dtype=np.int32))
+    special, longest = SpecialTokens.after(config.n_vocab), max(map(len, stories))
+    one_each, labels = [[story] for story in stories], [0] * len(stories)
+    return to_arrays(one_each, special, n_ctx=longest, labels=labels)
 
 
 def batches_of(
