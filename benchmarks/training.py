@@ -286,9 +286,11 @@ def entry(
     figures = {"seconds_per_story": seconds / stories.n_stories}
     if name != "peer":
         flop = flop_per_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
-        figures["limit_seconds_per_story"] = flop[work] / rate
-        figures["share_of_limit"] = flop[work] / rate / figures["seconds_per_story"]
-        figures["times_the_peer"] = of_the_peer / seconds
+        figures |= {
+            "limit_seconds_per_story": flop[work] / rate,
+            "share_of_limit": flop[work] / rate / figures["seconds_per_story"],
+            "times_the_peer": of_the_peer / seconds,
+        }
     return figures
 
 
