@@ -133,9 +133,11 @@ def compare(
         "batch_times_one": len(prompts) * seconds["one"] / seconds["batch"],
     }
     if peer is not None:
-        entry["peer_seconds"] = seconds["peer"]
-        entry["times_the_peer"] = seconds["peer"] / seconds["one"]
-        entry["equal_tokens"] = n_equal(tokens["one"][0], tokens["peer"][0])
+        entry |= {
+            "peer_seconds": seconds["peer"],
+            "times_the_peer": seconds["peer"] / seconds["one"],
+            "equal_tokens": n_equal(tokens["one"][0], tokens["peer"][0]),
+        }
     return entry
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from gpt1.runtime.device import has_bf16, processor_name
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write
 
@@ -122,14 +123,8 @@ def peak_gib(device: torch.device | None = None) -> float:
 
 def processor() -> str:
     """Name the processor and the features that decide how fast its matrix products are."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    bf16 = torch.cpu._is_avx512_bf16_supported()
-    name = names[0] if names else platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{', bfloat16' if bf16 else ''}"
+    bf16 = ", bfloat16" if has_bf16(torch.device("cpu")) else ""
+    return f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}{bf16}"
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -42,7 +42,7 @@ from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.inference.prediction import predict_logits
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.opt.adam import OpenAIAdam
-from gpt1.runtime.device import keep_freed_memory
+from gpt1.runtime.device import arithmetic, keep_freed_memory
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.tasks import StoryChoices
@@ -166,7 +166,7 @@ class Peer:
         size = stories.n_examples // n_gpu
         for part in range(n_gpu):
             inputs = self.inputs(stories.take(slice(part * size, (part + 1) * size)))
-            with self.arithmetic(precision):
+            with arithmetic(precision, self.device):
                 out = self.model(**inputs)
                 loss = out.mc_loss + LM_COEF * out.loss
             (loss / n_gpu).backward()
@@ -178,16 +178,13 @@ class Peer:
         """Compute the logits of all stories; transformers always computes the LM head, too."""
         self.model.eval()
         found = []
-        with torch.no_grad(), self.arithmetic(precision):
+        with torch.no_grad(), arithmetic(precision, self.device):
             for begin in range(0, stories.n_examples, 32):
                 inputs = self.inputs(stories.take(slice(begin, begin + 32)))
                 out = self.model(inputs["input_ids"], mc_token_ids=inputs["mc_token_ids"])
                 found.append(out.mc_logits.float().cpu().numpy())
         self.model.train()
         return np.concatenate(found)
-
-    def arithmetic(self, precision: str) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
@@ -291,9 +288,11 @@ def entry(
     figures = {"seconds_per_story": seconds / stories.n_examples}
     if name != "peer":
         flop = flop_per_story(stories, config_of(args, stories), shared=name == VARIANTS[2])
-        figures["limit_seconds_per_story"] = flop[work] / rate
-        figures["share_of_limit"] = flop[work] / rate / figures["seconds_per_story"]
-        figures["times_the_peer"] = of_the_peer / seconds
+        figures |= {
+            "limit_seconds_per_story": flop[work] / rate,
+            "share_of_limit": flop[work] / rate / figures["seconds_per_story"],
+            "times_the_peer": of_the_peer / seconds,
+        }
     return figures
 
 
@@ -333,13 +332,11 @@ def table(found: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table and write the JSON file."""
     transformers = require_transformers()
-    if args.data_dir is None:
-        stories = draw_stories(max(args.stories, args.predict_stories), seed=0)
-    else:
-        n = max(args.stories, args.predict_stories)
-        stories = real_stories(args.data_dir, args.model_dir, n)
     if args.stories % args.n_gpu:
         raise InputError(f"--stories {args.stories}: must be a multiple of --n_gpu {args.n_gpu}")
+    n = max(args.stories, args.predict_stories)
+    drawn = args.data_dir is None
+    stories = draw_stories(n, seed=0) if drawn else real_stories(args.data_dir, args.model_dir, n)
     found: dict[str, Any] = {**machine(args.device), "transformers": transformers.__version__}
     found["tokens per story, padded / real / shared"] = " / ".join(
         map(str, tokens_per_story(stories))

@@ -147,8 +147,7 @@ class StoryTeller:
             endings.append(self.fill(templates[-1], values))
         rows = []
         for label, sentences in enumerate(stories):
-            first = self.pick((0, 1))
-            order = (first, 1 - first)
+            order = self.pick(((0, 1), (1, 0)))
             rows.append(
                 ClozeRow(
                     sentences,

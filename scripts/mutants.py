@@ -31,10 +31,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_SECONDS, SECONDS = (
-    300,
-    1200,
-)  # A change that makes the tests slower counts as noticed.
+CPU_SECONDS, SECONDS = 300, 1200  # A change that makes the tests slower counts as noticed.
 TESTS = {  # the tests of each module, the quickest first
     "model/transformer": ("model", "traps", "dropout", "fast"),
     "model/dropout": ("dropout", "model"),

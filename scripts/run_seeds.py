@@ -19,6 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from gpt1.datasets import TASKS
 from gpt1.datasets import story_cloze as datasets
 from gpt1.reports.analysis import identify_run
@@ -156,13 +158,6 @@ def train_all(runs: Sequence[SeedRun], jobs: int, n_gpus: int) -> None:
             raise
 
 
-def count_gpus() -> int:
-    """Return the number of GPUs that torch sees."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     return report_errors("run_seeds", lambda: _main(sys.argv[1:] if argv is None else argv))
@@ -184,7 +179,7 @@ def _main(argv: Sequence[str]) -> int:
     runs = seed_runs(args, rest)
     settings = runs[0].settings
     sources = find_sources(settings, TASKS[settings.dataset])
-    n_gpus = count_gpus()
+    n_gpus = torch.cuda.device_count()
     train_all(runs, args.jobs or max(1, n_gpus), n_gpus)
     labels = datasets.read_cloze(sources.data_dir / datasets.TEST_CSV).labels
     print(report(runs, [run.n_right(labels) for run in runs], len(labels)))

@@ -212,6 +212,22 @@ class Done:
     status: int
     printed: str
 
+    def expect(self, name: str, *said: str, failed: bool = False) -> None:
+        """Check how the attempt ended.
+
+        Args:
+            name: the name of the run, for the message.
+            said: texts that must be in what the program printed, or in its message if it failed.
+            failed: whether it must have failed.
+
+        Raises:
+            LostError: it ended in another way; the message has the end of what it printed.
+        """
+        is_right = (self.status != 0) == failed
+        printed = self.message() if is_right and failed else self.printed
+        if not is_right or any(text not in printed for text in said):
+            raise LostError(f"{name}: status {self.status}: {self.printed[-500:]}")
+
     def message(self) -> str:
         """Return the message of the program, without torchrun's report.
 
@@ -277,9 +293,7 @@ class Attempt:
         Raises:
             LostError: the exit status is not 0, or a process is left.
         """
-        done = self.wait()
-        if done.status:
-            raise LostError(f"{self.run.name}: status {done.status}: {done.printed[-500:]}")
+        self.wait().expect(self.run.name)
 
     def pids(self) -> list[int]:
         """Return the ids of the attempt's processes that are alive."""
@@ -405,8 +419,7 @@ class Faults:
         size = newest.stat().st_size
         os.truncate(newest, self.rng.randrange(size))
         done = run.start().wait()
-        if done.status or f"{newest}: " not in done.printed:
-            raise LostError(f"truncated: status {done.status}: {done.printed[-500:]}")
+        done.expect(run.name, f"{newest}: ")
         # A damaged checkpoint is kept under this name, and not read.
         newest.with_name(newest.name + ".damaged").unlink(missing_ok=True)
         run.compare(self.expected)
@@ -419,10 +432,7 @@ class Faults:
         limit = run.checkpoints()[-1].stat().st_size // 2
         prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
         done = run.start(prepare=prepare).wait()
-        message = done.message()
-        is_told = "cannot be written: " in message and "File too large" in message
-        if done.status == 0 or not is_told:
-            raise LostError(f"filelimit: status {done.status}: {done.printed[-500:]}")
+        done.expect(run.name, "cannot be written: ", "File too large", failed=True)
         if [path.name for path in run.checkpoints()] != kept:
             raise LostError("filelimit: a checkpoint is gone")
         return self._finished(run, f"status {done.status}, one message, the checkpoints stayed")
@@ -435,8 +445,7 @@ class Faults:
         update = self.rng.randrange(1, self.n_updates + 1)
         script = [str(run.directory / "poisoned.printed"), str(update)]
         done = run.start(script=script).wait()
-        if done.status == 0 or f"error: update {update}: gradient norm nan" not in done.message():
-            raise LostError(f"nan: status {done.status}: {done.printed[-500:]}")
+        done.expect(run.name, f"error: update {update}: gradient norm nan", failed=True)
         if run.n_updates() != update - 1:
             raise LostError(f"nan: update {run.n_updates()} is in the log")
         return self._finished(run, f"status {done.status}, stopped before update {update}")
@@ -455,8 +464,7 @@ class Faults:
         first = run.start()
         self._wait_for_updates(run, first, 1)
         second = run.start().wait()
-        if second.status == 0 or "another run of this name is writing" not in second.message():
-            raise LostError(f"writer: status {second.status}: {second.printed[-500:]}")
+        second.expect(run.name, "another run of this name is writing", failed=True)
         first.wait()
         run.compare(self.expected)
         return f"refused with status {second.status}, the first ended with the same bits"
@@ -471,8 +479,7 @@ class Faults:
         workers = sorted(set(attempt.pids()) - {attempt.process.pid})
         _send(self.rng.choice(workers), signal.SIGKILL)
         done = attempt.wait()
-        if done.status or "--resume: " not in done.printed:
-            raise LostError(f"worker: status {done.status}: {done.printed[-500:]}")
+        done.expect(run.name, "--resume: ")
         run.compare(self.expected)
         return "went on by itself to the same bits"
 
@@ -482,8 +489,7 @@ class Faults:
         self._wait_for_updates(run, attempt, self.rng.randrange(1, self.n_updates // 2 + 2))
         attempt.process.send_signal(request)
         done = attempt.wait()
-        if done.status == 0 or f"stopped by {request.name}: after update" not in done.message():
-            raise LostError(f"{request.name}: status {done.status}: {done.printed[-500:]}")
+        done.expect(run.name, f"stopped by {request.name}: after update", failed=True)
         before = sum(run.repeated)
         outcome = self._finished(run, f"status {done.status}, state saved")
         if sum(run.repeated) != before:
@@ -558,9 +564,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # A shell makes a command with "&" ignore SIGINT. The runs would inherit that, but one of
         # the faults sends them SIGINT.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    names = {"all": FAULTS, "none": ()}.get(args.faults) or tuple(args.faults.split(","))
-    if args.faults == "none":
-        names = ()
+    names = {"all": FAULTS, "none": ()}.get(args.faults, tuple(args.faults.split(",")))
     if unknown := set(names) - set(FAULTS):
         parser.error(f"--faults {min(unknown)}: must be all, none, or of {','.join(FAULTS)}")
     flags = ["--data_dir", args.data_dir, "--model_dir", args.model_dir, "--device", "cpu"]

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from leftovers import Leftovers
 
+pytest_plugins = ["shared_fixtures"]
+
 ROOT = Path(__file__).parent.parent
 # A process of pytest-xdist computes with one thread, unless the user says otherwise. This
 # must come before the import of torch, which reads the variable only then.

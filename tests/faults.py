@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 NOBODY = 65534
 # Reading at its beginning, where no memory is mapped, is an input/output error. It counts as a
@@ -32,6 +36,24 @@ def short_files(n_bytes: int) -> Iterator[None]:
     """Let no file grow beyond ``n_bytes`` within the block, as on a full disk."""
     with _limited(resource.RLIMIT_FSIZE, n_bytes):
         yield
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """Mount a file system of its own at ``place``; skip the test where this is not allowed.
+
+    Args:
+        place: the directory to make.
+        size: as for the option of tmpfs, such as ``500k``.
+    """
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs a small disk, and may not mount one here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @contextmanager

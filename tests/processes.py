@@ -52,8 +52,7 @@ _PRELOADED = [
 _PRELOADED += ["joblib", "safetensors.torch"]
 
 
-@contextmanager
-def fork_server() -> Iterator[None]:
+def start_fork_server() -> None:
     """Start the fork server unless it runs, with one thread, since bits depend on the threads."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -64,7 +63,6 @@ def fork_server() -> Iterator[None]:
         del os.environ["OMP_NUM_THREADS"]
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
-    yield
 
 
 @dataclass(frozen=True)

@@ -228,10 +228,22 @@ def norm(grads: list[Array]) -> float:
     return math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads))
 
 
+# The mistakes that :func:`transcribe` makes if it is told to.
+OPTIMIZER_DEVIATIONS = (
+    "clipping parameter by parameter",
+    "decay without bias correction",
+    "decay of the updated",
+    "decay of biases",
+    "e inside the bias correction",
+    "ramp without 1 - x",
+    "t from 0",
+)
+
+
 def transcribe(
     start: list[Array], gradients: Gradients, settings: dict[str, Any], deviation: str = ""
 ) -> list[Array]:
-    """Return the parameters after the updates, in float64; `deviation` names a known mistake."""
+    """Return the parameters after the updates, in float64, with or without a `deviation`."""
     s = settings
     params = [p.astype(np.float64) for p in start]
     ms = [np.zeros_like(p) for p in params]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -98,11 +97,10 @@ def _score(values: Values) -> None:
 
 def _write(table: str, out: str | None) -> None:
     if out is None:
-        sys.stdout.write(table)
-        sys.stdout.flush()
-        return
-    with atomic_write(out, "w") as file:
-        file.write(table)
+        print(table, end="", flush=True)
+    else:
+        with atomic_write(out, "w") as file:
+            file.write(table)
 
 
 def _check_out(out: Path, read: Sequence[str | None]) -> None:

@@ -95,13 +95,11 @@ def keep_freed_memory() -> None:
     By default glibc returns every freed block above 32 MiB to the system. A training step on the
     CPU would then spend much of its time in page faults, for tensors of the same sizes each time.
     """
-    try:
+    with suppress(OSError, AttributeError):  # With another C library the program is slower.
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_max, never = -1, -4, -1
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, never)
-    except (OSError, AttributeError):
-        pass  # Another C library makes the program slower, not wrong.
 
 
 def make_deterministic() -> None:

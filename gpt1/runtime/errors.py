@@ -132,16 +132,12 @@ def report_errors(program: str, body: Callable[[], int]) -> int:
     """
     try:
         return _run_with_checked_output(body)
-    except Gpt1Error as error:
+    except (Gpt1Error, Stopped) as end:
         _flush_or_drop_output()
-        if not error.reported_elsewhere:
-            print(f"{program}: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except Stopped as stop:
-        _flush_or_drop_output()
-        if not stop.reported_elsewhere:
-            print(f"{program}: stopped by {stop.request.name}: {stop}", file=sys.stderr)
-        return stop.exit_status
+        if not end.reported_elsewhere:
+            what = f"stopped by {end.request.name}" if isinstance(end, Stopped) else "error"
+            print(f"{program}: {what}: {end}", file=sys.stderr)
+        return end.exit_status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -6,11 +6,12 @@ is given twice the last one counts; the command line counts more than the config
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gpt1.runtime.errors import Gpt1Error, InputError, join_problems
@@ -126,11 +127,10 @@ class Command:
     summary: str
     groups: tuple[type, ...]
     examples: str = ""
-    _settings: dict[str, Setting] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        found = {item.name: item for group in self.groups for item in settings_of(group)}
-        object.__setattr__(self, "_settings", found)
+    @functools.cached_property
+    def _settings(self) -> dict[str, Setting]:
+        return {item.name: item for group in self.groups for item in settings_of(group)}
 
     @property
     def program(self) -> str:

@@ -54,15 +54,13 @@ def _usage(program: str, items: Sequence[Setting]) -> str:
         if item.argument:
             text = item.shown + (" ..." if item.many else "")
             words.append(text if is_required(item) else f"[{text}]")
-    words += [f"{item.shown} {item.place}" for item in items if _is_required_flag(item)]
+    words += [
+        f"{item.shown} {item.place}" for item in items if is_required(item) and not item.argument
+    ]
     # A flag stays on one line with its value: textwrap does not break at non-breaking spaces.
     line = " ".join(word.replace(" ", "\xa0") for word in [*words, "[--flag VALUE ...]"])
     indent = " " * len("usage: ")
     return textwrap.fill(line, WIDTH - len(indent), subsequent_indent=indent).replace("\xa0", " ")
-
-
-def _is_required_flag(item: Setting) -> bool:
-    return is_required(item) and not item.argument
 
 
 def _add(section: argparse._ArgumentGroup, items: Iterable[Setting]) -> None:

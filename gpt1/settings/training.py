@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt1.settings.command import Command, Values
-from gpt1.settings.fields import settings_of
 from gpt1.settings.groups import (
     DeviceSettings,
     LoopSettings,
@@ -73,17 +72,12 @@ class Settings(
 
     def as_flags(self) -> dict[str, Any]:
         """Return every setting's value by its name, in the order of ``--help``."""
-        return {
-            item.name: getattr(self, item.name) for group in GROUPS for item in settings_of(group)
-        }
+        return {item.name: getattr(self, item.name) for item in TRAIN.settings}
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with the run that it continues."""
         return {
-            item.name: getattr(self, item.name)
-            for group in GROUPS
-            for item in settings_of(group)
-            if not item.may_change
+            item.name: getattr(self, item.name) for item in TRAIN.settings if not item.may_change
         }
 
     def made_fast(self, *, has_bf16: bool, is_cuda: bool) -> Settings:

@@ -81,10 +81,8 @@ def list_file(path: str | Path) -> Path | None:
         raise InputError(f"{path}: is part of a hub model; name the directory {path.parent}")
     if path.match(CHECKPOINTS):
         beside = path.with_name(RUN_LIST)
-        if _is_file(beside):
-            remedy = f"name {beside} instead"
-        else:
-            remedy = f"train with --submit, which writes {beside}, and name that"
+        make_it = f"train with --submit, which writes {beside}, and name that"
+        remedy = f"name {beside} instead" if _is_file(beside) else make_it
         raise InputError(
             f"{path}: is the state of a training run, from which --resume goes on, and not a list "
             f"of parameters; {remedy}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -35,21 +34,6 @@ from gpt1.weights.released import load_released, read_shapes
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "model" / "demo"
 ALONE = Ranks(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def transformers() -> ModuleType:
-    """The library, quiet and off the network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    library = pytest.importorskip("transformers")
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
-    return library
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

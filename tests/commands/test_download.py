@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from web_server import (
     Server,
     assert_there,
     part_of,
-    running_server,
     serve,
     silence,
     stall_after,
@@ -33,20 +32,7 @@ from gpt1.runtime.errors import Gpt1Error
 from gpt1.weights import fetching
 from gpt1.weights.fetching import download
 
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the pauses between attempts instead of waiting."""
-    pauses: list[float] = []
-    monkeypatch.setattr(fetching, "sleep", pauses.append)
-    return pauses
+pytestmark = pytest.mark.usefixtures("pauses")
 
 
 # ------------------------------------------------------------------------------- processes

@@ -29,11 +29,6 @@ N_CTX = 9
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def config(task: tiny.Tiny) -> ModelConfig:
     """The configuration of a fine-tuned model with the tiny task's vocabulary."""
     n_vocab = open_model(task.model_dir).module.config.n_vocab

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -40,11 +39,6 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def pretrained(task: tiny.Tiny) -> LanguageModel:
     return gpt1.load_pretrained(task.model_dir)
 
@@ -64,16 +58,6 @@ def tuned(pretrained: LanguageModel) -> LanguageModel:
     return LanguageModel(
         module=module.eval(), text_encoder=encoder, has_choice_head=True, source="numbers"
     )
-
-
-@pytest.fixture(scope="module")
-def transformers() -> ModuleType:
-    """The library, quiet and off the network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    library = pytest.importorskip("transformers")
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
-    return library
 
 
 def message(call: Callable[..., Any], *args: Any, **options: Any) -> str:

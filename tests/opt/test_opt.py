@@ -15,7 +15,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import EPS32, Array, Case, Gradients, assert_within, factor, norm, transcribe
+from reference import (
+    EPS32,
+    OPTIMIZER_DEVIATIONS,
+    Array,
+    Case,
+    Gradients,
+    assert_within,
+    factor,
+    norm,
+    transcribe,
+)
 
 from gpt1.opt.adam import SCHEDULES, OpenAIAdam, warmup_constant, warmup_cosine, warmup_linear
 
@@ -230,18 +240,7 @@ def test_the_kernels_terms_are_the_rule_in_exact_algebra(e: float, max_grad_norm
     assert off < 1e-13
 
 
-@pytest.mark.parametrize(
-    "deviation",
-    [
-        "clipping parameter by parameter",
-        "decay without bias correction",
-        "decay of the updated",
-        "decay of biases",
-        "e inside the bias correction",
-        "ramp without 1 - x",
-        "t from 0",
-    ],
-)
+@pytest.mark.parametrize("deviation", OPTIMIZER_DEVIATIONS)
 def test_trap(deviation: str) -> None:
     """Each mistake exceeds the tolerance of float32 by far; OpenAIAdam is within the tolerance."""
     settings = {**SETTINGS, "e": 1e-3, "l2": 0.5}

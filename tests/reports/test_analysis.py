@@ -7,9 +7,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run_texts import evaluation, log_text, submission_text
 
 from gpt1.commands import analysis as command
 from gpt1.reports import analysis
@@ -26,7 +26,6 @@ CSV_HEADER = (
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 0, 1]
 FIRST = [0, 0, 0, 0, 1, 0, 0, 1, 0, 1]  # wrong on stories 5 and 6
 SECOND = [1, 1, 1, 1, 1, 1, 1, 0, 1, 1]  # wrong on 0 to 3, 7 and 8
-SETTINGS = {"desc": "x", "n_ctx": 512, "submit": True, "run_id": "1"}
 RECORD = {"desc": "x", "run_id": "1", "log": "log/x.jsonl", "valid_accuracy": 62.5}
 
 REPORT = """\
@@ -45,20 +44,6 @@ Second submission: 4 of 10 right, 40.00 %; 95 % interval (Wilson) 16.82 to 68.73
 Stories that only the first gets right: 6; only the second: 2
 Exact McNemar test, two-sided: p = 0.289; at the 5 % level the difference is not significant: \
 chance alone could explain it."""
-
-
-def submission_text(predictions: list[int]) -> str:
-    rows = [f"{index}\t{prediction}" for index, prediction in enumerate(predictions)]
-    return "\n".join(["index\tprediction", *rows, ""])
-
-
-def evaluation(va_acc: float, **changes: Any) -> dict[str, Any]:
-    line = {"n_epochs": 1, "n_updates": 46, "tr_cost": 0.7, "va_cost": 0.7, "tr_acc": 50.0}
-    return {**line, "va_acc": va_acc, "time": 1.5e9, **changes}
-
-
-def log_text(*lines: dict[str, Any]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in (SETTINGS, *lines))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_texts import CONFIDENCE, PREDICTIONS, PROBS_FILE, submission_text
 
 from gpt1.commands import analysis as command
 from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
@@ -21,19 +22,7 @@ from gpt1.reports.calibration import Bin
 from gpt1.reports.statistics import wilson_interval
 from gpt1.results.submissions import Choices, Record, choices_of, record_path, sha256
 
-# For each story: the chosen ending, the confidence, and whether the ending is right.
-PREDICTIONS = [0, 1, 0, 1, 0, 1]
-CONFIDENCE = [0.625, 0.75, 0.9375, 1.0, 0.5, 0.9375]
 LABELS = [0, 0, 1, 1, 0, 0]
-FILE = """\
-index\tprediction\tprob_0\tprob_1
-0\t0\t0.625\t0.375
-1\t1\t0.25\t0.75
-2\t0\t0.9375\t0.0625
-3\t1\t0.0\t1.0
-4\t0\t0.5\t0.5
-5\t1\t0.0625\t0.9375
-"""
 CLOZE = Cloze(
     stories=[f"Story {n}." for n in range(5)] + ["It rained. " * 12],
     endings1=[f"One {n}." for n in range(6)],
@@ -270,9 +259,8 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with a test CSV, a submission for it and its probabilities."""
     rows = [f"id{n},A.,B.,C.,D.,Good.,Bad.,{label + 1}" for n, label in enumerate(LABELS)]
     (tmp_path / TEST_CSV).write_text("\n".join([",".join(COLUMNS), *rows, ""]))
-    submission = [f"{n}\t{prediction}" for n, prediction in enumerate(PREDICTIONS)]
-    (tmp_path / "s.tsv").write_text("\n".join(["index\tprediction", *submission, ""]))
-    (tmp_path / "s.probs.tsv").write_text(FILE)
+    (tmp_path / "s.tsv").write_text(submission_text(PREDICTIONS))
+    (tmp_path / "s.probs.tsv").write_text(PROBS_FILE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -316,8 +304,8 @@ def test_plot_that_cannot_be_written(run_dir: Path, capsys: pytest.CaptureFixtur
 
 
 def changed(old: str, new: str) -> str:
-    assert old in FILE
-    return FILE.replace(old, new)
+    assert old in PROBS_FILE
+    return PROBS_FILE.replace(old, new)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +316,7 @@ def changed(old: str, new: str) -> str:
             "p.tsv, line 4: prediction 1, but s.ts",
         ),
         (changed("5\t1\t0.0625\t0.9375\n", ""), "p.tsv has 5 stories, but s.tsv has 6; name"),
-        (FILE + "6\t1\t0.25\t0.75\n", "p.tsv has 7 stories, but s.tsv has 6; name"),
+        (PROBS_FILE + "6\t1\t0.25\t0.75\n", "p.tsv has 7 stories, but s.tsv has 6; name"),
         (changed("0.375", "0.38"), "p.tsv, line 2: expected two probabilities that sum"),
     ],
 )

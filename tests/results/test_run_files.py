@@ -13,40 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from run_texts import (
+    CONFIDENCE,
+    PREDICTIONS,
+    PROBS_FILE,
+    evaluation,
+    log_text,
+    submission_text,
+)
 
 from gpt1.results import log_lines, submissions
 from gpt1.results.submissions import Choices
 from gpt1.runtime.errors import InputError
 
-SETTINGS = {"desc": "x", "n_ctx": 512, "submit": True, "run_id": "1"}
-PREDICTIONS = [0, 1, 0, 1, 0, 1]
-CONFIDENCE = [0.625, 0.75, 0.9375, 1.0, 0.5, 0.9375]
-FILE = """\
-index\tprediction\tprob_0\tprob_1
-0\t0\t0.625\t0.375
-1\t1\t0.25\t0.75
-2\t0\t0.9375\t0.0625
-3\t1\t0.0\t1.0
-4\t0\t0.5\t0.5
-5\t1\t0.0625\t0.9375
-"""
 PROBS = np.array(
     [[0.625, 0.375], [0.25, 0.75], [0.9375, 0.0625], [0, 1], [0.5, 0.5], [0.0625, 0.9375]]
 )
-
-
-def submission_text(predictions: list[int]) -> str:
-    rows = [f"{index}\t{prediction}" for index, prediction in enumerate(predictions)]
-    return "\n".join(["index\tprediction", *rows, ""])
-
-
-def evaluation(va_acc: float, **changes: Any) -> dict[str, Any]:
-    line = {"n_epochs": 1, "n_updates": 46, "tr_cost": 0.7, "va_cost": 0.7, "tr_acc": 50.0}
-    return {**line, "va_acc": va_acc, "time": 1.5e9, **changes}
-
-
-def log_text(*lines: dict[str, Any]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in (SETTINGS, *lines))
 
 
 def message(read: Callable[[Path], Any], path: Path, content: str | bytes) -> str:
@@ -230,7 +212,7 @@ def test_file_is_exact(tmp_path: Path) -> None:
     assert path.read_bytes() == (
         b"index\tprediction\tprob_0\tprob_1\n0\t0\t0.5\t0.5\n1\t1\t0.0\t1.0\n"
     )
-    assert submissions.probs_table(Choices(np.array(PREDICTIONS), PROBS)) == FILE
+    assert submissions.probs_table(Choices(np.array(PREDICTIONS), PROBS)) == PROBS_FILE
 
 
 @given(
@@ -253,7 +235,7 @@ def test_what_is_written_reads_back_bit_for_bit(
 @pytest.mark.parametrize("change", [str, lambda t: t.replace("\n", "\r\n"), str.rstrip])
 def test_file_is_read_with_any_line_end(tmp_path: Path, change: Any) -> None:
     path = tmp_path / "p.tsv"
-    path.write_bytes(change(FILE).encode())
+    path.write_bytes(change(PROBS_FILE).encode())
     found = submissions.read_probs(path)
     assert found.predictions.tolist() == PREDICTIONS
     assert found.confidence.tolist() == CONFIDENCE
@@ -303,7 +285,7 @@ def test_diverged_logits_are_written_and_named_when_read(tmp_path: Path) -> None
         submissions.read_probs(path)
 
 
-@given(data=edits(FILE))
+@given(data=edits(PROBS_FILE))
 def test_any_bytes_are_probabilities_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,18 +206,12 @@ def test_the_command_line_says_what_it_knows(
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the runs are forks of a server")
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.Tiny]:
-    with processes.fork_server():
-        yield tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 FIRST = ("--probs",)
 SECOND = ("--seed", "1", "--n_iter", "1")  # other predictions, other validation accuracy
 
 
 @pytest.fixture(scope="module")
-def finished(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(fork_server: None, task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that has written its submission and probabilities."""
     run = Run(task, tmp_path_factory.mktemp("first"), desc="first")
     assert run.do(*FIRST).status == 0
@@ -226,7 +219,7 @@ def finished(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def other(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def other(fork_server: None, task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Another run, in other directories."""
     run = Run(task, tmp_path_factory.mktemp("second"), desc="second")
     assert run.do(*SECOND).status == 0

@@ -357,11 +357,6 @@ class Run:
         return checkpoint.load(newest)[0].tensors
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def assert_same(own: Run, other: Run, tolerance: float) -> None:
     """Check that parameters, logged figures and submission are those of the other run.
 

@@ -6,14 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import processes
 import pytest
-import tiny
 from processes import (
     SIGKILL,
     Run,
@@ -31,30 +29,7 @@ from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.locks import RunLock
 
 fcntl = pytest.importorskip("fcntl", reason="the system has no such locks")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fork_server() -> Iterator[None]:
-    with processes.fork_server():
-        yield
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the files of an uninterrupted run."""
-    run = Run(task, tmp_path_factory.mktemp("whole"))
-    assert run.do().status == 0
-    return run.results()
-
-
-@pytest.fixture
-def run(task: tiny.Tiny, tmp_path: Path) -> Run:
-    return Run(task, tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("fork_server")
 
 
 # ------------------------------------------------------------------------------- whole runs

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,35 +32,13 @@ from waiting import DEADLINE, wait_until
 from gpt1.runtime.errors import Stopped, report_errors
 from gpt1.runtime.stopping import StopRequests
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its signals and /proc are used")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="its signals and /proc are used"),
+    pytest.mark.usefixtures("fork_server"),
+]
 
 ROOT = Path(__file__).parents[2]
 CHOICES = "gpt1.model.transformer:DoubleHeadsModel.clf_logits"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fork_server() -> Iterator[None]:
-    with processes.fork_server():
-        yield
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the files of an uninterrupted run with dropout."""
-    run = Run(task, tmp_path_factory.mktemp("whole"))
-    done = run.do()
-    assert (done.status, done.stderr) == (0, "")
-    return run.results()
-
-
-@pytest.fixture
-def run(task: tiny.Tiny, tmp_path: Path) -> Run:
-    return Run(task, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------- any moment
@@ -317,14 +294,6 @@ def test_a_command_in_the_background_ignores_sigint_and_is_saved_by_sigterm(
 
 
 # ------------------------------------------------------------------------------- two processes
-
-
-@pytest.fixture(scope="module")
-def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the files of an uninterrupted run of two processes."""
-    run = Run(task, tmp_path_factory.mktemp("pair"))
-    assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
-    return run.results()
 
 
 PAIR_MOMENTS: dict[str, tuple[partial[Change], str, int | None]] = {

@@ -30,6 +30,15 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tiny.Tiny:
+    """A tiny task of the test's own, in a current directory where runs compute with one thread."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tiny.write_tiny(tmp_path / "task")
+
+
 def output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     """What was printed on stdout and stderr, without the notes on resuming."""
     out, err = capsys.readouterr()
@@ -39,14 +48,10 @@ def output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
 @pytest.mark.slow
 def test_runs_once_and_reports(
     script: ModuleType,
+    task: tiny.Tiny,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    task = tiny.write_tiny(tmp_path / "task")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = ["--seeds", "2", "--first", "5", "--n_iter", "1", *task.flags]
     assert script.main(flags) == 0
     shown, told = output(capsys)
@@ -86,14 +91,11 @@ def test_runs_once_and_reports(
 
 def test_a_run_that_fails_is_named_and_ends_them_all(
     script: ModuleType,
+    task: tiny.Tiny,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    task = tiny.write_tiny(tmp_path / "task")
     (task.model_dir / "params_3.npy").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert script.main(["--seeds", "2", *task.flags]) == 2
     message = capsys.readouterr().err
     assert message.startswith("run_seeds: error: seed 1: ")

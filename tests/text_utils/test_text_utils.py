@@ -291,6 +291,16 @@ def test_fast_path_equals_direct_path(
     assert [small._encode_directly(text) for text in texts] == expected
 
 
+def assert_split(words: EnglishWords, chunk: str, expected: list[str]) -> None:
+    """Check that a chunk is split as expected, or left open where a joined case may end in it."""
+    found = words.of_chunk(chunk)
+    if found is None:
+        parts = [words.split(part) for part in text_standardize(chunk).split(" ")]
+        assert any(not words._joined.isdisjoint(part) for part in parts), chunk
+    else:
+        assert found == expected, chunk
+
+
 @pytest.mark.parametrize(
     "form", ["{}", "{}.", "{},", "{}'s", "{}'s.", "'{}'", "{}'s!", "={}", "x{}"]
 )
@@ -302,8 +312,8 @@ def test_every_special_case_in_every_company(
     for text in cases:
         for spelling in (text, text.upper(), text.swapcase()):
             for chunk in text_standardize(ftfy.fix_text(spelling)).split(" "):
-                found = small._words.of_chunk(chunk) if chunk else []
-                assert found is None or found == plain_words(chunk), chunk
+                if chunk:
+                    assert_split(small._words, chunk, plain_words(chunk))
 
 
 @FUZZ
@@ -311,7 +321,7 @@ def test_every_special_case_in_every_company(
 def test_plain_chunks_are_split_as_spacy_does(
     small: TextEncoder, plain_words: Callable[[str], list[str]], chunk: str
 ) -> None:
-    assert small._words.of_chunk(chunk) in (None, plain_words(text_standardize(chunk)))
+    assert_split(small._words, chunk, plain_words(text_standardize(chunk)))
 
 
 @FUZZ

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import processes
+import faults
 import pytest
 import tiny
 import torch
@@ -190,11 +189,6 @@ def test_a_model_too_large_is_refused_before_anything_is_written(
 
 
 # ------------------------------------------------------------------------------- disks
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def written(directory: Path) -> list[str]:
@@ -420,27 +414,11 @@ def test_the_run_counts_its_checkpoints(
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
 
 
-@pytest.fixture(scope="module")
-def whole(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The results of an undisturbed run; the fork server runs."""
-    with processes.fork_server():
-        run = Run(task, tmp_path_factory.mktemp("whole"))
-        assert run.do().status == 0
-        yield run.results()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system with room for one run of the tiny task, but not for two."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs a small disk, and may not mount one here")
-    try:
+    with faults.small_disk(tmp_path / "disk", "500k") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(disk: Path, *, free: int) -> Path:

@@ -12,16 +12,10 @@ import sys
 import termios
 from pathlib import Path
 
-import pytest
 import tiny
 
 COLUMNS = 80
 LINE = r"\d+ \d+ \d+\.\d{3} \d+\.\d{3} \d+\.\d{2} \d+\.\d{2}"  # of the original
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def command(task: tiny.Tiny, directory: Path, *words: str) -> list[str]:

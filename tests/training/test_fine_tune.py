@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-import torch
 
 import gpt1
 from gpt1.commands import train
@@ -17,21 +15,9 @@ from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.results import submissions
 from gpt1.runtime.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS: dict[str, Any] = {"n_iter": 2, "n_batch": 8, "n_gpu": 1, "device": "cpu", "lr": 1e-3}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Bits depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

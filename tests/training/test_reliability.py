@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -57,47 +56,12 @@ from gpt1.training import checkpoint, loop, prepare
 from gpt1.training.fine_tuning import divergence_warning
 from gpt1.weights import jl
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux's signals, limits and /proc"),
+    pytest.mark.usefixtures("fork_server"),
+]
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fork_server() -> Iterator[None]:
-    with processes.fork_server():
-        yield
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def finished(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An undisturbed run; dropout is on."""
-    run = Run(task, tmp_path_factory.mktemp("whole"))
-    done = run.do()
-    assert (done.status, done.stderr) == (0, "")
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(finished: Run) -> dict[str, Any]:
-    return finished.results()
-
-
-@pytest.fixture(scope="module")
-def whole_pair(task: tiny.Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of an undisturbed run of two processes."""
-    run = Run(task, tmp_path_factory.mktemp("pair"))
-    assert [(done.status, done.stderr) for done in run.do_pair()] == [(0, ""), (0, "")]
-    return run.results()
-
-
-@pytest.fixture
-def run(task: tiny.Tiny, tmp_path: Path) -> Run:
-    return Run(task, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------- not a number
@@ -372,15 +336,8 @@ def test_a_limit_on_the_size_of_files(whole: dict[str, Any], run: Run, kind: str
 @pytest.fixture
 def small_disk(task: tiny.Tiny, tmp_path: Path) -> Iterator[Run]:
     """A run on a file system of its own, with room for its files but not for many more."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a full disk needs a small one: may not mount here")
-    try:
+    with faults.small_disk(tmp_path / "disk", "2m") as place:
         yield Run(task, place)
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.mark.slow
@@ -674,7 +631,7 @@ def test_processes_started_by_a_dead_parent_do_nothing(run: Run) -> None:
     """The parent died before they could ask to be told of its death."""
     group = Group(run, before("gpt1.runtime.launcher:end_with_parent", _kill_parent_and_wait))
     assert group.done.status == -SIGKILL
-    assert not (run.directory / "pids").exists() or not list((run.directory / "pids").iterdir())
+    assert list(run.directory.glob("pids/*")) == []
     assert not run.saved.exists()
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from gpt1.training import checkpoint, fine_tuning, prepare, runs
 from gpt1.training.fine_tuning import EXTRA_EVALUATIONS, FineTuning
 from gpt1.training.loop import Trainer
 from gpt1.weights import jl, parameters, to_list
+
+# The runs in other processes, to which runs here are compared, compute with one thread.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 BATCH_OF_8 = ["--n_gpu", "4", "--n_batch", "2"]  # 4 updates per epoch
@@ -107,20 +110,6 @@ def files_of(directory: Path) -> dict[str, bytes]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.suffix != ".lock" and path.name != ".lock"
     }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread, as the runs in other processes do, since bits depend on the threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

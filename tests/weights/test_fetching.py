@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,6 @@ from web_server import (
     garbage,
     part_of,
     reset_after,
-    running_server,
     serve,
     silence,
     stall_after,
@@ -45,25 +44,11 @@ from web_server import (
 )
 
 from gpt1.runtime.errors import Gpt1Error, InputError
-from gpt1.weights import fetching
 from gpt1.weights.fetching import RELEASED_FILES, download, git_object_id
 from gpt1.weights.locate import BPE_FILE, ENCODER_FILE
 from gpt1.weights.released import N_SHARDS, SHAPES_FILE
 
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the pauses between attempts instead of waiting."""
-    pauses: list[float] = []
-    monkeypatch.setattr(fetching, "sleep", pauses.append)
-    return pauses
+pytestmark = pytest.mark.usefixtures("pauses")
 
 
 # ------------------------------------------------------------------------------- all is well

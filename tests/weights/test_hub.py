@@ -6,7 +6,6 @@ transformers is imported where it is used: it takes seconds.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -44,16 +43,6 @@ SPECIAL = SpecialTokens.after(N_VOCAB)
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
 Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(scope="session")
-def transformers() -> ModuleType:
-    """The library, quiet and off the network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    library = pytest.importorskip("transformers")
-    library.logging.set_verbosity_error()
-    library.logging.disable_progress_bar()
-    return library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -784,11 +773,6 @@ def tiny_hub(task: tiny.Tiny, directory: Path, **changes: Any) -> Path:
     parts = replace(parts, **changes)
     parts.write(directory, (sources.encoder_path, sources.bpe_path))
     return directory
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def train_flags(task: tiny.Tiny, model_dir: Path, out: Path, *words: str) -> list[str]:

@@ -303,12 +303,16 @@ def test_resuming_compares_the_number_of_layers_that_was_used(
     assert "--resume: model was " in capsys.readouterr().err
 
 
+def full_list(run: Run) -> Path:
+    """Write a file with all parameters of the tiny model and return its path."""
+    assert run.main("--n_iter", "0") == 0
+    return run.best.rename(run.directory / "listed.jl")
+
+
 def test_a_full_list_fixes_the_layers_but_not_the_heads(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.main("--n_iter", "0") == 0
-    listed = run.directory / "listed.jl"
-    run.best.rename(listed)
+    listed = full_list(run)
     start = ["--n_iter", "0", "--init_params", str(listed)]
     assert run.main(*start, "--n_layer", "3") == 2
     said = f"--n_layer 3: {listed}, which gives every parameter, has 2; leave it out"
@@ -322,9 +326,7 @@ def test_a_full_list_fixes_the_layers_but_not_the_heads(
 def test_beside_a_full_list_the_number_of_layers_to_take_has_no_effect_and_is_not_logged(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.main("--n_iter", "0") == 0
-    listed = run.directory / "listed.jl"
-    run.best.rename(listed)
+    listed = full_list(run)
     start = ["--n_iter", "0", "--init_params", str(listed)]
     for n_transfer in ("-1", "1", "3"):
         assert run.main(*start, "--n_transfer", n_transfer) == 0

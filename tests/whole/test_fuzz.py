@@ -585,4 +585,5 @@ def test_a_run_on_a_damaged_file(
         assert last.startswith("gpt1 train: error: ")
     assert all(note.startswith("--resume: ") for note in notes)
     assert status in (0, 1, 2)  # 1: the run diverged, although the damaged parameters were finite
-    assert status != 2 or after == before
+    if status == 2:
+        assert after == before

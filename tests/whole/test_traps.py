@@ -195,15 +195,6 @@ def test_without_lm_coef_no_lm_gradient_is_left(golden_dir: Path) -> None:
 
 # --------------------------------------------------------------------------- one whole update
 
-OF_THE_OPTIMIZER = (
-    "clipping parameter by parameter",
-    "decay without bias correction",
-    "decay of the updated",
-    "decay of biases",
-    "e inside the bias correction",
-    "ramp without 1 - x",
-    "t from 0",
-)
 OF_THE_LOSS: dict[str, tuple[str, object]] = {
     "loss as a sum": ("total_loss", summed),
     "lm_coef of 1": ("total_loss", lambda clf, lm, lm_coef: clf.mean() + lm.mean()),
@@ -216,13 +207,13 @@ OF_THE_LOSS: dict[str, tuple[str, object]] = {
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("deviation", ["none", *OF_THE_OPTIMIZER, *OF_THE_LOSS])
+@pytest.mark.parametrize("deviation", ["none", *reference.OPTIMIZER_DEVIATIONS, *OF_THE_LOSS])
 def test_one_update_tells_deviations_apart(
     base: Case, monkeypatch: pytest.MonkeyPatch, deviation: str
 ) -> None:
     """The tolerance of ``test_one_update_is_the_originals`` is a tenth of any of these at most."""
     expected, tolerance = base.after_one_update(), base.one_update_tolerance()
-    of_optimizer = deviation if deviation in OF_THE_OPTIMIZER else ""
+    of_optimizer = deviation if deviation in reference.OPTIMIZER_DEVIATIONS else ""
     if deviation == "gradients of one tower alone":
         first = base.towers(0)[0]
         monkeypatch.setattr(base, "towers", lambda update: [first, first])
