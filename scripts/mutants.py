@@ -37,7 +37,7 @@ TESTS = {  # the tests of each module, the quickest first
     "model/dropout": ("dropout", "model"),
     "opt/adam": ("opt", "model", "traps"),
     "inference/prediction": ("predict", "traps", "train"),
-    "batches/arrays": ("batches", "model", "traps"),
+    "batches/encoded": ("batches", "model", "traps"),
     "batches/packing": ("batches", "model", "traps"),
     "datasets/story_cloze": ("datasets",),
     "text_utils/encoder": ("text_utils",),
