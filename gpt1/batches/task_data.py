@@ -24,6 +24,7 @@ class TaskData:
         examples: the training examples, in the order of ``train``.
         test_labels: the labels of the test split, for scores of a finished run; None if they are
             not known.
+        notes: what a user should know about the files.
         n_vocab: number of tokens in the vocabulary.
         n_ctx: T, the number of tokens of the longest sequence in all splits.
     """
@@ -34,6 +35,7 @@ class TaskData:
     test: ChoiceArrays
     examples: Sequence[Example] = ()
     test_labels: Sequence[float] | None = None
+    notes: Sequence[str] = ()
     n_vocab: int
     n_ctx: int
 
@@ -85,6 +87,7 @@ def load_task_data(
         test=test_arrays,
         examples=splits.train,
         test_labels=_labels(test),
+        notes=splits.notes,
         n_vocab=len(encoder.encoder),
         n_ctx=longest,
     )

@@ -21,7 +21,10 @@ from gpt1.settings.fields import (
     warmup_share,
 )
 
-DATASETS = ("rocstories",)
+DATASETS = (
+    *("rocstories", "sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "snli", "qnli", "rte"),
+    *("scitail", "race", "race-middle", "race-high"),
+)
 PRECISIONS = ("fp32", "tf32", "bf16")
 SPACY_RULES = ("2.0", "installed")
 ACTIVATION_NAMES = ("gelu", "relu", "swish")
