@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpt1.datasets.glue import FILES, read_unlabelled, remedy
 from gpt1.datasets.labelled import make_splits, read_examples
-from gpt1.datasets.tables import Row, tsv_rows
+from gpt1.datasets.tables import keep_rows, tsv_rows
 from gpt1.tasks import ACCURACY, F1, Classes, Example, Similarity, Splits, Task
 
 _TEXTS = ("question1", "question2")
@@ -32,13 +32,9 @@ def _read(folder: Path) -> Splits:
 
 def _labelled(path: Path, dropped: list[str]) -> list[Example]:
     """Read the examples of a file, and add the places of damaged rows to ``dropped``."""
-    rows: list[Row] = []
-    for row in tsv_rows(path, (*_TEXTS, "is_duplicate"), dropped=dropped):
-        if all(cell.strip() for cell in row.cells):
-            rows.append(row)
-        else:
-            dropped.append(row.where)
-    return read_examples(rows, _TARGET)
+    rows = tsv_rows(path, (*_TEXTS, "is_duplicate"), dropped=dropped)
+    whole = keep_rows(path, rows, lambda cells: all(cell.strip() for cell in cells), dropped)
+    return read_examples(whole, _TARGET)
 
 
 QQP = Task(

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from gpt1.datasets.labelled import complete_form, make_splits, read_examples
-from gpt1.datasets.tables import Row, jsonl_rows, tsv_rows
+from gpt1.datasets.tables import Row, jsonl_rows, keep_rows, tsv_rows
 from gpt1.tasks import ACCURACY, Classes, Entailment, Splits, Task
 
 _COLUMNS = ("sentence1", "sentence2", "gold_label")
@@ -47,11 +47,7 @@ def _with_majority(path: Path, dropped: list[str]) -> Iterator[Row]:
     """Yield the pairs of a file; add the places of those without a majority to ``dropped``."""
     is_json = path.suffix == ".jsonl"
     rows = jsonl_rows(path, _COLUMNS) if is_json else tsv_rows(path, _COLUMNS, least=10)
-    for row in rows:
-        if row.cells[-1] == _NO_MAJORITY:
-            dropped.append(row.where)
-        else:
-            yield row
+    return keep_rows(path, rows, lambda cells: cells[-1] != _NO_MAJORITY, dropped)
 
 
 SNLI = Task(

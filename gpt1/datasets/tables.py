@@ -7,7 +7,7 @@ other characters that Python takes for line ends, such as U+2028, may stand in a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +91,31 @@ def jsonl_rows(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:
         yield Row(where, [values[column] for column in columns])
     if not where:
         raise _no_rows(f"{path}, line 1: the file is empty")
+
+
+def keep_rows(
+    path: str | Path, rows: Iterable[Row], is_kept: Callable[[list[str]], bool], dropped: list[str]
+) -> Iterator[Row]:
+    """Yield the rows of a file that can be used, and add the places of the others to ``dropped``.
+
+    Args:
+        path: the file, for the message.
+        rows: the rows.
+        is_kept: takes the cells of a row.
+        dropped: is extended.
+
+    Raises:
+        InputError: no row can be used.
+    """
+    n_kept = 0
+    for row in rows:
+        if is_kept(row.cells):
+            n_kept += 1
+            yield row
+        else:
+            dropped.append(row.where)
+    if not n_kept:
+        raise InputError(f"{path}: none of the rows can be used; {COPY}.")
 
 
 def check_no_nul(where: str, line: str) -> None:
