@@ -37,7 +37,12 @@ SCHEDULE_NAMES = ("warmup_linear", "warmup_cosine", "warmup_constant")
 class SourceSettings:
     """Data and pretrained model."""
 
-    dataset: str = setting("rocstories", "what to train on", choices=DATASETS)
+    dataset: str = setting(
+        "rocstories",
+        f"what to train on: {', '.join(DATASETS)} [rocstories]",
+        choices=DATASETS,
+        metavar="NAME",
+    )
     data_dir: str | None = setting(
         None, "where the data are [data/, or the demo]", metavar="DIR", may_change=True
     )
