@@ -37,7 +37,7 @@ settings.register_profile(
 settings.register_profile("quick", settings.get_profile("thorough"), max_examples=50)
 settings.load_profile("thorough")
 
-DATA_FIXTURES = {"rocstories_dir", "released_dir", "references_dir"}
+DATA_FIXTURES = {"rocstories_dir", "released_dir", "references_dir", "tasks_dir"}
 LONGEST = {"test_reference_run.py"}  # If it began last, it would keep one process busy at the end.
 
 
@@ -101,6 +101,12 @@ def _directory(variable: str, what: str) -> Path:
 def rocstories_dir() -> Path:
     """The two real ROCStories cloze CSVs, which come under a request form."""
     return _directory("GPT1_ROCSTORIES", "the real ROCStories CSVs are")
+
+
+@pytest.fixture(scope="session")
+def tasks_dir() -> Path:
+    """Real files of the paper's other data sets, a folder for each; some are only a part."""
+    return _directory("GPT1_TASKS", "real files of the paper's data sets are")
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ class TaskData:
         labels: the labels of these splits, for the scores of a finished run; None if they are not
             known.
         examples: the training examples, in the order of ``train``.
+        notes: what a user should know about the files.
         n_vocab: number of tokens in the vocabulary.
         n_ctx: T, the number of tokens of the longest sequence in all splits.
     """
@@ -38,6 +39,7 @@ class TaskData:
     predicted: Mapping[str, EncodedSplit]
     labels: Mapping[str, Labels | None]
     examples: Sequence[Example] = ()
+    notes: Sequence[str] = ()
     n_vocab: int
     n_ctx: int
 
@@ -85,6 +87,7 @@ def load_task_data(
         predicted=predicted,
         labels={name: _labels(examples) for name, examples in splits.predicted.items()},
         examples=splits.train,
+        notes=splits.notes,
         n_vocab=len(encoder.encoder),
         n_ctx=max(split.longest for split in (train, valid, *predicted.values())),
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sklearn.model_selection import train_test_split
 
+from gpt1.datasets.tables import check_no_nul
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import read_text
 from gpt1.settings.words import shorten
@@ -169,11 +170,7 @@ def csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
 def _lines_without_nul(path: str | Path, lines: io.StringIO) -> Iterator[str]:
     """Yield lines; refuse NUL characters, which Python 3.11 and later would accept."""
     for number, line in enumerate(lines, start=1):
-        if "\0" in line:
-            raise InputError(
-                f"{path}, line {number}: there is a NUL character, which no text has; save the "
-                "file as UTF-8 text or get an undamaged copy."
-            )
+        check_no_nul(f"{path}, line {number}", line)
         yield line
 
 

@@ -196,27 +196,50 @@ def read_text(path: str | Path, what: str) -> str:
         InputError: there is no such file, or it is too large, or it is not UTF-8 text.
         Gpt1Error: the machine cannot read the file (see :func:`unreadable`).
     """
-    check_regular(path, what)
-    if os.path.getsize(path) > _LARGEST_TEXT:
-        raise InputError(f"{path}: too large to be {what}; name another file.")
+    _check_size(path, what)
     data = read_bytes(path, what)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: {what} must be UTF-8 text, but byte "
-            f"0x{data[error.start]:02x} is not; save the file as UTF-8."
-        ) from error
+        raise _no_utf8(path, what, line, error) from error
+
+
+def _check_size(path: str | Path, what: str) -> None:
+    """Check that a file is regular and not larger than any text that is read whole."""
+    check_regular(path, what)
+    if os.path.getsize(path) > _LARGEST_TEXT:
+        raise InputError(f"{path}: too large to be {what}; name another file.")
+
+
+def _no_utf8(path: str | Path, what: str, line: int, error: UnicodeDecodeError) -> InputError:
+    return InputError(
+        f"{path}, line {line}: {what} must be UTF-8 text, but byte "
+        f"0x{error.object[error.start]:02x} is not; save the file as UTF-8."
+    )
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """Read the lines of a UTF-8 file as :func:`read_text` does; none if the file is empty.
+    """Read the lines of a UTF-8 file as :func:`iter_lines` does; none if the file is empty."""
+    return list(iter_lines(path, what))
 
-    Lines end in LF or CRLF, and the last one may lack its end.
+
+def iter_lines(path: str | Path, what: str) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file one after another, without holding the whole file in memory.
+
+    Lines end in LF or CRLF and at no other character, and the last one may lack its end. The
+    arguments and the errors are those of :func:`read_text`.
     """
-    *lines, last = (line.removesuffix("\r") for line in read_text(path, what).split("\n"))
-    return [*lines, last] if last else lines
+    _check_size(path, what)
+    with read_errors(path, what), open(path, "rb") as file:
+        for number, data in enumerate(file, 1):
+            try:
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _no_utf8(path, what, number, error) from error
+            line = line.removesuffix("\n").removesuffix("\r")
+            if line or data.endswith(b"\n"):
+                yield line
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:

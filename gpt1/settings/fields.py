@@ -109,8 +109,8 @@ def setting(
             brackets.
         check: refuses values that the field's type and ``choices`` allow.
         choices: the only values allowed; empty if all values are.
-        metavar: what ``--help`` shows for the value [``N`` or ``X`` for numbers]. With ``FILE`` or
-            ``DIR`` the value must be a name that a file can have.
+        metavar: what ``--help`` shows for the value [all choices; ``N`` or ``X`` for numbers]. With
+            ``FILE`` or ``DIR`` the value must be a name that a file can have.
         may_change: whether a resumed run may have another value than the run that it continues.
         argument: whether the command takes a positional argument instead of a flag.
     """
@@ -156,7 +156,7 @@ class Setting:
     @property
     def place(self) -> str:
         """What ``--help`` shows in place of a value."""
-        if self.choices:
+        if self.choices and not self.metavar:
             return "{" + ",".join(self.choices) + "}"
         return self.metavar or {int: "N", float: "X"}.get(self.kind, "TEXT")
 

@@ -21,7 +21,10 @@ from gpt1.settings.fields import (
     warmup_share,
 )
 
-DATASETS = ("rocstories",)
+DATASETS = (
+    *("rocstories", "sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "snli", "qnli", "rte"),
+    *("scitail", "race", "race-middle", "race-high"),
+)
 PRECISIONS = ("fp32", "tf32", "bf16")
 SPACY_RULES = ("2.0", "installed")
 ACTIVATION_NAMES = ("gelu", "relu", "swish")
@@ -34,7 +37,12 @@ SCHEDULE_NAMES = ("warmup_linear", "warmup_cosine", "warmup_constant")
 class SourceSettings:
     """Data and pretrained model."""
 
-    dataset: str = setting("rocstories", "what to train on", choices=DATASETS)
+    dataset: str = setting(
+        "rocstories",
+        f"what to train on: {', '.join(DATASETS)} [rocstories]",
+        choices=DATASETS,
+        metavar="NAME",
+    )
     data_dir: str | None = setting(
         None, "where the data are [data/, or the demo]", metavar="DIR", may_change=True
     )

@@ -35,13 +35,17 @@ class Splits:
         train: the examples to train on.
         valid: the examples whose score decides which epoch is the best.
         predicted: the splits that ``--submit`` predicts, by the stems of their submissions; the
-            first one is the test split. A name that ends in ``.dev`` is that of a validation split.
-            Labels may be known for all examples of a split or for none.
+            first one is the test split. A name that ends in ``.dev`` is that of a validation split,
+            which comes first only if there is no test split. Labels may be known for all examples
+            of a split or for none.
+        notes: what a user should know about these files, such as how many rows were left out; a
+            run prints them.
     """
 
     train: list[Example]
     valid: list[Example]
     predicted: Mapping[str, list[Example]]
+    notes: tuple[str, ...] = ()
 
 
 def describe_sources(examples: Sequence[Example]) -> str:
@@ -97,8 +101,12 @@ class Task:
         return any(os.path.exists(Path(folder, name)) for form in self.files for name in form)
 
     def missing(self, folder: str | Path) -> list[str]:
-        """Return the files that a folder lacks, of the form of which it has the largest part."""
+        """Return the files that a folder lacks, of the form of which it has the largest part.
+
+        It is the first such form; no file is missing if one form is complete.
+        """
         lacks = [
             [name for name in form if not os.path.exists(Path(folder, name))] for form in self.files
         ]
-        return min(lacks, key=len)
+        shares = [len(names) / len(form) for names, form in zip(lacks, self.files, strict=True)]
+        return lacks[shares.index(min(shares))]

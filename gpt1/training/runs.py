@@ -290,7 +290,8 @@ def _prepare(
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
     used, config = resolve(settings, sources, data)
-    for note in notes(settings, used, sources) if ranks.is_main else []:
+    all_notes = [*data.notes, *notes(settings, used, sources)]
+    for note in all_notes if ranks.is_main else []:
         say(f"gpt1 train: {note}")
     capacity.check_memory(config, ranks.device, settings.init_params or f"{sources.model_dir}/")
     stream = np.random.RandomState(settings.seed)

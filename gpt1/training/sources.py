@@ -34,8 +34,9 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
     """Decide between the user's files and the demo.
 
     The demo runs if neither directory is named and ``data/`` has none of the task's files, and if
-    no other directory than the demo's is named. What is named and missing, or real data without
-    weights, is an error.
+    no other directory than the demo's is named. It has files of one data set, ROCStories; for any
+    other, the data are in ``data/`` if no directory is named. What is named and missing, or real
+    data without weights, is an error.
 
     Args:
         settings: the run's settings.
@@ -55,7 +56,7 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
         bpe_path=Path(settings.bpe_path or merges),
         demo=demo,
     )
-    problems = _missing_files(settings, sources, task)
+    problems = _missing_data(sources, task) + _missing_model(settings, sources)
     if problems:
         raise InputError(join_problems(problems))
     return sources
@@ -63,6 +64,8 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
 
 def _is_demo(settings: SourceSettings, task: Task) -> bool:
     """Whether the settings stand for the bundled demo."""
+    if not task.is_in(demo_dir("data")):
+        return False
     named = []
     if settings.data_dir is not None:
         named.append(is_demo_dir("data", settings.data_dir))
@@ -70,20 +73,19 @@ def _is_demo(settings: SourceSettings, task: Task) -> bool:
         named.append(is_demo_dir("model", settings.model_dir))
     if named:
         return all(named)
-    return not task.is_in("data")
+    return not task.is_in(task.folder("data"))
 
 
-def _missing_files(settings: SourceSettings, sources: Sources, task: Task) -> list[str]:
-    """Return a problem for each kind of file that the run needs and that is missing."""
-    problems = []
+def _missing_data(sources: Sources, task: Task) -> list[str]:
+    """A problem if the run lacks files of the data set."""
     missing = task.missing(sources.data_dir)
-    if missing:
-        names = " and ".join(f"'{name}'" for name in missing)
-        where = f"{sources.data_dir}/ has no"
-        if settings.data_dir is None and sources.demo:
-            where = f"data/ and the demo in {sources.data_dir}/ have no"
-        problems.append(f"{where} {names}: {task.remedy}, or name their directory with --data_dir")
-    return problems + _missing_model(settings, sources)
+    if not missing:
+        return []
+    names = " and ".join(f"'{name}'" for name in missing)
+    return [
+        f"{sources.data_dir}/ has no {names}: {task.remedy}, or name their directory with "
+        "--data_dir"
+    ]
 
 
 def _missing_model(settings: SourceSettings, sources: Sources) -> list[str]:

@@ -19,7 +19,14 @@ import pytest
 
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
-from gpt1.runtime.files import atomic_write, read_bytes, read_errors, read_text
+from gpt1.runtime.files import (
+    atomic_write,
+    iter_lines,
+    read_bytes,
+    read_errors,
+    read_lines,
+    read_text,
+)
 from gpt1.weights import jl, parameters
 from gpt1.weights.released import save_released
 
@@ -278,6 +285,32 @@ def test_what_is_not_utf_8_is_named_with_its_line(
     message = str(caught.value)
     assert message.startswith(f"{path}, line {line}: the merges must be UTF-8")
     assert f"0x{byte}" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", []),
+        (b"\xef\xbb\xbf", []),
+        (b"\n", [""]),
+        (b"a\r\n\r\nb", ["a", "", "b"]),
+        (b"\xef\xbb\xbfa\xef\xbb\xbf\n\xef\xbb\xbfb\n", ["a\ufeff", "\ufeffb"]),
+        ("a\u2028b\x85c\x0bd\re\n".encode(), ["a\u2028b\x85c\x0bd\re"]),
+    ],
+)
+def test_lines_end_at_newlines_only(tmp_path: Path, data: bytes, lines: list[str]) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(data)
+    assert list(iter_lines(path, "the text")) == read_lines(path, "the text") == lines
+
+
+def test_lines_come_before_a_later_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"a\nb\n\xff\n")
+    lines = iter_lines(path, "the text")
+    assert [next(lines), next(lines)] == ["a", "b"]
+    with pytest.raises(InputError, match="line 3: the text must be UTF-8 text, but byte 0xff"):
+        next(lines)
 
 
 @pytest.mark.parametrize("read", [read_text, read_bytes])

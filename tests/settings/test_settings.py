@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpt1.datasets.sst2 import SST2
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import DEMO_DEFAULTS, TRAIN, Settings, parse
@@ -423,14 +424,23 @@ def test_elsewhere_the_demo_is_that_of_the_repository(
     assert find_sources(parsed("--data_dir", str(ROOT / "data/demo")), ROCSTORIES) == sources
 
 
-def test_a_data_set_that_the_demo_lacks_too_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    message = missing()
-    assert f"data/ and the demo in {ROOT}/data/demo/ have no 'val.csv' and 'test.csv': " in message
-    assert "name their directory with --data_dir" in message
-    assert "\n" not in message
+def test_the_demo_stands_in_for_no_data_set_that_it_lacks(root: Path) -> None:
+    expected = "data/ has no 'train.tsv' and 'dev.tsv' and 'test.tsv': get SST-2 at "
+    for words in ([], ["--model_dir", "model/demo"]):
+        with pytest.raises(InputError, match=expected):
+            find_sources(parsed("--dataset", "sst2", *words), SST2)
+    put_data(Path("data/SST-2"), SST2.files[0])
+    sources = find_sources(parsed("--dataset", "sst2", "--model_dir", "model/demo"), SST2)
+    assert not sources.demo
+    assert (sources.data_dir, sources.model_dir) == (Path("data/SST-2"), Path("model/demo"))
+
+
+def test_real_data_in_a_folder_of_data_end_the_demo(root: Path) -> None:
+    put_data(Path("data/ROCStories"))
+    put_model(Path("model"))
+    sources = found()
+    assert not sources.demo
+    assert sources.data_dir == Path("data/ROCStories")
 
 
 def test_everything_missing_comes_in_one_message(root: Path) -> None:

@@ -36,7 +36,7 @@ from gpt1.runtime.device import environment
 from gpt1.runtime.ranks import Ranks
 from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.training import DEMO_DEFAULTS, Settings, parse
-from gpt1.tasks import ACCURACY, ChoiceIndex
+from gpt1.tasks import ACCURACY, ChoiceIndex, Splits
 from gpt1.training import checkpoint, fine_tuning, prepare, runs
 from gpt1.training.fine_tuning import EXTRA_EVALUATIONS, FineTuning
 from gpt1.training.loop import Trainer
@@ -776,6 +776,18 @@ def assert_refused(
     for part in parts:
         assert part in stderr
     assert files_of(run.directory) == before
+
+
+def test_what_a_reader_notes_about_its_files_is_printed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(folder: Path) -> Splits:
+        return replace(datasets.ROCSTORIES.read(folder), notes=("3 rows are left out", "as are 4"))
+
+    monkeypatch.setitem(prepare.TASKS, "rocstories", replace(datasets.ROCSTORIES, read=read))
+    assert run.main() == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "gpt1 train: " in line]
+    assert notes == ["gpt1 train: 3 rows are left out", "gpt1 train: as are 4"]
 
 
 @pytest.mark.parametrize(

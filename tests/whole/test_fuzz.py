@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 import pytest
+import task_files
 import tiny
 import torch
 from hypothesis import given, settings
@@ -36,6 +37,7 @@ from hypothesis import strategies as st
 from released import released_layout, write_released
 
 from gpt1.commands import train
+from gpt1.datasets import TASKS
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import ModelConfig
 from gpt1.opt.adam import OpenAIAdam
@@ -344,6 +346,62 @@ def test_other_rows(
     text = end.join(",".join(row) for row in [header, *rows]) + end
     path.write_bytes(text.encode(encoding, errors="replace"))
     read_or_refuse(lambda: datasets.read_cloze(path), path)
+
+
+# ------------------------------------------------------------------------------- other data sets
+
+
+def check_task(folder: Path, name: str, file: str, content: bytes) -> None:
+    """Read a data set with other content in one file; what is read has texts and labels in order.
+
+    Args:
+        folder: where the data set is; it is written there at first, and whole again at the end.
+        name: the data set.
+        file: the file.
+        content: its content.
+    """
+    if not any(folder.iterdir()):
+        task_files.write_task(folder, name)
+    (folder / file).write_bytes(content)
+    splits = read_or_refuse(lambda: TASKS[name].read(folder), folder)
+    (folder / file).write_bytes(task_files.FILES[name][file].encode())
+    for examples in (splits.train, *splits.predicted.values()) if splits is not None else ():
+        assert all(text.strip() and "\0" not in text for each in examples for text in each.texts)
+        assert len({(len(each.texts), each.label is None) for each in examples}) == 1
+    if splits is not None:
+        TASKS[name].target.encode([each.label for each in splits.train])
+
+
+@pytest.mark.parametrize("name", sorted(task_files.FILES.keys() - {"race", "race-high"}))
+@given(data=st.data())
+def test_changed_bytes_of_a_data_set(name: str, tmp_path: Path, data: st.DataObject) -> None:
+    file, text = data.draw(st.sampled_from(sorted(task_files.FILES[name].items())))
+    check_task(tmp_path, name, file, data.draw(damaged(text.encode())))
+
+
+@pytest.mark.parametrize("name", ["race-middle", "snli"])
+@given(data=st.data())
+def test_other_json_of_a_data_set(name: str, tmp_path: Path, data: st.DataObject) -> None:
+    file = {"race-middle": "dev/middle/1.txt", "snli": "snli_1.0_train.jsonl"}[name]
+    first, *others = task_files.FILES[name][file].split("\n")
+    lines = [data.draw(edited_json(json.loads(first))), *others]
+    check_task(tmp_path, name, file, "\n".join(lines).encode())
+
+
+FIELD = st.text(max_size=4) | st.sampled_from(
+    ['"', '"a', " ", "", "\0", "0", "1", "5.0", "-1", "nan", "1e9", "9" * 5000, "neutral", "\u2028"]
+)
+
+
+@pytest.mark.parametrize("name", ["sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "rte", "scitail"])
+@given(data=st.data(), end=st.sampled_from(["\n", "\r\n", "\r", "\n\n"]))
+def test_other_rows_of_a_data_set(name: str, tmp_path: Path, data: st.DataObject, end: str) -> None:
+    file, text = data.draw(st.sampled_from(sorted(task_files.FILES[name].items())))
+    rows = [line.split("\t") for line in text.split("\n")]
+    for row in data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=3)):
+        row[data.draw(st.integers(0, len(row) - 1))] = data.draw(FIELD)
+    other = end.join("\t".join(row) for row in rows)
+    check_task(tmp_path, name, file, other.encode(errors="replace"))
 
 
 # ------------------------------------------------------------------------------- parameter files
