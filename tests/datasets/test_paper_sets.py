@@ -13,7 +13,7 @@ from task_files import FILES, MRPC_NAMES, mnli, passage, snli, snli_txt, tsv, wr
 from gpt1.commands import train
 from gpt1.datasets import TASKS
 from gpt1.runtime.errors import InputError
-from gpt1.tasks import Example, Splits
+from gpt1.tasks import Choices, Classification, Entailment, Example, Similarity, Splits
 from gpt1.text_utils.words import text_standardize
 
 
@@ -92,6 +92,40 @@ def test_names_and_labels_of_the_predicted_splits(tmp_path: Path, name: str) -> 
         known = stem in developed or name in LABELLED_TESTS
         assert examples
         assert {example.label is not None for example in examples} == {known}, stem
+
+
+SHAPES = {
+    "sst2": (Classification(), ["accuracy"], "01"),
+    "cola": (Classification(), ["matthews", "accuracy"], "01"),
+    "mrpc": (Similarity(), ["f1", "accuracy"], "01"),
+    "qqp": (Similarity(), ["f1", "accuracy"], "01"),
+    "stsb": (Similarity(), ["pearson", "spearman"], None),
+    "mnli": (Entailment(), ["accuracy"], ("contradiction", "entailment", "neutral")),
+    "snli": (Entailment(), ["accuracy"], ("contradiction", "entailment", "neutral")),
+    "qnli": (Entailment(), ["accuracy"], ("entailment", "not_entailment")),
+    "rte": (Entailment(), ["accuracy"], ("entailment", "not_entailment")),
+    "scitail": (Entailment(), ["accuracy"], ("entails", "neutral")),
+    "race": (Choices(has_question=True), ["accuracy"], "ABCD"),
+    "race-middle": (Choices(has_question=True), ["accuracy"], "ABCD"),
+    "race-high": (Choices(has_question=True), ["accuracy"], "ABCD"),
+}
+"""Layout, metrics and the names of the labels: the paper, sections 3.3 and 4.2, and GLUE's."""
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_layout_metrics_and_labels_are_those_of_the_paper(name: str) -> None:
+    task = TASKS[name]
+    layout, metrics, labels = SHAPES[name]
+    assert task.layout == layout
+    assert [metric.title for metric in task.metrics] == metrics
+    spelled = [task.target.spell(i) for i in range(len(labels or ()))]
+    assert spelled == list(labels or ())
+    outputs = 1 if name.startswith("race") else len(labels) if labels else 6
+    assert task.target.n_outputs == outputs
+
+
+def test_every_data_set_is_tested_here() -> None:
+    assert TASKS.keys() - {"rocstories"} == SHAPES.keys() == FILES.keys() == PREDICTED.keys()
 
 
 @pytest.mark.parametrize("name", FILES)
