@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -78,15 +79,20 @@ class Result:
         ]
 
     @property
+    def labelled(self) -> str:
+        """The stem of the first submission whose right answers are known."""
+        return next(stem for stem, labels in self.data.labels.items() if labels is not None)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The best validation score of the first metric; all test scores if labels are known."""
-        task = self.data.task
+        task, test = self.data.task, self.data.test
         found = {f"valid_{task.metrics[0].title}": self.best_score}
-        labels = self.data.labels[task.submission]
-        if self.predictions and labels is not None:
-            predictions = self.predictions[task.submission]
+        labels = None if test is None else self.data.labels[test]
+        if test is not None and labels is not None and self.predictions:
             for metric in task.metrics:
-                found[f"test_{metric.title}"] = metric.compute(predictions, labels)
+                score = metric.compute(self.predictions[test], labels)
+                found[f"test_{metric.title}"] = score
         return found
 
 
@@ -219,6 +225,7 @@ def _make_trainer(
 def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Sources) -> list[str]:
     """Return three lines that describe a run: its data, its model and its updates."""
     data, n = job.data, f"{capacity.n_parameters(job.config):,}"
+    n_test = 0 if data.test is None else data.predicted[data.test].n_examples
     model = f"{n} parameters from {settings.init_params or f'{sources.model_dir}/'}"
     if settings.n_transfer == -1:
         model = f"{n} fresh parameters"
@@ -227,16 +234,11 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
     threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
     return [
         f"{data.task.title}: {data.train.n_examples} examples to train on, "
-        f"{data.valid.n_examples} to validate, {_n_test(data)} to predict",
+        f"{data.valid.n_examples} to validate, {n_test} to predict",
         f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, "
         f"each on {settings.batch_size} examples",
         f"{model}, on {ranks.device}, {processes}{threads}{settings.precision}",
     ]
-
-
-def _n_test(data: TaskData) -> int:
-    """Return the number of test examples."""
-    return data.predicted[data.task.submission].n_examples
 
 
 def _counted(n: int, what: str) -> str:
@@ -254,7 +256,8 @@ def _summarize(result: Result) -> list[str]:
         files += [outputs.best_params, outputs.submission]
     lines = [f"{epoch}{found}", "written:", *(f"  {path}" for path in files)]
     if settings.submit:
-        lines.append(f"next: gpt1 analysis {outputs.submission} --log {outputs.log}")
+        own = outputs.submissions[result.labelled]
+        lines.append(f"next: gpt1 analysis {own} --log {outputs.log}")
     return lines
 
 
@@ -395,12 +398,15 @@ def _submit(
             desc=outputs.settings.name,
             run_id=run_id if isinstance(run_id, str) else None,
             log=str(outputs.log),
-            valid_accuracy=float(state.best_score),
+            dataset=job.data.task.name,
+            split=stem,
+            metric=job.data.task.metrics[0].title,
+            valid_score=float(state.best_score) if isfinite(state.best_score) else None,
             sha256=submissions.sha256(rows),
         )
         own = outputs.submissions[stem]
         if outputs.settings.probs:
-            submissions.write_probs(submissions.probs_path(own), logits)
+            submissions.write_probs(submissions.probs_path(own), logits, target)
         elif not submissions.is_of_run(own, record.run_id):
             with suppress(OSError):
                 submissions.probs_path(own).unlink()
