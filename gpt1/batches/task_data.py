@@ -41,12 +41,6 @@ class TaskData:
     n_vocab: int
     n_ctx: int
 
-    @property
-    def test(self) -> str | None:
-        """The stem of the submission of the test split; None if there is no such split."""
-        first = next(iter(self.predicted))
-        return None if first.endswith(".dev") else first
-
     def sha256(self) -> str:
         """Return a digest of all splits, by which a resumed run checks that its data are equal."""
         digest = hashlib.sha256()

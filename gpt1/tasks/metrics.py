@@ -58,9 +58,9 @@ def accuracy(predictions: Labels, labels: Labels) -> float:
 
 
 def matthews(predictions: Labels, labels: Labels) -> float:
-    """Return Matthews' correlation of classes in percent; 0 if all predictions are equal."""
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0  # scikit-learn returns the same, with a warning if the two are equal.
+    """Return Matthews' correlation of classes in percent; 0 if one of both is constant."""
+    if _is_constant(predictions) or _is_constant(labels):
+        return 0.0
     return 100 * float(matthews_corrcoef(labels, predictions))
 
 
@@ -75,11 +75,15 @@ def spearman(predictions: Labels, labels: Labels) -> float:
 
 
 def _correlation(compute: Callable[..., Any], predictions: Labels, labels: Labels) -> float:
-    if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if _is_constant(predictions) or _is_constant(labels):
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
         return 100 * float(compute(predictions, labels).statistic)
+
+
+def _is_constant(values: Labels) -> bool:
+    return bool((values == values[:1]).all())
 
 
 def f1(positive: int = 1) -> Metric:

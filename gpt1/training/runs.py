@@ -86,13 +86,14 @@ class Result:
     @property
     def metrics(self) -> dict[str, float]:
         """The best validation score of the first metric; all test scores if labels are known."""
-        task, test = self.data.task, self.data.test
+        task = self.data.task
         found = {f"valid_{task.metrics[0].title}": self.best_score}
-        labels = None if test is None else self.data.labels[test]
-        if test is not None and labels is not None and self.predictions:
-            for metric in task.metrics:
-                score = metric.compute(self.predictions[test], labels)
-                found[f"test_{metric.title}"] = score
+        if self.predictions:
+            stem, predictions = next(iter(self.predictions.items()))
+            labels = self.data.labels[stem]
+            if labels is not None and not stem.endswith(".dev"):
+                for metric in task.metrics:
+                    found[f"test_{metric.title}"] = metric.compute(predictions, labels)
         return found
 
 
@@ -225,7 +226,6 @@ def _make_trainer(
 def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Sources) -> list[str]:
     """Return three lines that describe a run: its data, its model and its updates."""
     data, n = job.data, f"{capacity.n_parameters(job.config):,}"
-    n_test = 0 if data.test is None else data.predicted[data.test].n_examples
     model = f"{n} parameters from {settings.init_params or f'{sources.model_dir}/'}"
     if settings.n_transfer == -1:
         model = f"{n} fresh parameters"
@@ -234,11 +234,16 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
     threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
     return [
         f"{data.task.title}: {data.train.n_examples} examples to train on, "
-        f"{data.valid.n_examples} to validate, {n_test} to predict",
+        f"{data.valid.n_examples} to validate, {_n_test(data)} to predict",
         f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, "
         f"each on {settings.batch_size} examples",
         f"{model}, on {ranks.device}, {processes}{threads}{settings.precision}",
     ]
+
+
+def _n_test(data: TaskData) -> int:
+    """Return the number of examples of the first split to predict, which is the test split."""
+    return next(iter(data.predicted.values())).n_examples
 
 
 def _counted(n: int, what: str) -> str:

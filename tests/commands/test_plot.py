@@ -813,7 +813,7 @@ def test_tensorboard_has_the_scalars_of_the_logs(tmp_path: Path) -> None:
     }
     expected |= {
         f"evaluation/{name}": [
-            (line.n_updates, getattr(line, name), line.time) for line in run.evaluations
+            (line.n_updates, line.as_row()[name], line.time) for line in run.evaluations
         ]
         for name in ("n_epochs", "tr_cost", "va_cost", "tr_acc", "va_acc")
     }
