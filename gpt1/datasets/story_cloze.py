@@ -343,7 +343,10 @@ def read_test(data_dir: Path) -> list[Example]:
     """
     path = data_dir / TEST_CSV
     if not path.exists():
-        raise InputError(f"{path}: no such file; name the test CSV's directory with --data_dir.")
+        raise InputError(
+            f"{path}: no such file; name the test CSV's directory with --data_dir, "
+            "or another data set with --dataset."
+        )
     return _test_examples(read_cloze(path), path)
 
 

@@ -16,7 +16,7 @@ from gpt1.tasks.metrics import Metric, OfResamples, Rows, Scores
 Outcomes = Sequence[int] | npt.NDArray[Any]
 
 N_RESAMPLES = 1000
-_BATCH = 1_000_000  # rows that are resampled at once, so that memory stays small
+_BATCH = 200_000  # rows that are drawn at once, so that memory stays small
 
 
 class McNemar(NamedTuple):
