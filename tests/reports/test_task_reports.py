@@ -113,8 +113,8 @@ def test_report_on_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert found[15].startswith("Paired bootstrap test, two-sided: p = 0.")
     assert found[15].endswith("not significant: chance alone could explain it.")
     assert found[16:] == [
-        "Examples that only the first gets right: 3; only the second: 1",
-        "Exact McNemar test, two-sided: p = 0.625; at the 5 % level the difference is not "
+        "Examples that only the first gets right: 4; only the second: 2",
+        "Exact McNemar test, two-sided: p = 0.688; at the 5 % level the difference is not "
         "significant: chance alone could explain it.",
     ]
 
