@@ -7,7 +7,7 @@ The difference is the precision, or the number of threads, which changes the ord
     python scripts/compare_precision.py --threads 1 2            # one thread and two, in fp32
 
 All other flags are those of `gpt1 train`. The program prints the differences of costs and
-accuracies, and the number of predictions that differ.
+scores, and the number of predictions that differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tune with several seeds and report how the test accuracy varies.
+"""Fine-tune with several seeds and report how the test score varies.
 
     python scripts/run_seeds.py --seeds 10 --data_dir data --model_dir model
     python scripts/run_seeds.py --seeds 5 --desc scratch --n_transfer -1
@@ -6,6 +6,9 @@
 All other flags are those of `gpt1 train`. The runs have different names (`DESC-seed3`). If the same
 command is started again, finished runs are not repeated and interrupted runs are resumed. On a
 machine with several GPUs, that many runs train at once, one on each GPU.
+
+The score is that of the data set's first metric. Where the labels of the test split are hidden, it
+is that of the validation split.
 """
 
 from __future__ import annotations
@@ -19,17 +22,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpt1.datasets import TASKS
-from gpt1.datasets import story_cloze as datasets
 from gpt1.reports.analysis import identify_run
-from gpt1.reports.statistics import median_interval, wilson_interval
+from gpt1.reports.labelled import LabelledSplit, first_labelled
+from gpt1.reports.statistics import bootstrap_interval, median_interval, wilson_interval
 from gpt1.results.log_lines import read_run_log
 from gpt1.results.outputs import Outputs
 from gpt1.results.submissions import read_submission
 from gpt1.runtime.errors import InputError, report_errors
 from gpt1.settings.training import Settings, from_keywords, parse
+from gpt1.tasks.targets import Labels, Target
 from gpt1.training.runs import fine_tune
 from gpt1.training.sources import find_sources
 
@@ -40,16 +45,23 @@ class SeedRun:
 
     Attributes:
         seed: the seed of the run.
+        stem: the stem of the submission that is scored.
         flags: the arguments of :func:`gpt1.training.runs.fine_tune`, by name.
     """
 
     seed: int
+    stem: str
     flags: dict[str, Any]
 
     @property
     def settings(self) -> Settings:
         """The settings that the flags stand for."""
         return from_keywords(self.flags)
+
+    @property
+    def outputs(self) -> Outputs:
+        """The files of the run."""
+        return Outputs(self.settings, (self.stem,))
 
     def is_done(self) -> bool:
         """Return whether a run with these flags has written its submission.
@@ -59,7 +71,7 @@ class SeedRun:
         Raises:
             InputError: the log of this name is of a run with other flags.
         """
-        outputs = Outputs(self.settings)
+        outputs = self.outputs
         if not (outputs.submission.is_file() and outputs.log.is_file()):
             return False
         log = read_run_log(outputs.log)
@@ -72,34 +84,37 @@ class SeedRun:
                 "--desc, or remove the old results"
             )
         try:
-            identify_run(outputs.submission, read_submission(outputs.submission), log)
+            identify_run(outputs.submission, log)
         except InputError:  # The run was started again later, and has not finished.
             return False
         return True
 
-    def n_right(self, labels: Sequence[int]) -> int:
-        """Return for how many test stories the submission has the right ending."""
-        submission = read_submission(Outputs(self.settings).submission)
-        return sum(own == label for own, label in zip(submission, labels, strict=True))
+    def predictions(self, target: Target) -> Labels:
+        """Return the predictions of the submission, [n]."""
+        return np.array(read_submission(self.outputs.submission, target))
 
 
-def seed_runs(args: argparse.Namespace, rest: Sequence[str]) -> list[SeedRun]:
-    """Return one run per seed of the command line, with checked training flags."""
-    given = parse(rest)
-    refused = sorted({"seed", "submit", "resume", "desc"} & given.given)
-    if refused:
-        raise InputError(f"--{refused[0]}: is set by this script for each run; leave it out")
+def seed_runs(args: argparse.Namespace, given: Settings, stem: str) -> list[SeedRun]:
+    """Return one run per seed of the command line.
+
+    Args:
+        args: the flags of this program.
+        given: the flags of training.
+        stem: the stem of the submission that is scored.
+    """
     flags = {name: getattr(given, name) for name in given.given}
     base = args.desc or given.dataset
     return [
-        SeedRun(seed, {**flags, "desc": f"{base}-seed{seed}", "seed": seed, "resume": True})
+        SeedRun(seed, stem, {**flags, "desc": f"{base}-seed{seed}", "seed": seed, "resume": True})
         for seed in range(args.first, args.first + args.seeds)
     ]
 
 
-def report(runs: Sequence[SeedRun], n_right: Sequence[int], n: int) -> str:
-    """Return a text with each accuracy in percent, the median, the range and two 95 % intervals."""
-    found = [100 * k / n for k in n_right]
+def report(runs: Sequence[SeedRun], split: LabelledSplit) -> str:
+    """Return a text with each score in percent, the median, the range and two 95 % intervals."""
+    metric, n = split.task.metrics[0], len(split.labels)
+    predictions = [run.predictions(split.task.target) for run in runs]
+    found = [metric.compute(each, split.labels) for each in predictions]
     lines = [f"seed {run.seed}: {value:.2f}" for run, value in zip(runs, found, strict=True)]
     median = statistics.median(found)
     lines.append(
@@ -111,8 +126,13 @@ def report(runs: Sequence[SeedRun], n_right: Sequence[int], n: int) -> str:
     else:
         low, high = interval
         lines.append(f"95 % interval of the median over seeds: {low:.2f} to {high:.2f}")
-    low, high = (100 * end for end in wilson_interval(round(median * n / 100), n))
-    lines.append(f"95 % interval from the choice of the {n} test stories: {low:.2f} to {high:.2f}")
+    if metric.resampled is None:
+        low, high = (100 * end for end in wilson_interval(round(median * n / 100), n))
+    else:
+        _, typical = min(enumerate(predictions), key=lambda pair: abs(found[pair[0]] - median))
+        low, high = bootstrap_interval(metric.resampled(typical, split.labels), n)
+    what = f"{'test' if split.title == 'Test' else 'validation'} {split.task.plural}"
+    lines.append(f"95 % interval from the choice of the {n} {what}: {low:.2f} to {high:.2f}")
     return "\n".join(lines)
 
 
@@ -176,13 +196,16 @@ def _main(argv: Sequence[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     if args.seeds < 1 or args.first < 0:
         raise InputError("--seeds must be at least 1 and --first at least 0")
-    runs = seed_runs(args, rest)
-    settings = runs[0].settings
-    sources = find_sources(settings, TASKS[settings.dataset])
-    n_gpus = torch.cuda.device_count()
+    given = parse(rest)
+    refused = sorted({"seed", "submit", "resume", "desc"} & given.given)
+    if refused:
+        raise InputError(f"--{refused[0]}: is set by this script for each run; leave it out")
+    task = TASKS[given.dataset]
+    sources = find_sources(given, task)
+    split = first_labelled(task, task.read(sources.data_dir).predicted)
+    runs, n_gpus = seed_runs(args, given, split.stem), torch.cuda.device_count()
     train_all(runs, args.jobs or max(1, n_gpus), n_gpus)
-    labels = datasets.read_cloze(sources.data_dir / datasets.TEST_CSV).labels
-    print(report(runs, [run.n_right(labels) for run in runs], len(labels)))
+    print(report(runs, split))
     return 0
 
 

@@ -181,11 +181,10 @@ class Run:
         """Return a line that names the run of a submission, according to its record and the log."""
         from gpt1.reports.analysis import identify_run
         from gpt1.results.log_lines import read_run_log
-        from gpt1.results.submissions import read_submission
 
         try:
             log = read_run_log(self.directory / "log/rocstories.jsonl")
-            return identify_run(submission, read_submission(submission), log)
+            return identify_run(submission, log)
         except InputError as error:
             return str(error)
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass
 from gpt1.commands.running import find_data_dir, note_written, run_command
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
+from gpt1.settings.groups import DATASETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +19,17 @@ class AnalysisSettings:
         MISSING, "predictions that training wrote with --submit", metavar="FILE", argument=True
     )
     second_submission: str | None = setting(
-        None, "predictions for the same stories, to compare with", metavar="FILE", argument=True
+        None, "predictions for the same examples, to compare with", metavar="FILE", argument=True
     )
     data_dir: str | None = setting(
         None,
-        "where the ROCStories test CSV is [data/, or data/demo if data/ has none]",
+        "where the data are [data/, or data/demo if data/ has none]",
         metavar="DIR",
+    )
+    dataset: str | None = setting(
+        None,
+        "the data set, if no record beside SUBMISSION names it [rocstories]",
+        choices=DATASETS,
     )
     log: str | None = setting(
         None,
@@ -52,7 +58,7 @@ class AnalysisSettings:
 
 COMMAND = Command(
     name="analysis",
-    summary="Say how good a ROCStories submission is, and how sure that is.",
+    summary="Say how good a submission is, and how sure that is.",
     groups=(AnalysisSettings,),
     examples="""\
   # accuracy of the last run, its 95 % interval and the confusion table
@@ -60,6 +66,9 @@ COMMAND = Command(
 
   # with the best validation accuracy of the run
   gpt1 analysis submission/rocstories/ROCStories.tsv --log log/rocstories.jsonl
+
+  # a data set whose test labels are hidden: the validation split
+  gpt1 analysis submission/sst2/SST-2.dev.tsv --data_dir glue
 
   # is the second run really better? (exact McNemar test)
   gpt1 analysis first.tsv second.tsv --data_dir data/demo
@@ -77,14 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _analyse(values: Values) -> None:
-    from gpt1.reports.analysis import N_MISTAKES, analyse_rocstories
+    from gpt1.reports.analysis import N_MISTAKES, analyse
     from gpt1.reports.figures import check_picture
+    from gpt1.reports.labelled import find_task, read_labelled
 
     given = values[AnalysisSettings]
     if given.plot is not None:
         check_picture(given.plot, "--plot")
-    text = analyse_rocstories(
-        find_data_dir(given.data_dir, COMMAND.program),
+    task = find_task(given.submission, given.dataset)
+    folder = find_data_dir(given.data_dir, COMMAND.program, task)
+    text = analyse(
+        read_labelled(task, folder, given.submission),
         given.submission,
         given.log,
         given.second_submission,

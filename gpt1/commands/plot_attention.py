@@ -107,7 +107,7 @@ def draw_maps(values: Values) -> None:
 
 def draw_average(values: Values) -> None:
     """Print and draw the shares of attention that the parts get, averaged over many stories."""
-    from gpt1.datasets.story_cloze import TEST_CSV
+    from gpt1.datasets.story_cloze import ROCSTORIES, TEST_CSV
     from gpt1.inference import attention
     from gpt1.reports import attention_figures, figures
 
@@ -115,7 +115,7 @@ def draw_average(values: Values) -> None:
     if given.out is not None:
         figures.check_picture(given.out)
         check_writable(Path(given.out).parent)
-    path = find_data_dir(given.data_dir, PROGRAM) / TEST_CSV
+    path = find_data_dir(given.data_dir, PROGRAM, ROCSTORIES) / TEST_CSV
     if not path.exists():
         raise InputError(f"{path}: no such file; name the test CSV's directory with --data_dir")
     stories = attention.read_story_sentences(path)[: given.n_stories]

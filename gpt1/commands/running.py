@@ -17,6 +17,7 @@ from gpt1.settings.words import did_you_mean, shorten
 
 if TYPE_CHECKING:
     from gpt1.inference.language_model import LanguageModel
+    from gpt1.tasks import Task
 
 Body = Callable[[Values], None]
 
@@ -167,20 +168,19 @@ def as_model_flag(name: str, value: object) -> str:
     return as_flag("model_dir" if name == "vocabulary" else name, value)
 
 
-def find_data_dir(data_dir: str | None, program: str) -> Path:
-    """Return the directory of the cloze CSVs.
+def find_data_dir(data_dir: str | None, program: str, task: Task) -> Path:
+    """Return the folder of a data set.
 
     Args:
         data_dir: the directory that the user named; if None, it is ``data/``, or the bundled demo
-            while ``data/`` holds no cloze CSV, as in training.
+            while ``data/`` holds no file of the data set, as in training.
         program: the program's name, for the note that the demo is used.
+        task: the task of the data set.
     """
-    from gpt1.datasets.story_cloze import missing_csvs
-
     if data_dir is not None:
-        return Path(data_dir)
-    data, demo = Path("data"), demo_dir("data")
-    if len(missing_csvs(data)) < 2 or missing_csvs(demo):
+        return task.folder(data_dir)
+    data, demo = task.folder("data"), demo_dir("data")
+    if task.is_in(data) or task.missing(demo):
         return data
-    note(program, f"no ROCStories in {data}/, using the demo in {demo}/")
+    note(program, f"no {task.title} in {data}/, using the demo in {demo}/")
     return demo

@@ -88,11 +88,13 @@ def _score(values: Values) -> None:
     choices = submissions.choices_of(logits)
     _write(submissions.probs_table(choices), given.out)
     if stories.labels is not None:
-        from gpt1.reports.analysis import LEGEND, accuracy_line
+        import numpy as np
 
-        predictions = choices.predictions.tolist()
-        line = accuracy_line("accuracy", predictions, stories.labels)
-        note(COMMAND.program, f"{line} (prediction {LEGEND})")
+        from gpt1.datasets.story_cloze import ROCSTORIES
+        from gpt1.reports.analysis import accuracy_line
+
+        line = accuracy_line("accuracy", choices.predictions, np.array(stories.labels))
+        note(COMMAND.program, f"{line} (prediction {ROCSTORIES.legend})")
 
 
 def _write(table: str, out: str | None) -> None:

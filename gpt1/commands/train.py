@@ -20,6 +20,7 @@ from gpt1.runtime.stopping import StopRequests, end_with_parent
 from gpt1.settings.training import Settings, parse
 
 if TYPE_CHECKING:
+    from gpt1.training.runs import Result
     from gpt1.training.sources import Sources
 
 PROGRAM = "python -m gpt1.train"
@@ -71,11 +72,20 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
             _announce_demo(settings, sources)
         result = run_fine_tuning(settings, sources, ranks, stop, lock)
         if settings.analysis and ranks.is_main:
-            from gpt1.reports.analysis import analyse_rocstories
-
-            outputs = result.outputs
-            print(analyse_rocstories(sources.data_dir, outputs.submission, outputs.log))
+            _print_report(result, sources)
     return 0
+
+
+def _print_report(result: Result, sources: Sources) -> None:
+    """Print the report on the test split, or on the validation split if test labels are hidden."""
+    from gpt1.reports.analysis import analyse
+    from gpt1.reports.labelled import LabelledSplit
+
+    data, stem = result.data, result.labelled
+    labels = data.labels[stem]
+    assert labels is not None  # The validation split has labels.
+    split = LabelledSplit(task=data.task, stem=stem, labels=labels, source=str(sources.data_dir))
+    print(analyse(split, result.outputs.submissions[stem], result.outputs.log))
 
 
 def _command_to_resume(argv: Sequence[str]) -> str:

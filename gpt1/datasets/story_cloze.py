@@ -326,10 +326,29 @@ def read_splits(data_dir: Path) -> Splits:
         train=_examples(train, data_dir / VALIDATION_CSV, train_rows),
         valid=valid_examples,
         predicted={
-            "ROCStories": _examples(test, data_dir / TEST_CSV, range(len(test.labels))),
+            "ROCStories": _test_examples(test, data_dir / TEST_CSV),
             "ROCStories.dev": valid_examples,
         },
     )
+
+
+def read_test(data_dir: Path) -> list[Example]:
+    """Read the test split alone, for which the original's ``analysis.py`` needs no other file.
+
+    Raises:
+        InputError: the CSV is missing or malformed.
+    """
+    path = data_dir / TEST_CSV
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file; name the test CSV's directory with --data_dir, "
+            "or another data set with --dataset."
+        )
+    return _test_examples(read_cloze(path), path)
+
+
+def _test_examples(cloze: Cloze, path: Path) -> list[Example]:
+    return _examples(cloze, path, range(len(cloze.labels)))
 
 
 def _examples(cloze: Cloze, path: Path, rows: Sequence[int]) -> list[Example]:
@@ -347,6 +366,9 @@ ROCSTORIES = Task(
     remedy=f"ask for ROCStories at {REQUEST_FORM} and put the CSVs there",
     read=read_splits,
     layout=StoryChoices(),
-    target=ChoiceIndex(),
+    target=ChoiceIndex(("0", "1")),
     metrics=(ACCURACY,),
+    read_test=read_test,
+    plural="stories",
+    legend="0: the first ending, label 1 in the CSV; 1: the second, label 2",
 )

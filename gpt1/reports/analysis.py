@@ -1,8 +1,8 @@
 """Report how good the predictions in a submission are, and how certain this is.
 
 The first two lines of a report are those of the original's ``analysis.py``. The lines after them
-give the interval of the test accuracy, the kinds of errors, and a test whether another submission
-is better. These figures take the test stories as drawn by chance. Runs from different seeds differ
+give the interval of each score, the kinds of errors, and a test whether another submission is
+better. These figures take the examples as drawn by chance. Runs from different seeds differ
 as well; ``scripts/run_seeds.py`` measures by how much.
 """
 
@@ -11,37 +11,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from sklearn.metrics import accuracy_score
 
-from gpt1.datasets.story_cloze import ROCSTORIES, TEST_CSV, read_cloze
 from gpt1.reports import calibration, figures
-from gpt1.reports.statistics import McNemar, confusion, mcnemar_exact, wilson_interval
+from gpt1.reports.labelled import LabelledSplit
+from gpt1.reports.statistics import (
+    bootstrap_interval,
+    compare_by_bootstrap,
+    confusion,
+    mcnemar_exact,
+    wilson_interval,
+)
 from gpt1.results.log_lines import LogLine, RunLog, read_run_log
 from gpt1.results.submissions import (
     Choices,
     Record,
+    digest,
     read_probs,
     read_record,
     read_submission,
     record_path,
-    sha256,
 )
 from gpt1.runtime.errors import InputError
+from gpt1.tasks.metrics import Metric
+from gpt1.tasks.targets import Grades, Labels
 
 SIGNIFICANCE = 0.05
 N_MISTAKES = 5
-LEGEND = "0: the first ending, label 1 in the CSV; 1: the second, label 2"
-"""What predictions mean, beside the labels in a CSV."""
+WIDTH = 80  # of a terminal
 
 
-def identify_run(
-    submission_path: str | Path, submission: Sequence[int], log: RunLog | None = None
-) -> str:
+def identify_run(submission_path: str | Path, log: RunLog | None = None) -> str:
     """Say which run made a submission, according to the record beside the submission.
 
     Args:
-        submission_path: the file that the submission was read from.
-        submission: the predictions in that file.
+        submission_path: the submission.
         log: the log that the user gave as that of the same run.
 
     Returns:
@@ -54,7 +59,7 @@ def identify_run(
     record, where = read_record(submission_path), record_path(submission_path)
     if record is None:
         return f"Run unknown: {submission_path} has no record of its run ({where})."
-    if record.sha256 != sha256(submission):
+    if record.sha256 != digest(submission_path):
         return f"Run unknown: {where} is the record of another submission than {submission_path}."
     if log is None:
         return f"Run: {_plain(record.desc)}"
@@ -66,66 +71,69 @@ def identify_run(
             f"{_right_submission(log, record)}, or give that run's log with --log (run "
             f"{_plain(record.desc)}, log {_plain(record.log)}, says {where})."
         )
-    best = best_valid_accuracy(log.evaluations)
-    if best != record.valid_accuracy:
+    best = best_valid_score(log.evaluations)
+    if best != record.valid_score:
+        had = "no score" if record.valid_score is None else f"{record.valid_score:.2f} %"
         raise InputError(
-            f"{log.path}: its best validation accuracy is {best:.2f} %, but the parameters that "
-            f"made {submission_path} had {record.valid_accuracy:.2f} %, says {where}; the run was "
+            f"{log.path}: its best validation {log.evaluations[0].metric.title} is {best:.2f} %, "
+            f"but the parameters that made {submission_path} had {had}, says {where}; the run was "
             "resumed from an earlier state or with another --log_dir: finish it with --resume, or "
             "leave this log out."
         )
     return f"Run: {_plain(record.desc)}"
 
 
-def _name_of_run(submission_path: str | Path, submission: Sequence[int]) -> str:
+def _name_of_run(submission_path: str | Path) -> str:
     """Return what a picture of a submission is called: its run, or its path if that is unknown."""
     record = read_record(submission_path)
-    if record is None or record.sha256 != sha256(submission):
+    if record is None or record.sha256 != digest(submission_path):
         return str(submission_path)
     return f"Run {_plain(record.desc)}"
 
 
-def best_valid_accuracy(log: Sequence[LogLine]) -> float:
-    """Return the highest validation accuracy in percent, which the kept parameters have."""
-    return max(line.va_acc for line in log)
+def best_valid_score(log: Sequence[LogLine]) -> float:
+    """Return the highest validation score in percent, which the kept parameters have."""
+    return max(line.valid_score for line in log)
 
 
 def report(
-    submission: Sequence[int],
-    labels: Sequence[int],
+    split: LabelledSplit,
+    submission: Labels,
     log: Sequence[LogLine] | None = None,
-    other: Sequence[int] | None = None,
+    other: Labels | None = None,
     run: str | None = None,
 ) -> str:
     """Return the text of a report: the two lines of the original's report, then the details.
 
     Args:
-        submission: predictions, 0 or 1 for each story.
-        labels: the right answers, at least one.
+        split: the task, and the right answers [n].
+        submission: predictions [n].
         log: evaluations of the run; without them the line on validation is left out.
-        other: predictions of a second submission to compare with, if given.
+        other: predictions [n] of a second submission to compare with, if given.
         run: a line about the run that made the submission; left out if None.
 
     Raises:
         ValueError: there are not as many predictions as labels.
     """
-    parts = []
-    if log is not None:
-        parts.append(f"ROCStories Valid Accuracy: {best_valid_accuracy(log):.2f}")
-    # The operations have the original's order, so that the last digit shown is the original's.
-    accuracy = _n_right(submission, labels) / len(labels) * 100
-    parts.append(f"ROCStories Test Accuracy:  {accuracy:.2f}")
+    task, metric = split.task, split.task.metrics[0]
+    valid = f"{task.title} Valid {_name(metric)}:"
+    parts = [] if log is None else [f"{valid} {best_valid_score(log):.2f}"]
+    own = f"{task.title} Test" if split.title == "Test" else split.stem
+    score = metric.compute(submission, split.labels)
+    parts.append(f"{f'{own} {_name(metric)}:':<{len(valid)}} {score:.2f}")
     parts += ["", *([] if run is None else [run])]
-    parts += [accuracy_line("Test", submission, labels), "", _table(submission, labels)]
+    parts += _score_lines(split.title, submission, split)
+    if not isinstance(task.target, Grades):
+        parts += ["", _table(submission, split)]
     if other is not None:
-        parts += ["", accuracy_line("Second submission", other, labels)]
-        parts.append(_comparison(mcnemar_exact(submission, other, labels)))
+        parts += ["", *_score_lines("Second submission", other, split)]
+        parts += _comparisons(submission, other, split)
     return "\n".join(parts)
 
 
-def accuracy_line(what: str, predictions: Sequence[int], labels: Sequence[int]) -> str:
+def accuracy_line(what: str, predictions: Labels, labels: Labels) -> str:
     """Return one line, which begins with ``what``, with the accuracy and its 95 % interval."""
-    right, n = _n_right(predictions, labels), len(labels)
+    right, n = int(accuracy_score(labels, predictions, normalize=False)), len(labels)
     low, high = wilson_interval(right, n)
     return (
         f"{what}: {right} of {n} right, {right / n * 100:.2f} %; "
@@ -133,8 +141,8 @@ def accuracy_line(what: str, predictions: Sequence[int], labels: Sequence[int]) 
     )
 
 
-def analyse_rocstories(
-    data_dir: str | Path,
+def analyse(
+    split: LabelledSplit,
     submission_path: str | Path,
     log_path: str | Path | None = None,
     other_path: str | Path | None = None,
@@ -143,47 +151,44 @@ def analyse_rocstories(
     plot_path: str | Path | None = None,
     n_mistakes: int = N_MISTAKES,
 ) -> str:
-    """Read the files that a run has written and the test labels, and return a report on them.
+    """Read the files that a run has written, and return a report on them.
 
     Args:
-        data_dir: where the ROCStories test CSV is.
-        submission_path: predictions for the stories in that CSV.
+        split: the right answers to what the submission predicts.
+        submission_path: predictions for the examples of the split.
         log_path: the log of the run that made the submission.
-        other_path: a second submission for the same stories, to compare with.
+        other_path: a second submission for the same examples, to compare with.
         probs_path: probabilities of the first submission, which add the report of
             :mod:`gpt1.reports.calibration`.
         plot_path: where to write a picture of the reliability of the probabilities.
         n_mistakes: number of the most confident mistakes to show.
 
     Raises:
-        InputError: a file is missing or malformed, a submission does not have one line per story,
+        InputError: a file is missing or malformed, a submission does not have one line per example,
             the log is of another run, or the probabilities are those of another submission.
         Gpt1Error: the picture cannot be written.
     """
-    test_csv = Path(data_dir) / TEST_CSV
-    submission = read_submission(submission_path)
-    other = None if other_path is None else read_submission(other_path)
+    submission = _read(submission_path, split)
+    other = None if other_path is None else _read(other_path, split)
     log = None if log_path is None else read_run_log(log_path)
-    run = identify_run(submission_path, submission, log)
-    if not test_csv.exists():
-        raise InputError(
-            f"{test_csv}: no such file; name the test CSV's directory with --data_dir."
-        )
-    cloze = read_cloze(test_csv)
-    labels = cloze.labels
-    _check_length(submission_path, submission, test_csv, labels)
-    if other_path is not None and other is not None:
-        _check_length(other_path, other, test_csv, labels)
-    text = report(submission, labels, log and log.evaluations, other, run)
+    run = identify_run(submission_path, log)
+    text = report(split, submission, log and log.evaluations, other, run)
     if probs_path is None:
         return text
-    choices = read_probs(probs_path)
-    _check_agreement(probs_path, choices, submission_path, submission)
+    target = split.task.target
+    if isinstance(target, Grades):
+        raise InputError(
+            f"--probs {probs_path}: {split.task.title} has grades, but calibration is reported of "
+            "classes and answers only; leave the flag out."
+        )
+    choices = read_probs(probs_path, target)
+    _check_agreement(probs_path, choices, submission_path, submission, split)
     if plot_path is not None:
-        bins = calibration.reliability(choices, labels)
-        name = _name_of_run(submission_path, submission)
-        figures.save(calibration.reliability_figure(bins, name), plot_path)
-    return f"{text}\n\n{calibration.report(choices, cloze, n_mistakes)}"
+        bins = calibration.reliability(choices, split.labels)
+        name = _name_of_run(submission_path)
+        figure = calibration.reliability_figure(bins, name, split.task.plural)
+        figures.save(figure, plot_path)
+    return f"{text}\n\n{calibration.report(choices, split, n_mistakes)}"
 
 
 def _plain(text: str) -> str:
@@ -196,25 +201,30 @@ def _right_submission(log: RunLog, record: Record) -> str:
     desc, directory = (str(log.settings.get(name)) for name in ("desc", "submission_dir"))
     if desc == record.desc:
         return f"another run of the name {_plain(desc)} began this log: finish it, with --submit"
-    own = _plain(str(Path(directory) / desc / f"{ROCSTORIES.submission}.tsv"))
-    return f"name the submission of the run {_plain(desc)}, which writes it to {own}"
+    own = Path(directory, desc)
+    if log.settings.get("dataset", record.dataset) == record.dataset:
+        own /= f"{record.split}.tsv"
+    return f"name the submission of the run {_plain(desc)}, which writes it to {_plain(str(own))}"
 
 
-def _check_length(
-    path: str | Path, predictions: Sequence[int], test_csv: Path, labels: Sequence[int]
-) -> None:
-    if len(predictions) != len(labels):
+def _read(path: str | Path, split: LabelledSplit) -> Labels:
+    """Read a submission, and check that it has as many predictions as the split has examples."""
+    found = np.array(read_submission(path, split.task.target))
+    if len(found) != len(split.labels):
         raise InputError(
-            f"{path} has {len(predictions)} predictions, but {test_csv} has {len(labels)} stories; "
-            "they must be of the same test set: name its directory with --data_dir."
+            f"{path} has {len(found)} predictions, but {split.source} has {len(split.labels)} "
+            f"{split.task.plural}; they must be of the same split: name the data with --dataset "
+            "and --data_dir."
         )
+    return found
 
 
 def _check_agreement(
     probs_path: str | Path,
     choices: Choices,
     path: str | Path,
-    submission: Sequence[int],
+    submission: Labels,
+    split: LabelledSplit,
 ) -> None:
     """Check that the file of probabilities and the submission hold the same predictions.
 
@@ -224,40 +234,103 @@ def _check_agreement(
     remedy = "name the file that the same run wrote beside its submission."
     if len(choices.predictions) != len(submission):
         raise InputError(
-            f"{probs_path} has {len(choices.predictions)} stories, but {path} has "
+            f"{probs_path} has {len(choices.predictions)} {split.task.plural}, but {path} has "
             f"{len(submission)}; {remedy}"
         )
-    pairs = zip(choices.predictions.tolist(), submission, strict=True)
-    for line, (found, expected) in enumerate(pairs, 2):
-        if found != expected:
-            raise InputError(
-                f"{probs_path}, line {line}: prediction {found}, but {path} has {expected} on that "
-                f"line; {remedy}"
-            )
+    differs = choices.predictions != submission
+    if differs.any():
+        row = int(differs.argmax())
+        found, expected = (
+            split.task.target.spell(each[row]) for each in (choices.predictions, submission)
+        )
+        raise InputError(
+            f"{probs_path}, line {row + 2}: prediction {found}, but {path} has {expected} on that "
+            f"line; {remedy}"
+        )
 
 
-def _n_right(predictions: Sequence[int], labels: Sequence[int]) -> int:
-    return int(accuracy_score(labels, predictions, normalize=False))
+def _name(metric: Metric) -> str:
+    return metric.title.capitalize()
 
 
-def _table(predictions: Sequence[int], labels: Sequence[int]) -> str:
+def _score_lines(what: str, predictions: Labels, split: LabelledSplit) -> list[str]:
+    """Return a line for each metric of the task, with its 95 % interval."""
+    lines = []
+    for metric in split.task.metrics:
+        if metric.resampled is None:
+            lines.append(accuracy_line(what, predictions, split.labels))
+            continue
+        score = metric.compute(predictions, split.labels)
+        low, high = bootstrap_interval(
+            metric.resampled(predictions, split.labels), len(predictions)
+        )
+        lines.append(
+            f"{what}: {_name(metric)} {score:.2f} %; 95 % interval (bootstrap) {low:.2f} to "
+            f"{high:.2f} %"
+        )
+    return lines
+
+
+def _table(predictions: Labels, split: LabelledSplit) -> str:
     """Return the confusion table with its legend, one row per label."""
-    rows = [f"{'':18}{'predicted 0':>13}{'predicted 1':>13}"]
-    for label, counts in enumerate(confusion(predictions, labels)):
-        rows.append(f"{f'right answer {label}':18}{counts[0]:13}{counts[1]:13}")
-    return "\n".join([*rows, f"({LEGEND})"])
-
-
-def _comparison(test: McNemar) -> str:
-    """Return the result of a McNemar test in words."""
-    if test.only_a + test.only_b == 0:
-        return "Both submissions get the same stories right: no difference to test (p = 1)."
-    if test.p >= SIGNIFICANCE:
-        verdict = "not significant: chance alone could explain it"
-    else:
-        verdict = f"significant: the {'first' if test.only_a > test.only_b else 'second'} is better"
-    return (
-        f"Stories that only the first gets right: {test.only_a}; only the second: {test.only_b}\n"
-        f"Exact McNemar test, two-sided: p = {test.p:.3g}; at the "
-        f"{SIGNIFICANCE * 100:.0f} % level the difference is {verdict}."
+    spell, n = split.task.target.spell, len(split.task.target.columns)
+    names = [spell(outcome) for outcome in range(n)]
+    first, heads = (
+        [f"right answer {name}" for name in names],
+        [f"predicted {name}" for name in names],
     )
+    corner = ""
+    if len(max(first, key=len)) + 4 + sum(len(head) + 2 for head in heads) > WIDTH:
+        corner, first, heads = "right, predicted:", names, names
+    left = max(map(len, (corner, *first))) + 4
+    widths = [max(len(head) + 2, 7) for head in heads]
+    counts = [[str(n) for n in row] for row in confusion(predictions, split.labels, n)]
+    lines = []
+    for head, cells in zip([corner, *first], [heads, *counts], strict=True):
+        pairs = zip(cells, widths, strict=True)
+        lines.append(f"{head:{left}}" + "".join(f"{cell:>{width}}" for cell, width in pairs))
+    legend = split.task.legend
+    return "\n".join([*lines, *([f"({legend})"] if legend else [])])
+
+
+def _comparisons(a: Labels, b: Labels, split: LabelledSplit) -> list[str]:
+    """Return the results of paired tests: of right answers, and of the first metric."""
+    lines = []
+    for metric in split.task.metrics:
+        if metric.resampled is None:
+            lines.append(_compare_right(a, b, split))
+        elif metric is split.task.metrics[0]:
+            lines.append(_compare_scores(a, b, split))
+    return lines
+
+
+def _compare_right(a: Labels, b: Labels, split: LabelledSplit) -> str:
+    """Return the result of a McNemar test in words."""
+    test, plural = mcnemar_exact(a, b, split.labels), split.task.plural
+    if test.only_a + test.only_b == 0:
+        return f"Both submissions get the same {plural} right: no difference to test (p = 1)."
+    return (
+        f"{plural.capitalize()} that only the first gets right: {test.only_a}; only the second: "
+        f"{test.only_b}\nExact McNemar test, two-sided: "
+        + _verdict(test.p, first_is_better=test.only_a > test.only_b)
+    )
+
+
+def _compare_scores(a: Labels, b: Labels, split: LabelledSplit) -> str:
+    """Return the result of a bootstrap test of the first metric in words."""
+    metric = split.task.metrics[0]
+    test = compare_by_bootstrap(metric, a, b, split.labels)
+    return (
+        f"{_name(metric)} of the second minus that of the first: {test.difference:+.2f} points; "
+        f"95 % interval (bootstrap) {test.low:+.2f} to {test.high:+.2f}\n"
+        f"Paired bootstrap test, two-sided: "
+        + _verdict(test.p, first_is_better=test.difference < 0)
+    )
+
+
+def _verdict(p: float, *, first_is_better: bool) -> str:
+    """Return the end of the line about a test."""
+    verdict = "not significant: chance alone could explain it"
+    if p < SIGNIFICANCE:
+        verdict = f"significant: the {'first' if first_is_better else 'second'} is better"
+    return f"p = {p:.3g}; at the {SIGNIFICANCE * 100:.0f} % level the difference is {verdict}."

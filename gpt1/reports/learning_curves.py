@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gpt1.datasets import TASKS
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.reports.figures import COLOURS, NEUTRAL, matplotlib, new_figure, set_title, shortened
-from gpt1.results.log_lines import Run
+from gpt1.results.log_lines import LogLine, Run
+from gpt1.tasks import ACCURACY, Grades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-N_CHOICES = 2  # A story has two endings to choose from.
-CHANCE_LOSS = math.log(N_CHOICES)
-CHANCE_ACCURACY = 100 / N_CHOICES
 
 _CHANCE: dict[str, Any] = {"linestyle": ":", "linewidth": 1.5, "color": NEUTRAL}
 _CLIPPING: dict[str, Any] = {"linestyle": "--", "linewidth": 1.2, "color": NEUTRAL}
@@ -30,7 +29,7 @@ _NO_MEAN: dict[str, Any] = {"linewidth": 1.2}  # the updates of a run that has n
 
 
 class _Hues(NamedTuple):
-    """The colours of a run: what was measured on training and on validation stories."""
+    """The colours of a run: what was measured on training and on validation examples."""
 
     train: Any
     valid: Any
@@ -61,7 +60,9 @@ class _Panel(NamedTuple):
 
 
 def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
-    """Draw losses, accuracies, learning rates and gradient norms of runs.
+    """Draw losses, scores, learning rates and gradient norms of runs.
+
+    A score is that of the first metric of a run's task.
 
     One run has one colour for training and another for validation. Several runs have one colour
     each, with dashed lines for training at evaluations.
@@ -114,17 +115,31 @@ def updates_per_epoch(runs: Sequence[Run]) -> float | None:
 
 def _panels(runs: Sequence[Run], smooth: int | None) -> list[_Panel]:
     """Return the panels that the runs have values for."""
-    loss = "classification loss (nats per story)"
+    loss, n = "classification loss (nats per example)", _n_outcomes(runs)
+    score = " or ".join(dict.fromkeys(run.best.metric.title for run in runs))
+    by_guess = 100 / n if n and score == ACCURACY.title else None
+    chances = [] if n is None else [_Level("chance", math.log(n), _CHANCE)]
     panels = [
-        _evaluations("Classification loss at evaluations", loss, "cost", runs, CHANCE_LOSS),
-        _evaluations("Accuracy at evaluations", "accuracy (%)", "acc", runs, CHANCE_ACCURACY),
+        _evaluations(
+            "Classification loss at evaluations",
+            loss,
+            lambda line: (line.figures["tr_cost"], line.figures["va_cost"]),
+            runs,
+            chances,
+        ),
+        _evaluations(
+            f"{score.capitalize()} at evaluations",
+            f"{score} (%)",
+            lambda line: (line.train_score, line.valid_score),
+            runs,
+            [] if by_guess is None else [_Level("chance", by_guess, _CHANCE)],
+        ),
     ]
     updates = [line for run in runs for line in run.updates]
     if not updates:
         return panels
-    chance = _Level("chance", CHANCE_LOSS, _CHANCE)
     title = "Classification loss of each update"
-    panels.append(_updates(title, loss, "clf_cost", runs, smooth, [chance]))
+    panels.append(_updates(title, loss, "clf_cost", runs, smooth, chances))
     if any(line.lm_cost is not None for line in updates):
         title, label = "Language-model loss of each update", "language-model loss (nats per token)"
         panels.append(_updates(title, label, "lm_cost", runs, smooth))
@@ -134,6 +149,16 @@ def _panels(runs: Sequence[Run], smooth: int | None) -> list[_Panel]:
     return panels
 
 
+def _n_outcomes(runs: Sequence[Run]) -> int | None:
+    """Return how many classes or answers a guess has; None if it is not known or runs differ."""
+    found = set()
+    for run in runs:
+        task = TASKS.get(str(run.settings.get("dataset", ROCSTORIES.name)))
+        is_known = task is not None and not isinstance(task.target, Grades)
+        found.add(len(task.target.columns) if task is not None and is_known else None)
+    return found.pop() if len(found) == 1 else None
+
+
 def _clipping(runs: Sequence[Run]) -> list[_Level]:
     """Return lines at the gradient norms above which the runs clip gradients."""
     norms = {run.settings.get("max_grad_norm") for run in runs if run.updates}
@@ -141,31 +166,36 @@ def _clipping(runs: Sequence[Run]) -> list[_Level]:
     return [_Level(f"clipped above {norm:g}", norm, _CLIPPING) for norm in known]
 
 
-def _evaluations(title: str, label: str, field: str, runs: Sequence[Run], chance: float) -> _Panel:
-    """Make a panel of the evaluations: training and validation, the best epoch and chance."""
+def _evaluations(
+    title: str,
+    label: str,
+    pair: Callable[[LogLine], tuple[float, float]],
+    runs: Sequence[Run],
+    levels: Sequence[_Level],
+) -> _Panel:
+    """Make a panel of the evaluations: the best epoch, and a pair of training and validation."""
     only = _hues(1)[0] if len(runs) == 1 else _Hues(NEUTRAL, NEUTRAL)
     dashed: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 
     def draw(axes: Axes, run: Run, hues: _Hues) -> None:
         at = [line.n_updates for line in run.evaluations]
         marker: dict[str, Any] = {"marker": "o" if len(at) <= 30 else "", "markersize": 4}
-        train, valid = (
-            [getattr(line, f"{part}_{field}") for line in run.evaluations] for part in ("tr", "va")
-        )
+        train, valid = zip(*map(pair, run.evaluations), strict=True)
         axes.plot(at, train, color=hues.train, **marker, **dashed)
         axes.plot(at, valid, color=hues.valid, **marker)
-        best = [run.best.n_updates], [getattr(run.best, f"va_{field}")]
+        best = [run.best.n_updates], [pair(run.best)[1]]
         axes.plot(*best, color=hues.valid, **_BEST)
 
     def finish(axes: Axes) -> None:
-        axes.axhline(chance, **_CHANCE)
+        for level in levels:
+            axes.axhline(level.height, **level.style)
         axes.margins(y=0.1)
         marked = {"marker": "o", "markersize": 4}
         styles = {
             "training": {"color": only.train, **marked, **dashed},
             "validation": {"color": only.valid, **marked},
             "best epoch": {"color": only.valid, **_BEST},
-            "chance": _CHANCE,
+            **{level.name: level.style for level in levels},
         }
         _add_key(axes, styles)
 
@@ -250,8 +280,8 @@ def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
     names = [shortened(run.name) for run in runs]
     if len(runs) == 1:
         best = runs[0].best
-        accuracy = f"{best.va_acc:.2f} % of the validation stories right"
-        set_title(figure, f"Run {names[0]}, best epoch {best.n_epochs}: {accuracy}")
+        score = f"validation {best.metric.title} {best.valid_score:.2f} %"
+        set_title(figure, f"Run {names[0]}, best epoch {best.n_epochs}: {score}")
         return
     line = matplotlib("lines").Line2D
     inches = 0.7 + 0.085 * max(map(len, names))  # of an entry

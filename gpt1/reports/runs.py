@@ -10,14 +10,15 @@ from gpt1.results.log_lines import Run
 from gpt1.settings.fields import settings_of
 from gpt1.settings.groups import OutputSettings
 
-# Heading, decimals, value of a run; None is a dash. Columns without decimals hold counts.
+# Heading, decimals, value of a run; None is a dash. Columns without decimals hold counts. {} stands
+# for the first metric.
 _COLUMNS: tuple[tuple[str, int, Callable[[Run], float | None]], ...] = (
-    ("valid acc %", 2, lambda run: run.best.va_acc),
+    ("valid {} %", 2, lambda run: run.best.valid_score),
     ("epoch", 0, lambda run: run.best.n_epochs),
     ("updates", 0, lambda run: run.best.n_updates),
-    ("train acc %", 2, lambda run: run.best.tr_acc),
-    ("train cost", 3, lambda run: run.best.tr_cost),
-    ("valid cost", 3, lambda run: run.best.va_cost),
+    ("train {} %", 2, lambda run: run.best.train_score),
+    ("train cost", 3, lambda run: run.best.figures["tr_cost"]),
+    ("valid cost", 3, lambda run: run.best.figures["va_cost"]),
     ("updates/s", 2, lambda run: run.updates_per_second),
 )
 _SUMMARIES: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
@@ -44,7 +45,9 @@ def table(runs: Sequence[Run]) -> str:
     left out for other runs, whose median means nothing. No count is summarized: the median of the
     numbers of epochs means nothing either.
     """
-    rows = [["run", *(heading for heading, _, _ in _COLUMNS)]]
+    names = {run.best.metric.name for run in runs}
+    metric = names.pop() if len(names) == 1 else "score"
+    rows = [["run", *(heading.format(metric) for heading, _, _ in _COLUMNS)]]
     columns = [[value(run) for run in runs] for _, _, value in _COLUMNS]
     for i, run in enumerate(runs):
         cells = [_cell(column[i], n) for column, (_, n, _) in zip(columns, _COLUMNS, strict=True)]

@@ -1,20 +1,29 @@
-"""Statistics of accuracies: intervals for few stories or few seeds, and McNemar's test."""
+"""Statistics of scores: intervals for few examples or few seeds, and paired tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scipy.stats import binomtest, quantile_test
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest, bootstrap, quantile_test
 from sklearn.metrics import confusion_matrix
+
+from gpt1.tasks.metrics import Metric, OfResamples, Rows, Scores
+
+Outcomes = Sequence[int] | npt.NDArray[Any]
+
+N_RESAMPLES = 1000
+_BATCH = 200_000  # rows that are drawn at once, so that memory stays small
 
 
 class McNemar(NamedTuple):
     """The result of McNemar's test of two submissions ``a`` and ``b``.
 
     Attributes:
-        only_a, only_b: numbers of stories that only ``a``, or only ``b``, gets right.
+        only_a, only_b: numbers of examples that only ``a``, or only ``b``, gets right.
         p: the probability of a split at least as uneven if both submissions are equally good.
     """
 
@@ -30,8 +39,8 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     its level for small ``n`` and for proportions near 0 or 1.
 
     Args:
-        k: number of right stories, from 0 to n.
-        n: number of stories, at least 1.
+        k: number of right predictions, from 0 to n.
+        n: number of predictions, at least 1.
         level: the probability with which such an interval holds the true proportion.
 
     Returns:
@@ -57,25 +66,103 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     return None if math.isnan(low) else (float(low), float(high))
 
 
-def confusion(predictions: Sequence[int], labels: Sequence[int]) -> list[list[int]]:
-    """Count stories as ``table[label][prediction]``, [2, 2].
+def bootstrap_interval(of_resamples: OfResamples, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a score by the percentile bootstrap over examples.
+
+    The resamples are always the same.
+
+    Args:
+        of_resamples: computes the score of resamples of the examples.
+        n: number of examples, at least 1. A single one always is its own resample.
+    """
+    low, high = np.percentile(_distribution(of_resamples, n), [2.5, 97.5])
+    return float(low), float(high)
+
+
+class Difference(NamedTuple):
+    """The difference of the scores of two submissions, that of ``b`` minus that of ``a``.
+
+    Attributes:
+        difference: in percentage points.
+        low, high: the ends of its 95 % interval.
+        p: two-sided, from the share of resamples in which the difference has the other sign.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def compare_by_bootstrap(
+    metric: Metric, a: npt.NDArray[Any], b: npt.NDArray[Any], labels: npt.NDArray[Any]
+) -> Difference:
+    """Compare two submissions by the paired bootstrap over examples.
+
+    Each resample has the same examples for both submissions.
+
+    Args:
+        metric: a metric that has the function ``resampled``.
+        a, b: predictions [n].
+        labels: the right answers [n], at least one.
+    """
+    assert metric.resampled is not None
+    first, second = (metric.resampled(each, labels) for each in (a, b))
+    found = _distribution(lambda rows: second(rows) - first(rows), len(labels))
+    rarer = min((found <= 0).sum(), (found >= 0).sum())
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Difference(
+        difference=metric.compute(b, labels) - metric.compute(a, labels),
+        low=float(low),
+        high=float(high),
+        p=min(1.0, float(2 * (rarer + 1) / (len(found) + 1))),
+    )
+
+
+def _distribution(of_resamples: OfResamples, n: int) -> Scores:
+    """Return the score of each resample of n examples, [N_RESAMPLES]."""
+    if n == 1:  # SciPy refuses a single example.
+        return of_resamples(np.zeros((1, 1), dtype=np.intp))
+
+    def statistic(rows: Rows, axis: int) -> Scores:
+        return of_resamples(np.atleast_2d(rows))
+
+    found = bootstrap(
+        (np.arange(n),),
+        statistic,
+        n_resamples=N_RESAMPLES,
+        batch=max(1, _BATCH // n),
+        vectorized=True,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    )
+    distribution: Scores = found.bootstrap_distribution
+    return distribution
+
+
+def confusion(predictions: Outcomes, labels: Outcomes, n: int = 2) -> list[list[int]]:
+    """Count examples as ``table[label][prediction]``, [n, n].
+
+    Args:
+        predictions, labels: outcomes from 0 to n - 1.
+        n: number of outcomes.
 
     Raises:
         ValueError: the two are not equally long, or empty.
     """
-    table: list[list[int]] = confusion_matrix(labels, predictions, labels=[0, 1]).tolist()
+    table: list[list[int]] = confusion_matrix(labels, predictions, labels=list(range(n))).tolist()
     return table
 
 
-def mcnemar_exact(a: Sequence[int], b: Sequence[int], labels: Sequence[int]) -> McNemar:
-    """Compute the exact two-sided McNemar test of two submissions on the same stories.
+def mcnemar_exact(a: Outcomes, b: Outcomes, labels: Outcomes) -> McNemar:
+    """Compute the exact two-sided McNemar test of two submissions on the same examples.
 
-    Only stories that one submission alone gets right count. If the submissions are equally good,
-    each of these stories is as likely to be one of ``a`` as one of ``b``; ``p`` is the two-sided
+    Only examples that one submission alone gets right count. If the submissions are equally good,
+    each of these examples is as likely to be one of ``a`` as one of ``b``; ``p`` is the two-sided
     binomial probability of the observed counts.
 
     Args:
-        a, b: predictions, 0 or 1 for each story.
+        a, b: predictions, as outcomes.
         labels: the right answers, at least one.
 
     Raises:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +21,12 @@ from gpt1.runtime.json_files import (
     CountFrom1,
     Number,
     NumberOrNull,
-    Percentage,
+    checked,
     parse_object,
+    percentage,
     typed,
 )
+from gpt1.tasks.metrics import ACCURACY, METRICS, Metric
 
 SUFFIX = ".jsonl"
 UPDATES_SUFFIX = ".updates.jsonl"
@@ -39,18 +41,36 @@ class LogLine:
 
     Attributes:
         n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
-        tr_cost, va_cost: mean cost per story, in nats; not finite if the run diverged.
-        tr_acc, va_acc: accuracies in percent.
+        figures: ``tr_cost`` and ``va_cost``, the mean costs per example in nats, which are not
+            finite if the run diverged; and ``tr_`` and ``va_`` with the name of each metric of the
+            task, in percent, in the order of the task.
         time: seconds since 1970.
     """
 
-    n_epochs: Count
-    n_updates: Count
-    tr_cost: Number
-    va_cost: Number
-    tr_acc: Percentage
-    va_acc: Percentage
-    time: Number
+    n_epochs: int
+    n_updates: int
+    figures: Mapping[str, float]
+    time: float
+
+    def as_row(self) -> dict[str, float]:
+        """Return the values by their names in the log."""
+        counts = {"n_epochs": self.n_epochs, "n_updates": self.n_updates}
+        return {**counts, **self.figures, "time": self.time}
+
+    @property
+    def metric(self) -> Metric:
+        """The first metric, which decides which evaluation is the best."""
+        return _metrics(self.figures)[0]
+
+    @property
+    def train_score(self) -> float:
+        """The training score by the first metric, in percent."""
+        return self.figures[f"tr_{self.metric.name}"]
+
+    @property
+    def valid_score(self) -> float:
+        """The validation score by the first metric, in percent."""
+        return self.figures[f"va_{self.metric.name}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +79,7 @@ class UpdateLine:
 
     Attributes:
         n_updates: number of the update, from 1.
-        clf_cost: mean cost of the choice, in nats per story; not finite if the run diverged.
+        clf_cost: mean classification cost, in nats per example; not finite if the run diverged.
         lm_cost: mean cost of the language model, in nats per token; None without that loss.
         lr: learning rate.
         grad_norm: norm of the gradient before clipping.
@@ -100,11 +120,11 @@ class Run:
 
     @property
     def best(self) -> LogLine:
-        """The first evaluation with the highest validation accuracy.
+        """The first evaluation with the highest validation score.
 
         ``--submit`` predicts with the parameters of this evaluation.
         """
-        return max(self.evaluations, key=lambda line: line.va_acc)
+        return max(self.evaluations, key=lambda line: line.valid_score)
 
     @property
     def updates_per_second(self) -> float | None:
@@ -130,7 +150,7 @@ def read_run_log(path: str | Path) -> RunLog:
     if not lines:
         raise InputError(f"{path}: the training log is empty; name a file that training wrote.")
     settings, *rows = lines
-    if "va_acc" in settings:
+    if "va_cost" in settings:
         raise InputError(
             f"{path}, line 1: expected the settings of the run, found an evaluation; "
             "name a whole log, with its first line."
@@ -141,10 +161,27 @@ def read_run_log(path: str | Path) -> RunLog:
             "or leave the log out."
         )
     remedy = "name a log that training wrote."
-    evaluations = [
-        typed(LogLine, row, f"{path}, line {number}", remedy) for number, row in enumerate(rows, 2)
-    ]
+    kinds = _kinds(_metrics(rows[0]))
+    evaluations = []
+    for number, row in enumerate(rows, 2):
+        figures = checked(kinds, row, f"{path}, line {number}", remedy)
+        counts = {name: figures.pop(name) for name in ("n_epochs", "n_updates", "time")}
+        evaluations.append(LogLine(**counts, figures=figures))
     return RunLog(Path(path), settings, evaluations)
+
+
+def _metrics(line: Mapping[str, Any]) -> list[Metric]:
+    """Return the metrics of an evaluation, in order; accuracy if the line names none."""
+    found = [METRICS[name[3:]] for name in line if name[:3] == "va_" and name[3:] in METRICS]
+    return found or [ACCURACY]
+
+
+def _kinds(metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return what the values of an evaluation must be, by name."""
+    kinds = {"n_epochs": Count, "n_updates": Count, "tr_cost": Number, "va_cost": Number}
+    for metric in metrics:
+        kinds |= {f"{part}_{metric.name}": percentage(metric.least) for part in ("tr", "va")}
+    return {**kinds, "time": Number}
 
 
 def read_updates(path: str | Path) -> list[UpdateLine]:

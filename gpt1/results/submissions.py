@@ -1,12 +1,14 @@
 """Write and read the predictions of a run: submission, record of the run, and probabilities.
 
-``ROCStories.tsv`` has the format of the original's ``predict``, which has no place for the name of
-the run. The record ``ROCStories.run.json`` holds the name of the run, the ``run_id`` from the first
-line of the run's log, and the SHA-256 of the submission. It is valid only for a submission with
-that SHA-256. ``ROCStories.probs.tsv`` adds to each prediction the probabilities of both endings;
-the original writes no such file.
+A run writes a submission for each split that it predicts: ``ROCStories.tsv`` for the test split of
+ROCStories, ``ROCStories.dev.tsv`` for its validation split. A submission has the format of the
+original's ``predict``, which has no place for the name of the run; :class:`gpt1.tasks.Target` says
+how predictions are spelled. The record ``ROCStories.run.json`` holds the name of the run, the
+``run_id`` from the first line of the run's log, the task, the split, and the SHA-256 of the
+submission. It is valid only for a submission with that SHA-256. ``ROCStories.probs.tsv`` adds to
+each prediction the probabilities of all outcomes; the original writes no such file.
 
-Axes: n stories, 2 choices.
+Axes: n examples, C outcomes (classes, answers or whole grades).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,10 +26,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.files import atomic_write, read_lines, read_text
 from gpt1.runtime.json_files import (
-    FiniteNumber,
+    FiniteNumberOrNull,
     Kind,
     Text,
     TextOrNull,
@@ -34,13 +38,12 @@ from gpt1.runtime.json_files import (
     shown,
     typed,
 )
-from gpt1.tasks.targets import ChoiceIndex
+from gpt1.tasks.targets import Grades, Labels, Target
 
 HEADER = "index\tprediction"
-PROBS_HEADER = f"{HEADER}\tprob_0\tprob_1"
 SUM_TOLERANCE = 1e-6  # Other programs may have rounded the numbers.
 
-_PROBS_ROW = re.compile(r"(\d+)\t([01])" + r"\t(\d(?:\.\d+)?(?:e-\d+)?)" * 2, re.ASCII)
+_PROBABILITY = re.compile(r"\d(\.\d+)?(e-\d+)?", re.ASCII)
 
 
 def _is_sha256(value: object) -> bool:
@@ -55,31 +58,38 @@ class Record:
         desc: the run's name, from ``--desc``.
         run_id: the ``run_id`` in the first line of the run's log; None if that line has none.
         log: where the run wrote its log, as a path that was valid where the run was started.
-        valid_accuracy: validation accuracy of the parameters that made the submission, in percent.
+        dataset: the task, a value of ``--dataset``.
+        split: the stem under which the run wrote the submission, such as ``SST-2.dev``.
+        metric: the title of the task's first metric.
+        valid_score: validation score, by that metric, of the parameters that made the submission,
+            in percent; None if they were never evaluated.
         sha256: SHA-256 of the submission, in hexadecimal digits.
     """
 
     desc: Text
     run_id: TextOrNull
     log: Text
-    valid_accuracy: FiniteNumber
+    dataset: Text
+    split: Text
+    metric: Text
+    valid_score: FiniteNumberOrNull
     sha256: Annotated[str, Kind("64 hexadecimal digits", _is_sha256)]
 
 
 class Choices(NamedTuple):
-    """The choices of a model, with probabilities.
+    """The predictions of a model, with probabilities.
 
     Attributes:
-        predictions: int32 [n], 0 for the first ending, 1 for the second, as in a submission.
-        probs: float64 [n, 2], the probability of each ending.
+        predictions: int32 or float64 [n], as the target of the task has them.
+        probs: float64 [n, C], the probability of each outcome.
     """
 
-    predictions: npt.NDArray[np.int32]
+    predictions: Labels
     probs: npt.NDArray[np.float64]
 
     @property
     def confidence(self) -> npt.NDArray[np.float64]:
-        """The probability of the chosen ending of each story, [n]."""
+        """The probability of the predicted outcome of each example, [n]."""
         return self.probs[np.arange(len(self.predictions)), self.predictions]
 
 
@@ -87,7 +97,7 @@ class Choices(NamedTuple):
 
 
 def table(predictions: Sequence[int | str]) -> str:
-    """Return the text of a submission: the header, then index and prediction of each story."""
+    """Return the text of a submission: the header, then index and prediction of each example."""
     rows = [HEADER, *(f"{index}\t{prediction}" for index, prediction in enumerate(predictions))]
     return "\n".join(rows) + "\n"
 
@@ -114,23 +124,43 @@ def write(path: Path, predictions: Sequence[int | str], record: Record) -> None:
         file.write(table(predictions))
 
 
-def read_submission(path: str | Path) -> list[int]:
-    """Read the predictions of a submission, 0 (first ending) or 1 (second) for each story.
+def digest(path: str | Path) -> str:
+    """Return the SHA-256 that a submission would have with LF line ends and no byte-order mark.
+
+    Raises:
+        InputError: the file is missing or is not UTF-8.
+    """
+    text = "\n".join(read_lines(path, "the submission"))
+    return hashlib.sha256(f"{text}\n".encode()).hexdigest()
+
+
+def read_submission(path: str | Path, target: Target = ROCSTORIES.target) -> list[float]:
+    """Read the predictions of a submission.
 
     The format is that of the original's ``predict``: the header ``index<TAB>prediction``, then
-    one line per story with its index from 0 and the prediction. Lines end in LF or CRLF.
+    one line per example with its index from 0 and the prediction. Lines end in LF or CRLF.
+
+    Args:
+        path: the file.
+        target: the target of the task, which says how predictions are spelled.
 
     Raises:
         InputError: the file is missing or has another format; the message names the line.
     """
     rows = _rows(path, "the submission", HEADER, remedy="name a submission that training wrote.")
-    for index, row in enumerate(rows):
-        if row not in (f"{index}\t0", f"{index}\t1"):
-            raise InputError(
-                f"{path}, line {index + 2}: expected index {index}, a tab, and 0 or 1, found "
-                f"{shown(row)}; write the submission again."
-            )
-    return [int(row[-1]) for row in rows]
+    return [_submission_row(path, index, row, target) for index, row in enumerate(rows)]
+
+
+def _submission_row(path: str | Path, index: int, row: str, target: Target) -> float:
+    """Return the prediction in the row of example ``index``."""
+    found, _, prediction = row.partition("\t")
+    with suppress(ValueError):
+        if found == str(index):
+            return target.parse(prediction)
+    raise InputError(
+        f"{path}, line {index + 2}: expected index {index}, a tab, and {target.expected}, found "
+        f"{shown(row)}; write the submission again."
+    )
 
 
 def _rows(path: str | Path, what: str, header: str, remedy: str) -> list[str]:
@@ -173,6 +203,13 @@ def read_record(submission: str | Path) -> Record | None:
         return None
     remedy = "delete this file; the run of the submission is then reported as unknown."
     values = parse_object(read_text(path, "the record of a submission"), str(path), remedy)
+    if "valid_accuracy" in values:  # written when ROCStories was the only task
+        values |= {
+            "dataset": ROCSTORIES.name,
+            "split": ROCSTORIES.submission,
+            "metric": ROCSTORIES.metrics[0].title,
+            "valid_score": values["valid_accuracy"],
+        }
     return typed(Record, values, str(path), remedy)
 
 
@@ -188,64 +225,99 @@ def is_of_run(submission: str | Path, run_id: str | None) -> bool:
 # The probabilities
 
 
-def choices_of(logits: npt.NDArray[Any]) -> Choices:
-    """Turn logits [n, 2] into choices and their probabilities."""
-    target = ChoiceIndex()
+def choices_of(logits: npt.NDArray[Any], target: Target = ROCSTORIES.target) -> Choices:
+    """Turn logits [n, C] into predictions and probabilities."""
     return Choices(target.decide(logits), target.probabilities(logits))
 
 
-def probs_table(choices: Choices) -> str:
-    """Return the text of a file of probabilities: a submission's columns, ``prob_0``, ``prob_1``.
+def _probs_header(target: Target) -> str:
+    return "\t".join([HEADER, *(f"prob_{name}" for name in target.columns)])
 
-    Each probability has enough digits to give the same float64 when it is read.
+
+def probs_table(choices: Choices, target: Target = ROCSTORIES.target) -> str:
+    """Return the text of a file of probabilities: a submission's columns, then the probabilities.
+
+    The columns of the probabilities are ``prob_`` with the names of classes, or with the numbers of
+    answers or whole grades from 0. Each probability has enough digits to give the same float64 when
+    it is read.
     """
-    rows = [PROBS_HEADER]
-    for index, (prediction, probs) in enumerate(zip(*choices, strict=True)):
-        rows.append(f"{index}\t{prediction}\t{float(probs[0])!r}\t{float(probs[1])!r}")
+    rows = [_probs_header(target)]
+    pairs = zip(choices.predictions.tolist(), choices.probs.tolist(), strict=True)
+    for index, (prediction, probs) in enumerate(pairs):
+        rows.append("\t".join([str(index), target.spell(prediction), *map(repr, probs)]))
     return "\n".join(rows) + "\n"
 
 
-def write_probs(path: str | Path, logits: npt.NDArray[Any]) -> None:
-    """Write the probabilities of choice logits [n, 2], as :func:`probs_table` has them.
+def write_probs(
+    path: str | Path, logits: npt.NDArray[Any], target: Target = ROCSTORIES.target
+) -> None:
+    """Write the probabilities of logits [n, C], as :func:`probs_table` has them.
 
     Raises:
         Gpt1Error: the file cannot be written.
     """
     with atomic_write(path, "w") as file:
-        file.write(probs_table(choices_of(logits)))
+        file.write(probs_table(choices_of(logits, target), target))
 
 
-def read_probs(path: str | Path) -> Choices:
+def read_probs(path: str | Path, target: Target = ROCSTORIES.target) -> Choices:
     """Read a file that :func:`write_probs` wrote, bit for bit; lines end in LF or CRLF.
 
     Raises:
-        InputError: the file is missing or has another format, two probabilities do not sum to 1,
-            or a prediction is the less probable ending; the message names the line.
+        InputError: the file is missing or has another format, the probabilities of an example do
+            not sum to 1, or the prediction does not follow from them; the message names the line.
     """
     remedy = "name a file that training wrote with --probs."
-    rows = _rows(path, "the file of probabilities", PROBS_HEADER, remedy)
-    values = [_probs_row(path, index, row) for index, row in enumerate(rows)]
+    rows = _rows(path, "the file of probabilities", _probs_header(target), remedy)
+    values = [_probs_row(path, index, row, target) for index, row in enumerate(rows)]
     predictions, probs = zip(*values, strict=True)
-    return Choices(np.array(predictions, dtype=np.int32), np.array(probs, dtype=np.float64))
+    found = Choices(np.array(predictions), np.array(probs, dtype=np.float64))
+    _check_predictions(path, found, target)
+    return found
 
 
-def _probs_row(path: str | Path, index: int, row: str) -> tuple[int, tuple[float, float]]:
-    """Return the prediction and the two probabilities in the row of story ``index``."""
-    where = f"{path}, line {index + 2}"
-    match = _PROBS_ROW.fullmatch(row)
-    if match is None or match[1] != str(index):
+def _probs_row(path: str | Path, index: int, row: str, target: Target) -> tuple[float, list[float]]:
+    """Return the prediction and the probabilities in the row of example ``index``."""
+    where, n = f"{path}, line {index + 2}", len(target.columns)
+    found, *cells = row.split("\t")
+    numbers = [float(cell) for cell in cells[1:] if _PROBABILITY.fullmatch(cell)]
+    try:
+        prediction = target.parse(cells[0])
+    except (ValueError, IndexError):
+        numbers = []
+    if found != str(index) or not len(numbers) == len(cells) - 1 == n:
         remedy = "the model had diverged" if "nan" in row else "write the file again"
         raise InputError(
-            f"{where}: expected index {index}, 0 or 1, and two probabilities from 0 to 1, with "
-            f"tabs between them, found {row!r:.60}; {remedy}."
+            f"{where}: expected index {index}, {target.expected}, and {n} probabilities from 0 to "
+            f"1, with tabs between them, found {row!r:.60}; {remedy}."
         )
-    prediction, probs = int(match[2]), (float(match[3]), float(match[4]))
-    if abs(sum(probs) - 1) > SUM_TOLERANCE:
-        expected = "two probabilities that sum to 1, found"
-    elif probs[prediction] < probs[1 - prediction]:
-        expected = f"the more probable ending as the prediction, found {prediction} with"
+    if abs(sum(numbers) - 1) > SUM_TOLERANCE:
+        raise InputError(
+            f"{where}: expected {n} probabilities that sum to 1, found a sum of {sum(numbers):g}; "
+            "write the file again."
+        )
+    return prediction, numbers
+
+
+def _check_predictions(path: str | Path, choices: Choices, target: Target) -> None:
+    """Check that each prediction follows from its probabilities.
+
+    It is the most probable outcome, or one of several, and of grades the expected one.
+
+    Raises:
+        InputError: a prediction does not follow; the message names the line.
+    """
+    with np.errstate(divide="ignore"):
+        expected = target.decide(np.log(choices.probs))
+    if isinstance(target, Grades):
+        what, tolerance = "the expected grade", SUM_TOLERANCE * (target.highest - target.lowest)
+        is_wrong = np.abs(choices.predictions - expected) > tolerance
     else:
-        return prediction, probs
-    raise InputError(
-        f"{where}: expected {expected} {probs[0]} and {probs[1]}; write the file again."
-    )
+        what, is_wrong = "the most probable outcome", choices.confidence < choices.probs.max(-1)
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        right, found = (target.spell(each[row]) for each in (expected, choices.predictions))
+        raise InputError(
+            f"{path}, line {row + 2}: expected {what}, {right}, as the prediction, found {found}; "
+            "write the file again."
+        )

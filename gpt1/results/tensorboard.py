@@ -59,7 +59,7 @@ class TensorBoard:
 
     def evaluation_line(self, line: Mapping[str, Any]) -> None:
         """Write the figures in a line of the log of evaluations; the line of settings has none."""
-        if "va_acc" in line:
+        if "va_cost" in line:
             self.evaluation(line["n_updates"], line)
 
     def close(self) -> None:
@@ -100,5 +100,5 @@ def write_run(run: Run, directory: str | Path) -> None:
     for update in run.updates:
         board.update_line(asdict(update))
     for evaluation in run.evaluations:
-        board.evaluation_line(asdict(evaluation))
+        board.evaluation_line(evaluation.as_row())
     board.close()

@@ -44,14 +44,18 @@ Number = Annotated[float, Kind("a number", lambda x: isinstance(x, float))]
 NumberOrNull = Annotated[
     float | None, Kind("a number or null", lambda x: x is None or isinstance(x, float))
 ]
-FiniteNumber = Annotated[
-    float, Kind("a number", lambda x: isinstance(x, float) and math.isfinite(x))
-]
-Percentage = Annotated[
-    float, Kind("a percentage from 0 to 100", lambda x: isinstance(x, float) and 0 <= x <= 100)
+FiniteNumberOrNull = Annotated[
+    float | None,
+    Kind("a number or null", lambda x: x is None or (isinstance(x, float) and math.isfinite(x))),
 ]
 Count = Annotated[int, Kind("a whole number from 0", lambda x: _is_whole(x, 0))]
 CountFrom1 = Annotated[int, Kind("a whole number from 1", lambda x: _is_whole(x, 1))]
+
+
+def percentage(least: float) -> Any:
+    """Return the annotated type of a percentage from ``least`` to 100."""
+    words = f"a percentage from {least:g} to 100"
+    return Annotated[float, Kind(words, lambda x: isinstance(x, float) and least <= x <= 100)]
 
 
 def shown(text: str) -> str:
@@ -91,17 +95,32 @@ def typed(made: type[Made], values: Mapping[str, Any], where: str, remedy: str) 
     Raises:
         InputError: a value is missing or of another kind; names the field.
     """
+    return made(**checked(_hints(cast(Hashable, made)), values, where, remedy))
+
+
+def checked(
+    hints: Mapping[str, Any], values: Mapping[str, Any], where: str, remedy: str
+) -> dict[str, Any]:
+    """Return those values of a JSON object that are named here, after a check of their kinds.
+
+    Args:
+        hints: for each name one of the annotated types that :func:`typed` takes.
+        values, where, remedy: as for :func:`typed`.
+
+    Raises:
+        InputError: a value is missing or of another kind; names it.
+    """
     found = {}
-    for name, (kind, convert) in _kinds(cast(Hashable, made)).items():
+    for name, hint in hints.items():
+        of, kind = get_args(hint)
         if name not in values or not kind.is_right(values[name]):
             got = shown(json.dumps(values[name])) if name in values else "nothing"
             raise InputError(f"{where}: expected {name} to be {kind.words}, found {got}; {remedy}")
-        found[name] = convert(values[name])
-    return made(**found)
+        found[name] = int(values[name]) if of is int else values[name]
+    return found
 
 
 @functools.cache
-def _kinds(made: Any) -> dict[str, tuple[Kind, Callable[[Any], Any]]]:
-    """Return for each field of a dataclass its kind, and the function that converts its value."""
-    hints = {name: get_args(hint) for name, hint in get_type_hints(made, None, None, True).items()}
-    return {name: (kind, int if of is int else lambda x: x) for name, (of, kind) in hints.items()}
+def _hints(made: Any) -> dict[str, Any]:
+    """Return the annotated type of each field of a dataclass."""
+    return get_type_hints(made, None, None, True)

@@ -5,6 +5,8 @@ Axes: n examples, C outcomes (classes, answers or whole grades).
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,10 +25,18 @@ class Target(Protocol):
     Attributes:
         n_outputs: number of outputs of the head: 1 for a logit per sequence, or the number of
             classes for logits that are computed from the sum of the states of all sequences.
+        columns: what the C outcomes are called in a file of probabilities.
+        expected: the predictions that :meth:`parse` takes, in words.
     """
 
     @property
     def n_outputs(self) -> int: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def expected(self) -> str: ...
 
     def encode(self, labels: Sequence[float]) -> npt.NDArray[Any]:
         """Turn n labels into the targets of the cross entropy.
@@ -46,6 +56,13 @@ class Target(Protocol):
 
     def spell(self, prediction: float) -> str:
         """Return a prediction as a submission has it."""
+
+    def parse(self, text: str) -> float:
+        """Return the prediction that :meth:`spell` writes as this text.
+
+        Raises:
+            ValueError: no prediction is written so.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,16 @@ class _Index(Target):
         """Return the name of an outcome."""
         return self.names[int(prediction)] if self.names else str(int(prediction))
 
+    def parse(self, text: str) -> int:
+        """Return the outcome of this name; see :class:`Target`."""
+        return self.names.index(text)
+
+    @property
+    def expected(self) -> str:
+        """The names of the outcomes."""
+        *names, last = self.names
+        return f"{', '.join(names)} or {last}" if names else last
+
 
 @dataclass(frozen=True)
 class ChoiceIndex(_Index):
@@ -80,6 +107,11 @@ class ChoiceIndex(_Index):
     def n_outputs(self) -> int:
         """1: each answer has a sequence, and each sequence a logit."""
         return 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The numbers of the answers, from 0."""
+        return tuple(map(str, range(len(self.names))))
 
 
 @dataclass(frozen=True)
@@ -91,8 +123,15 @@ class Classes(_Index):
         """The number of classes."""
         return len(self.names)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.names
+
 
 N_GRADES = 6
+
+_NUMBER = re.compile(r"-?\d+(\.\d*)?(e[-+]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -116,6 +155,16 @@ class Grades(Target):
         return N_GRADES
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The whole grades, from 0."""
+        return tuple(map(str, range(N_GRADES)))
+
+    @property
+    def expected(self) -> str:
+        """Any grade: other programs may predict one beyond the scale."""
+        return "a number"
+
+    @property
     def _unit(self) -> float:
         """The distance of two whole grades on the scale of the labels."""
         return (self.highest - self.lowest) / (N_GRADES - 1)
@@ -137,3 +186,9 @@ class Grades(Target):
     def spell(self, prediction: float) -> str:
         """Return a grade with the digits that give the same number when it is read."""
         return repr(float(prediction))
+
+    def parse(self, text: str) -> float:
+        """Return the grade that a text spells; see :class:`Target`."""
+        if _NUMBER.fullmatch(text) is None or not math.isfinite(float(text)):
+            raise ValueError(text)
+        return float(text)

@@ -74,6 +74,9 @@ class Task:
         layout: makes the token sequences of an example.
         target: what is predicted.
         metrics: the scores; the first one decides which epoch is the best.
+        read_test: reads the test split alone, for reports; None if :attr:`read` is needed for it.
+        plural: what reports call the examples.
+        legend: what predictions mean, for reports.
     """
 
     name: str
@@ -86,6 +89,9 @@ class Task:
     layout: Layout
     target: Target
     metrics: tuple[Metric, ...]
+    read_test: Callable[[Path], list[Example]] | None = None
+    plural: str = "examples"
+    legend: str = ""
 
     def __post_init__(self) -> None:
         if not self.submission:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,11 @@ class Result:
             {"n_epochs": each.n_epochs, "n_updates": each.n_updates, **each.figures}
             for each in self.evaluations
         ]
+
+    @property
+    def labelled(self) -> str:
+        """The stem of the first submission whose right answers are known."""
+        return next(stem for stem, labels in self.data.labels.items() if labels is not None)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -151,8 +157,7 @@ def run_fine_tuning(
         Stopped: it was asked to end, and has saved its state.
     """
     settings = _set_up(settings, ranks)
-    task = TASKS[settings.dataset]
-    outputs = Outputs(settings, (task.submission,))
+    outputs = Outputs(settings, (TASKS[settings.dataset].submission,))
     ranks.on_main_rank(outputs.check)
     ranks.on_main_rank(lambda: outputs.claim(lock))
     data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks))
@@ -255,7 +260,8 @@ def _summarize(result: Result) -> list[str]:
         files += [outputs.best_params, outputs.submission]
     lines = [f"{epoch}{found}", "written:", *(f"  {path}" for path in files)]
     if settings.submit:
-        lines.append(f"next: gpt1 analysis {outputs.submission} --log {outputs.log}")
+        own = outputs.submissions[result.labelled]
+        lines.append(f"next: gpt1 analysis {own} --log {outputs.log}")
     return lines
 
 
@@ -397,12 +403,15 @@ def _submit(
             desc=outputs.settings.name,
             run_id=run_id if isinstance(run_id, str) else None,
             log=str(outputs.log),
-            valid_accuracy=float(state.best_score),
+            dataset=job.data.task.name,
+            split=stem,
+            metric=job.data.task.metrics[0].title,
+            valid_score=float(state.best_score) if isfinite(state.best_score) else None,
             sha256=submissions.sha256(rows),
         )
         own = outputs.submissions[stem]
         if outputs.settings.probs:
-            submissions.write_probs(submissions.probs_path(own), logits)
+            submissions.write_probs(submissions.probs_path(own), logits, target)
         elif not submissions.is_of_run(own, record.run_id):
             with suppress(OSError):
                 submissions.probs_path(own).unlink()

@@ -19,6 +19,7 @@ import reference
 import tiny
 import torch
 from cloze import EncodedCloze, lay_out
+from evaluations import log_line
 from peers import SMALL, their_model
 
 from gpt1.commands import plot, plot_attention
@@ -36,7 +37,7 @@ from gpt1.inference.attention import (
 from gpt1.inference.opened import OpenedModel
 from gpt1.reports import attention_figures, figures, learning_curves
 from gpt1.reports.runs import align, are_repetitions, table
-from gpt1.results.log_lines import LogLine, Run, UpdateLine, read_runs, read_updates
+from gpt1.results.log_lines import Run, UpdateLine, read_runs, read_updates
 from gpt1.results.tensorboard import TensorBoard, write_run
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.tasks.layouts import pair
@@ -89,7 +90,7 @@ def write_log(
 def some_run(name: str = "a", n_updates: int = 8, **changes: Any) -> Run:
     return Run(
         name=name,
-        evaluations=[LogLine(**evaluation(2 * n, 50.0 + n)) for n in range(1, 5)],
+        evaluations=[log_line(evaluation(2 * n, 50.0 + n)) for n in range(1, 5)],
         updates=[UpdateLine(**update(n, **changes)) for n in range(1, n_updates + 1)],
     )
 
@@ -108,7 +109,7 @@ def test_what_training_logs_is_read_back(tmp_path: Path, with_lm: bool) -> None:
     updates.write(**update(2, clf_cost=math.nan, lm_cost=math.inf if with_lm else None))
     (run,) = read_runs([tmp_path / "run.jsonl"])
     assert run.name == "run"
-    assert run.evaluations == [LogLine(**evaluation(2, 60.0))]
+    assert run.evaluations == [log_line(evaluation(2, 60.0))]
     first, second = run.updates
     assert replace(first, time=0) == UpdateLine(
         n_updates=1,
@@ -201,7 +202,7 @@ def test_a_log_of_updates_alone_is_refused(tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_the_one_whose_parameters_are_kept() -> None:
     accuracies = [50.0, 70.0, 60.0, 70.0]
-    lines = [LogLine(**evaluation(2 * i, acc)) for i, acc in enumerate(accuracies, 1)]
+    lines = [log_line(evaluation(2 * i, acc)) for i, acc in enumerate(accuracies, 1)]
     assert Run(name="a", evaluations=lines, updates=[]).best.n_updates == 4  # the first of equals
 
 
@@ -522,10 +523,10 @@ def test_curves_draw_what_the_logs_say() -> None:
         (LOSS_AT_EVALUATIONS, "tr_cost", "va_cost"),
         (ACCURACY, "tr_acc", "va_acc"),
     ):
-        expected = [[getattr(line, name) for line in run.evaluations] for name in (train, valid)]
+        expected = [[line.figures[name] for line in run.evaluations] for name in (train, valid)]
         *curves, best = drawn(axes.pop(title))
         assert curves == [([2, 4, 6, 8], values) for values in expected]
-        assert best == ([8], [getattr(run.best, valid)])
+        assert best == ([8], [run.best.figures[valid]])
     for title, field in (
         (LOSS, "clf_cost"),
         ("Language-model loss of each update", "lm_cost"),
@@ -544,9 +545,9 @@ def test_curves_draw_what_the_logs_say() -> None:
 def test_axes_are_named_by_quantity_and_unit() -> None:
     figure = learning_curves.curves([some_run()])
     assert {title: axes.get_ylabel() for title, axes in panels(figure).items()} == {
-        LOSS_AT_EVALUATIONS: "classification loss (nats per story)",
+        LOSS_AT_EVALUATIONS: "classification loss (nats per example)",
         ACCURACY: "accuracy (%)",
-        LOSS: "classification loss (nats per story)",
+        LOSS: "classification loss (nats per example)",
         "Language-model loss of each update": "language-model loss (nats per token)",
         "Learning rate": "learning rate",
         NORM: "gradient norm before clipping",
@@ -812,7 +813,7 @@ def test_tensorboard_has_the_scalars_of_the_logs(tmp_path: Path) -> None:
     }
     expected |= {
         f"evaluation/{name}": [
-            (line.n_updates, getattr(line, name), line.time) for line in run.evaluations
+            (line.n_updates, line.as_row()[name], line.time) for line in run.evaluations
         ]
         for name in ("n_epochs", "tr_cost", "va_cost", "tr_acc", "va_acc")
     }

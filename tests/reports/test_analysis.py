@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from evaluations import log_line
 from run_texts import evaluation, log_text, submission_text
 
 from gpt1.commands import analysis as command
+from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.reports import analysis
-from gpt1.results.log_lines import LogLine
+from gpt1.reports.labelled import LabelledSplit, read_labelled
 from gpt1.runtime.errors import InputError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "analysis.py"
@@ -46,6 +49,18 @@ Exact McNemar test, two-sided: p = 0.289; at the 5 % level the difference is not
 chance alone could explain it."""
 
 
+def analyse(data_dir: Path, *paths: Path | None) -> str:
+    """Return the report on a submission for ROCStories, and perhaps its log and a second one."""
+    assert paths[0] is not None
+    return analysis.analyse(read_labelled(ROCSTORIES, data_dir, paths[0]), *paths)
+
+
+def report(predictions: list[int], labels: list[int], other: list[int]) -> str:
+    """Return the report on two lists of predictions for ROCStories."""
+    split = LabelledSplit(task=ROCSTORIES, stem="ROCStories", labels=np.array(labels), source="x")
+    return analysis.report(split, np.array(predictions), other=np.array(other))
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A directory with the files of a finished run and the test CSV."""
@@ -62,32 +77,32 @@ def run_dir(tmp_path: Path) -> Path:
 # Reports
 
 
-def test_best_valid_accuracy_is_not_the_last() -> None:
-    log = [LogLine(**evaluation(accuracy)) for accuracy in (50.0, 62.5, 61.0)]
-    assert analysis.best_valid_accuracy(log) == 62.5
+def test_best_valid_score_is_not_the_last() -> None:
+    log = [log_line(evaluation(accuracy)) for accuracy in (50.0, 62.5, 61.0)]
+    assert analysis.best_valid_score(log) == 62.5
 
 
 def test_report_is_exact(run_dir: Path) -> None:
     files = [run_dir / name for name in ("first.tsv", "log.jsonl", "second.tsv")]
-    assert analysis.analyse_rocstories(run_dir, *files) == REPORT
+    assert analyse(run_dir, *files) == REPORT
 
 
 def test_report_without_log_and_second_submission(run_dir: Path) -> None:
-    text = analysis.analyse_rocstories(run_dir, run_dir / "first.tsv")
+    text = analyse(run_dir, run_dir / "first.tsv")
     assert text == "\n".join(REPORT.splitlines()[1:10])
 
 
 def test_report_names_the_significantly_better_one() -> None:
     worse, better, labels = [0] * 10, [1] * 6 + [0] * 4, [1] * 10
-    assert analysis.report(worse, labels, other=better).endswith(
+    assert report(worse, labels, better).endswith(
         "only the first gets right: 0; only the second: 6\nExact McNemar test, two-sided: "
         "p = 0.0312; at the 5 % level the difference is significant: the second is better."
     )
-    assert analysis.report(better, labels, other=worse).endswith("the first is better.")
+    assert report(better, labels, worse).endswith("the first is better.")
 
 
 def test_report_on_equal_submissions() -> None:
-    text = analysis.report(FIRST, LABELS, other=FIRST)
+    text = report(FIRST, LABELS, FIRST)
     assert text.splitlines()[-1] == (
         "Both submissions get the same stories right: no difference to test (p = 1)."
     )
@@ -100,14 +115,14 @@ def test_other_number_of_stories_names_both_files(
     (run_dir / "short.tsv").write_text(submission_text(FIRST[:-1]))
     paths = [name and run_dir / name for name in arguments]
     with pytest.raises(InputError) as caught:
-        analysis.analyse_rocstories(run_dir, *paths)
+        analyse(run_dir, *paths)
     assert str(caught.value).startswith(
         f"{run_dir / 'short.tsv'} has 9 predictions, but {run_dir / TEST_CSV} has 10 stories;"
     )
 
 
 def test_original_run(rocstories_dir: Path, references_dir: Path) -> None:
-    text = analysis.analyse_rocstories(
+    text = analyse(
         rocstories_dir,
         references_dir / "rocstories_run.tsv",
         references_dir / "rocstories_run.jsonl",

@@ -15,19 +15,26 @@ import pytest
 from run_texts import CONFIDENCE, PREDICTIONS, PROBS_FILE, submission_text
 
 from gpt1.commands import analysis as command
-from gpt1.datasets.story_cloze import COLUMNS, TEST_CSV, Cloze
+from gpt1.datasets.story_cloze import COLUMNS, ROCSTORIES, TEST_CSV
 from gpt1.inference.prediction import mean_cross_entropy
 from gpt1.reports import calibration
 from gpt1.reports.calibration import Bin
+from gpt1.reports.labelled import LabelledSplit
 from gpt1.reports.statistics import wilson_interval
 from gpt1.results.submissions import Choices, Record, choices_of, record_path, sha256
+from gpt1.tasks import Example
 
 LABELS = [0, 0, 1, 1, 0, 0]
-CLOZE = Cloze(
-    stories=[f"Story {n}." for n in range(5)] + ["It rained. " * 12],
-    endings1=[f"One {n}." for n in range(6)],
-    endings2=[f"Two {n}." for n in range(6)],
-    labels=LABELS,
+STORIES = [*(f"Story {n}." for n in range(5)), "It rained. " * 12]
+SPLIT = LabelledSplit(
+    task=ROCSTORIES,
+    stem="ROCStories",
+    labels=np.array(LABELS),
+    source="x.csv",
+    examples=[
+        Example((story, f"One {n}.", f"Two {n}."), label, f"x.csv, story {n + 1}")
+        for n, (story, label) in enumerate(zip(STORIES, LABELS, strict=True))
+    ],
 )
 
 
@@ -89,7 +96,7 @@ def test_calibration_error_is_that_of_a_plain_loop() -> None:
 
 
 def test_no_stories_have_no_calibration_error() -> None:
-    with pytest.raises(ValueError, match="no stories"):
+    with pytest.raises(ValueError, match="no examples"):
         calibration.expected_calibration_error([Bin(0.5, 1, 0, 0, math.nan)])
 
 
@@ -153,7 +160,7 @@ def test_report_is_exact() -> None:
     by_chance, rarely = (100 * error for error in calibration.error_by_chance(SIX))
     loss = -math.log(0.625 * 0.25 * 0.0625 * 1 * 0.5 * 0.0625) / 6
     assert (
-        calibration.report(SIX, CLOZE, 2)
+        calibration.report(SIX, SPLIT, 2)
         == f"""\
 Mean confidence: 79.17 %, 29.17 points over the accuracy
 Expected calibration error: 58.33 % in 10 bins; a perfectly calibrated model shows \
@@ -188,10 +195,10 @@ The most confident mistakes, 2 of 3:
 
 def test_report_without_mistakes_and_below_the_accuracy() -> None:
     right = Choices(SIX.predictions, SIX.probs)
-    cloze = CLOZE._replace(labels=PREDICTIONS)
-    assert calibration.report(right, cloze, 3).endswith("\n\nNo mistakes.")
-    assert calibration.report(right, cloze, 0).endswith("100.0 %   100.0 %")
-    assert "20.83 points under the accuracy" in calibration.report(right, cloze, 0)
+    split = replace(SPLIT, labels=np.array(PREDICTIONS))
+    assert calibration.report(right, split, 3).endswith("\n\nNo mistakes.")
+    assert calibration.report(right, split, 0).endswith("100.0 %   100.0 %")
+    assert "20.83 points under the accuracy" in calibration.report(right, split, 0)
 
 
 # Picture
@@ -235,15 +242,22 @@ def test_picture_is_named_after_the_run_that_the_record_names(
     names: list[str] = []
     draw = calibration.reliability_figure
 
-    def draw_and_keep_name(bins: Sequence[Bin], name: str) -> Any:
+    def draw_and_keep_name(bins: Sequence[Bin], name: str, plural: str) -> Any:
         names.append(name)
-        return draw(bins, name)
+        return draw(bins, name, plural)
 
     monkeypatch.setattr(calibration, "reliability_figure", draw_and_keep_name)
     flags = ["--probs", "s.probs.tsv", "--plot", "r.svg"]
     assert analyse(*flags) == 0
     record = Record(
-        desc="six", log="log/six.jsonl", run_id="1", valid_accuracy=50.0, sha256=sha256(PREDICTIONS)
+        desc="six",
+        log="log/six.jsonl",
+        run_id="1",
+        dataset="rocstories",
+        split="ROCStories",
+        metric="accuracy",
+        valid_score=50.0,
+        sha256=sha256(PREDICTIONS),
     )
     for found in (record, replace(record, sha256="0" * 64)):
         record_path("s.tsv").write_text(json.dumps(asdict(found)))
@@ -317,7 +331,7 @@ def changed(old: str, new: str) -> str:
         ),
         (changed("5\t1\t0.0625\t0.9375\n", ""), "p.tsv has 5 stories, but s.tsv has 6; name"),
         (PROBS_FILE + "6\t1\t0.25\t0.75\n", "p.tsv has 7 stories, but s.tsv has 6; name"),
-        (changed("0.375", "0.38"), "p.tsv, line 2: expected two probabilities that sum"),
+        (changed("0.375", "0.38"), "p.tsv, line 2: expected 2 probabilities that sum"),
     ],
 )
 def test_probs_of_another_submission_are_refused(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluations import log_line
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -74,10 +75,10 @@ def test_log_is_read(tmp_path: Path) -> None:
     diverged = evaluation(50.0, n_epochs=2, tr_cost=math.nan, va_cost=math.inf, more="ignored")
     path.write_text(log_text(evaluation(62), diverged).replace("\n", "\r\n"))
     first, second = log_lines.read_log(path)
-    assert first == log_lines.LogLine(**evaluation(62.0))
+    assert first == log_line(evaluation(62.0))
     assert isinstance(first.n_updates, int)
-    assert math.isnan(second.tr_cost)
-    assert second.va_cost == math.inf
+    assert math.isnan(second.figures["tr_cost"])
+    assert second.figures["va_cost"] == math.inf
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_any_bytes_are_a_log_or_an_input_error(
     if isinstance(outcome, str):
         assert str(path) in outcome
     else:
-        assert all(0 <= line.va_acc <= 100 for line in outcome)
+        assert all(0 <= line.valid_score <= 100 for line in outcome)
 
 
 # Submissions
@@ -254,7 +255,7 @@ HEAD = "index\tprediction\tprob_0\tprob_1\n"
         (HEAD + "0\t1\t0.25\t0.75\n0\t1\t0.25\t0.75\n", "line 3: expected index 1"),
         (HEAD + "0\t1\t0.25\t0.75\n\n", "line 3: expected index 1"),
         (HEAD + "00\t1\t0.25\t0.75\n", "line 2: expected index 0"),
-        (HEAD + "0\t2\t0.25\t0.75\n", "line 2: expected index 0, 0 or 1, and two"),
+        (HEAD + "0\t2\t0.25\t0.75\n", "line 2: expected index 0, 0 or 1, and 2"),
         (HEAD + "0\t1\t0.25\n", "line 2: expected index 0"),
         (HEAD + "0\t1\t0.25\t0.75\t\n", "line 2: expected index 0"),
         (HEAD + "0 1 0.25 0.75\n", "line 2: expected index 0"),
@@ -262,9 +263,9 @@ HEAD = "index\tprediction\tprob_0\tprob_1\n"
         (HEAD + "0\t0\tnan\tnan\n", "found '0\\t0\\tnan\\tnan'; the model had diverged"),
         (HEAD + "0\t1\t0.2_5\t0.75\n", "line 2: expected index 0"),
         (HEAD + "0\t1\t٠.25\t0.75\n", "line 2: expected index 0"),
-        (HEAD + "0\t1\t0.25\t0.7\n", "line 2: expected two probabilities that sum to 1"),
-        (HEAD + "0\t1\t0.0\t2.0\n", "line 2: expected two probabilities that sum to 1"),
-        (HEAD + "0\t0\t0.25\t0.75\n", "line 2: expected the more probable ending"),
+        (HEAD + "0\t1\t0.25\t0.7\n", "line 2: expected 2 probabilities that sum to 1"),
+        (HEAD + "0\t1\t0.0\t2.0\n", "line 2: expected 2 probabilities that sum to 1"),
+        (HEAD + "0\t0\t0.25\t0.75\n", "line 2: expected the most probable outcome, 1, as"),
         (HEAD.encode() + b"0\t\xff\n", "line 2: the file of probabilities must be UTF-8"),
     ],
 )

@@ -28,7 +28,10 @@ RECORD = Record(
     desc="mine",
     run_id="1",
     log="log/mine.jsonl",
-    valid_accuracy=62.5,
+    dataset="rocstories",
+    split="ROCStories",
+    metric="accuracy",
+    valid_score=62.5,
     sha256=hashlib.sha256(TEXT.encode()).hexdigest(),
 )
 SETTINGS = {"desc": "mine", "submission_dir": "submission/", "run_id": "1"}
@@ -52,7 +55,7 @@ def write_log(settings: dict[str, Any], *accuracies: float) -> None:
 def identify(submission: Path | str = "s.tsv", log: Path | str | None = "a.jsonl") -> str:
     """Return what the files say about the run."""
     run_log = None if log is None else read_run_log(log)
-    return analysis.identify_run(submission, submissions.read_submission(submission), run_log)
+    return analysis.identify_run(submission, run_log)
 
 
 # ------------------------------------------------------------------------------- the files
@@ -65,7 +68,10 @@ def test_the_record_has_the_hash_of_the_submissions_bytes(place: Path) -> None:
         "desc": "mine",
         "run_id": "1",
         "log": "log/mine.jsonl",
-        "valid_accuracy": 62.5,
+        "dataset": "rocstories",
+        "split": "ROCStories",
+        "metric": "accuracy",
+        "valid_score": 62.5,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     assert submissions.read_record("s.tsv") == RECORD
@@ -77,8 +83,12 @@ def test_the_record_has_the_hash_of_the_submissions_bytes(place: Path) -> None:
         ({"desc": 3}, "expected desc to be a text"),
         ({"run_id": 1}, "expected run_id to be a text or null"),
         ({"log": None}, "expected log to be a text"),
-        ({"valid_accuracy": "62.5"}, "expected valid_accuracy to be a number"),
-        ({"valid_accuracy": float("nan")}, "expected valid_accuracy to be a number"),
+        ({"valid_score": "62.5"}, "expected valid_score to be a number or null"),
+        ({"valid_score": float("nan")}, "expected valid_score to be a number or null"),
+        ({"valid_accuracy": "62.5"}, "expected valid_score to be a number or null"),
+        ({"dataset": None}, "expected dataset to be a text"),
+        ({"split": 1}, "expected split to be a text"),
+        ({"metric": []}, "expected metric to be a text"),
         ({"sha256": "0" * 63}, "expected sha256 to be 64 hexadecimal digits"),
         ({"sha256": "0" * 64 + "\n"}, "expected sha256 to be 64 hexadecimal digits"),
     ],
@@ -94,6 +104,16 @@ def test_a_record_that_nobody_wrote_is_an_input_error(
         right = complaint if text.startswith("{") and len(text) > 1 else "expected one JSON object"
         assert str(caught.value).startswith(f"s.run.json: {right}, found ")
         assert "; delete this file" in str(caught.value)
+
+
+def test_a_record_of_an_earlier_version_is_read(place: Path) -> None:
+    """It was written when ROCStories was the only task."""
+    values = json.loads(Path("s.run.json").read_text())
+    for name in ("dataset", "split", "metric", "valid_score"):
+        del values[name]
+    Path("s.run.json").write_text(json.dumps({**values, "valid_accuracy": 62.5}))
+    assert submissions.read_record("s.tsv") == RECORD
+    assert identify() == "Run: mine"
 
 
 # ------------------------------------------------------------------------------- who made it

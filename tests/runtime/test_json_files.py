@@ -11,13 +11,13 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.json_files import (
     Count,
     CountFrom1,
-    FiniteNumber,
+    FiniteNumberOrNull,
     Number,
     NumberOrNull,
-    Percentage,
     Text,
     TextOrNull,
     parse_object,
+    percentage,
     shown,
     typed,
 )
@@ -29,8 +29,8 @@ class Everything:
     b: CountFrom1
     c: Number
     d: NumberOrNull
-    e: FiniteNumber
-    f: Percentage
+    e: FiniteNumberOrNull
+    f: percentage(0)
     g: Text
     h: TextOrNull
 
@@ -62,7 +62,7 @@ def test_values_have_the_types_of_the_fields() -> None:
         ("b", "Infinity", "a whole number from 1"),
         ("c", "null", "a number"),
         ("d", '"1"', "a number or null"),
-        ("e", "1e999", "a number"),
+        ("e", "1e999", "a number or null"),
         ("f", "100.5", "a percentage from 0 to 100"),
         ("f", "NaN", "a percentage from 0 to 100"),
         ("g", "null", "a text"),

@@ -145,7 +145,7 @@ def test_a_real_command_is_stopped_while_it_imports(
 def test_an_analysis_that_is_stopped_has_all_results_before_it(
     whole: dict[str, Any], run: Run
 ) -> None:
-    change = before("gpt1.reports.analysis:analyse_rocstories", sends_itself(SIGTERM))
+    change = before("gpt1.reports.analysis:analyse", sends_itself(SIGTERM))
     done = run.do("--analysis", changes=[change])
     assert done.status == 128 + SIGTERM
     assert "stopped by SIGTERM: all results are written" in done.message()

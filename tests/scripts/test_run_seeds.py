@@ -10,11 +10,16 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import tiny
+from small_tasks import LIKENESS
 
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
-from gpt1.results.submissions import read_submission
+from gpt1.reports.labelled import first_labelled
+from gpt1.reports.statistics import bootstrap_interval
+from gpt1.results.submissions import read_submission, table
+from gpt1.tasks import PEARSON
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,3 +125,29 @@ def test_the_interval_of_a_median_holds_it_as_often_as_it_says(script: ModuleTyp
     assert script.median_interval(values[:5]) is None
     assert script.median_interval(values[:6]) == (1.0, 9.0)
     assert 1 - 2 * sum(math.comb(10, k) for k in range(3)) / 1024 < 0.95  # third to eighth: no
+
+
+def test_the_report_on_another_metric_has_bootstrap_intervals(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interval is that of the run whose score is closest to the median."""
+    monkeypatch.chdir(tmp_path)
+    split = first_labelled(LIKENESS, LIKENESS.read(tmp_path).predicted)
+    rng, runs, found = np.random.default_rng(1), [], []
+    for seed, noise in ((1, 0.5), (2, 8.0), (3, 2.0)):
+        runs.append(script.SeedRun(seed, split.stem, {"desc": f"x-seed{seed}"}))
+        predictions = split.labels + noise * rng.normal(size=len(split.labels))
+        path = Path(f"submission/x-seed{seed}/Likeness.dev.tsv")
+        path.parent.mkdir(parents=True)
+        path.write_text(table([repr(grade) for grade in predictions.tolist()]))
+        found.append((PEARSON.compute(predictions, split.labels), predictions))
+    scores = [score for score, _ in found]
+    (median, typical) = sorted(found, key=lambda pair: pair[0])[1]
+    assert PEARSON.resampled is not None
+    low, high = bootstrap_interval(PEARSON.resampled(typical, split.labels), 16)
+    assert script.report(runs, split).splitlines() == [
+        *(f"seed {seed}: {score:.2f}" for seed, score in enumerate(scores, 1)),
+        f"median {median:.2f}, range {min(scores):.2f} to {max(scores):.2f} (3 runs)",
+        "95 % interval of the median over seeds: needs 6 runs or more",
+        f"95 % interval from the choice of the 16 validation examples: {low:.2f} to {high:.2f}",
+    ]

@@ -35,6 +35,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import released_layout, write_released
+from small_tasks import COLOURS, LIKENESS
 
 from gpt1.commands import train
 from gpt1.datasets import TASKS
@@ -230,9 +231,18 @@ def log_line(n: int) -> dict[str, Any]:
     return {"n_epochs": n, "n_updates": 4 * n, **costs, "time": 1.5e9}
 
 
+CORRELATIONS = {"tr_pearson": 5.0, "va_pearson": -5.0, "tr_spearman": 4.0, "va_spearman": 0.0}
+LOG_OF_CORRELATIONS = (
+    b'{"seed": 42}\n'
+    + json.dumps(
+        {"n_epochs": 1, "n_updates": 4, "tr_cost": 0.5, "va_cost": 0.6, "time": 1.0} | CORRELATIONS
+    ).encode()
+)
 LOG = "\n".join(map(json.dumps, ({"seed": 42}, log_line(1), log_line(2)))).encode()
+_RECORD = {"desc": "a", "run_id": "1", "log": "log/a.jsonl", "sha256": "0" * 64}
+OLD_RECORD = json.dumps({**_RECORD, "valid_accuracy": 50.0}).encode()
 RECORD = json.dumps(
-    {"desc": "a", "run_id": "1", "log": "log/a.jsonl", "valid_accuracy": 50.0, "sha256": "0" * 64}
+    {**_RECORD, "dataset": "cola", "split": "CoLA", "metric": "matthews", "valid_score": -1.0}
 ).encode()
 
 
@@ -283,12 +293,38 @@ READERS = {
     "submission": Reader(
         "a.tsv", lambda: b"index\tprediction\n0\t1\n1\t0\n2\t1\n", submissions.read_submission
     ),
+    "submission of classes": Reader(
+        "a.tsv",
+        lambda: b"index\tprediction\n0\tblue\n1\tred\n",
+        lambda path: submissions.read_submission(path, COLOURS.target),
+    ),
+    "submission of grades": Reader(
+        "a.tsv",
+        lambda: b"index\tprediction\n0\t3.25\n1\t1e-05\n",
+        lambda path: submissions.read_submission(path, LIKENESS.target),
+    ),
+    "probabilities of classes": Reader(
+        "a.tsv",
+        lambda: in_file(lambda path: submissions.write_probs(path, np.eye(3), COLOURS.target)),
+        lambda path: submissions.read_probs(path, COLOURS.target),
+    ),
+    "probabilities of grades": Reader(
+        "a.tsv",
+        lambda: in_file(lambda path: submissions.write_probs(path, np.eye(6), LIKENESS.target)),
+        lambda path: submissions.read_probs(path, LIKENESS.target),
+    ),
     "record": Reader(
         "a.run.json",
         lambda: RECORD,
         lambda path: submissions.read_record(path.with_name("a.tsv")),
     ),
+    "record of an earlier version": Reader(
+        "a.run.json",
+        lambda: OLD_RECORD,
+        lambda path: submissions.read_record(path.with_name("a.tsv")),
+    ),
     "log": Reader("a.jsonl", lambda: LOG, log_lines.read_log),
+    "log of correlations": Reader("a.jsonl", lambda: LOG_OF_CORRELATIONS, log_lines.read_log),
     "log to go on with": Reader("a.jsonl", lambda: LOG, lambda path: logs._lines_until(path, 4)),
 }
 WHOLE = functools.cache(lambda kind: READERS[kind].whole())
