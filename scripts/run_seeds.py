@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpt1.datasets import TASKS
+from gpt1.datasets import find_task
 from gpt1.datasets import story_cloze as datasets
 from gpt1.reports.analysis import identify_run
 from gpt1.reports.statistics import median_interval, wilson_interval
@@ -183,7 +183,7 @@ def _main(argv: Sequence[str]) -> int:
         raise InputError("--seeds must be at least 1 and --first at least 0")
     runs = seed_runs(args, rest)
     settings = runs[0].settings
-    sources = find_sources(settings, TASKS[settings.dataset])
+    sources = find_sources(settings, find_task(settings))
     n_gpus = count_gpus()
     train_all(runs, args.jobs or max(1, n_gpus), n_gpus)
     labels = datasets.read_cloze(sources.data_dir / datasets.TEST_CSV).labels

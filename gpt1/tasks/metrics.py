@@ -29,12 +29,14 @@ class Metric:
         lowest: the initial best score in percent; an evaluation is the best so far only if its
             score is higher.
         compute: takes predictions [n] and labels [n] and returns the score in percent.
+        positive: the index of the class that the score is of, for F1.
     """
 
     name: str
     title: str
     lowest: float
     compute: Compute
+    positive: int = 1
 
 
 def accuracy(predictions: Labels, labels: Labels) -> float:
@@ -78,7 +80,7 @@ def f1(positive: int = 1) -> Metric:
         found = f1_score(labels == positive, predictions == positive, zero_division=0)
         return 100 * float(found)
 
-    return Metric("f1", "f1", -math.inf, compute)
+    return Metric("f1", "f1", -math.inf, compute, positive=positive)
 
 
 ACCURACY = Metric("acc", "accuracy", 0.0, accuracy)

@@ -48,15 +48,15 @@ class Target(Protocol):
         """Return a prediction as a submission has it."""
 
 
-class _Index(Target, Protocol):
+@dataclass(frozen=True)
+class _Index(Target):
     """Targets whose label is the index of an outcome, counted from 0.
 
     Attributes:
         names: what the outcomes are called in files; empty for their numbers from 0.
     """
 
-    @property
-    def names(self) -> tuple[str, ...]: ...
+    names: tuple[str, ...] = ()
 
     def encode(self, labels: Sequence[float]) -> npt.NDArray[np.int32]:
         """Return the labels as int32 [n]."""
@@ -76,8 +76,6 @@ class _Index(Target, Protocol):
 class ChoiceIndex(_Index):
     """The index of the right answer; the head computes one logit per answer."""
 
-    names: tuple[str, ...] = ()
-
     @property
     def n_outputs(self) -> int:
         """1: each answer has a sequence, and each sequence a logit."""
@@ -87,8 +85,6 @@ class ChoiceIndex(_Index):
 @dataclass(frozen=True)
 class Classes(_Index):
     """The index of a class; the classes have names."""
-
-    names: tuple[str, ...]
 
     @property
     def n_outputs(self) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from gpt1.tasks.layouts import Layout
 from gpt1.tasks.metrics import Metric
+from gpt1.tasks.record import TaskRecord
 from gpt1.tasks.targets import Target
 
 
@@ -62,7 +63,8 @@ class Task:
         title: the name in reports and messages.
         folders: names of the folder of the data set in a directory of several data sets.
         files: the names of the files in the folder of the data set; each entry is one form in which
-            users have the data set, and one form must be complete.
+            users have the data set, and one form must be complete. Empty if the examples are read
+            already.
         submission: the stem of the submission of the test split [the title].
         remedy: where a user gets these files, for the message that one is missing.
         read: reads the splits from the folder of the data set; mistakes in a file are
@@ -70,6 +72,8 @@ class Task:
         layout: makes the token sequences of an example.
         target: what is predicted.
         metrics: the scores; the first one decides which epoch is the best.
+        columns: the columns of the texts in a user's files; empty for the usual names.
+        label_column: the column of the label in a user's files.
     """
 
     name: str
@@ -82,10 +86,17 @@ class Task:
     layout: Layout
     target: Target
     metrics: tuple[Metric, ...]
+    columns: tuple[str, ...] = ()
+    label_column: str = "label"
 
     def __post_init__(self) -> None:
         if not self.submission:
             object.__setattr__(self, "submission", self.title)
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether there is a test split; otherwise the validation split alone is predicted."""
+        return not self.submission.endswith(".dev")
 
     def folder(self, data_dir: str | Path) -> Path:
         """Return the folder of the data set: ``data_dir``, or one of :attr:`folders` in it."""
@@ -98,7 +109,25 @@ class Task:
 
     def missing(self, folder: str | Path) -> list[str]:
         """Return the files that a folder lacks, of the form of which it has the largest part."""
+        if not self.files:
+            return []
         lacks = [
             [name for name in form if not os.path.exists(Path(folder, name))] for form in self.files
         ]
         return min(lacks, key=len)
+
+    def record(self, n_ctx: int) -> TaskRecord:
+        """Return what a model keeps that was trained on this task.
+
+        Args:
+            n_ctx: the largest number of tokens in a sequence, as in training.
+        """
+        return TaskRecord(
+            layout=self.layout,
+            target=self.target,
+            n_ctx=n_ctx,
+            columns=self.columns,
+            label_column=self.label_column,
+            metrics=tuple(metric.title for metric in self.metrics),
+            positive=self.metrics[0].positive,
+        )
