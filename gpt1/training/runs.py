@@ -195,8 +195,7 @@ def run_fine_tuning(
     logs, history = Logs(outputs, _logged_settings(settings, sources, ranks), say), History()
     show = verbose and ranks.is_main
     console = [Console(settings.batch_size, quiet=settings.quiet)] if show else []
-    keeper = Keeper(partial(_write_params, outputs, module), partial(_write_beside, outputs, model))
-    keepers = [keeper] if settings.submit else []
+    keepers = [_keeper(outputs, model)] if settings.submit else []
     trainer = _make_trainer(job, module, settings, ranks, stop, (logs, *console, *keepers, history))
     resumed = trainer.restore() if settings.resume else False
     ranks.on_main_rank(lambda: _check_disks(trainer, outputs, data, model, resumed=resumed))
@@ -318,8 +317,9 @@ def _prepare(
     encoder = open_encoder(settings, sources)
     data = load_data(settings, sources, verbose=ranks.is_main, encoder=encoder, task=task)
     if data.train.n_examples < settings.batch_size:
+        place = sources.data_dir if task.files else data.examples[0].source.rpartition(", ")[0]
         raise InputError(
-            f"{sources.data_dir}: {data.train.n_examples} training examples are fewer than a batch "
+            f"{place}: {data.train.n_examples} training examples are fewer than a batch "
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
     used, config = resolve(settings, sources, data)
@@ -389,6 +389,12 @@ def _check_disks(
         resumed=resumed,
     )
     capacity.check_disks(needs)
+
+
+def _keeper(outputs: Outputs, model: LanguageModel) -> Keeper:
+    """Return the listener that keeps the best parameters, and beside them what opens them."""
+    params = partial(_write_params, outputs, model.module)
+    return Keeper(params, partial(_write_beside, outputs, model))
 
 
 def _write_params(outputs: Outputs, model: DoubleHeadsModel) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.settings.command import Spelling, as_keyword
+from gpt1.tasks.layouts import StoryChoices
 from gpt1.tasks.record import TaskRecord
 from gpt1.weights import hub, locate
 from gpt1.weights.jl import write_jl
@@ -267,8 +268,10 @@ def _write_list(target: Path, model: _Model, spell: Spelling) -> list[str]:
     arrays = list(model.params.values())
     if target.suffix == ".jl":
         write_jl(target, arrays)
-        lost = "a .jl list has no place for the record of the task (names of classes and the like)"
-        return [f"{lost}: left out"] if model.task is not None else []
+        if model.task is None or model.task.layout == StoryChoices():
+            return []  # A choice head without a record is taken for one of stories.
+        lost = "the record of the task, without which the model predicts no examples"
+        return [f"a .jl list has no place for {lost}: left out"]
     write_safetensors(target, arrays, model.config, model.task)
     return []
 

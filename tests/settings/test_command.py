@@ -477,7 +477,7 @@ PLAIN_NAME = "must be a name without slashes, because log and save files are nam
         ("opt", "sgd", "must be one of adam"),
         ("afn", "tanh", "must be one of gelu, relu, swish"),
         ("lr_schedule", "linear", "must be one of warmup_linear, warmup_cosine, warmup_constant"),
-        ("dataset", "sst", "must be one of rocstories"),
+        ("dataset", "sst", "must be one of rocstories, own"),
         ("precision", "fp16", "must be one of fp32, tf32, bf16"),
         ("spacy_rules", "3", "must be one of 2.0, installed"),
         ("desc", "a/b", PLAIN_NAME),
