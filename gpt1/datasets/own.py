@@ -42,7 +42,7 @@ from gpt1.tasks import (
     TaskRecord,
 )
 from gpt1.tasks.metrics import f1
-from gpt1.tasks.shapes import are_texts, first_answer, has_answers, text_names
+from gpt1.tasks.shapes import are_texts, first_answer, has_answers, is_blank, text_names
 
 LABEL = "label"
 _SPLITS = ("train", "valid", "test")
@@ -136,7 +136,7 @@ def _contradictions(settings: Settings, *, in_files: bool) -> Iterator[str]:
     if in_files and settings.train_file is None:
         yield "--train_file: must be given with --dataset own; name a .csv, .tsv or .jsonl file"
     if settings.shape is None:
-        yield f"--shape: must be given with --dataset own; give one of {', '.join(SHAPES)}"
+        yield f"--shape: must be given; give one of {', '.join(SHAPES)}"
     elif settings.text_columns is not None:
         yield from _wrong_columns(SHAPES[settings.shape], settings.shape, settings.text_columns)
     if settings.analysis:
@@ -303,7 +303,7 @@ def _check_texts(form: _Form, row: Row) -> None:
                 f"{row.where}: {name} holds a character that no text has (NUL or half of a "
                 "surrogate pair); save the file again from its source."
             )
-    filled = [bool(text.strip()) for text in row.texts]
+    filled = [not is_blank(text) for text in row.texts]
     first = first_answer(form.layout) if has_answers(form.layout) else len(filled)
     if not all(filled[:first]):
         name = form.names[filled.index(False)]
@@ -414,7 +414,7 @@ def _answer(form: _Form, row: Row) -> int:
             f"{row.where}: {form.label} is {_shown(row.label)}, but a number from {form.first} to "
             f"{last}{named} was expected; write which answer is right."
         )
-    if not row.texts[first_answer(form.layout) + index].strip():
+    if is_blank(row.texts[first_answer(form.layout) + index]):
         raise InputError(
             f"{row.where}: {form.label} is {_shown(row.label)}, but this answer is empty; fill it "
             "in, or correct the label."

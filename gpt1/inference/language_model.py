@@ -22,7 +22,7 @@ from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.groups import SamplingSettings
 from gpt1.settings.words import shorten
 from gpt1.tasks.layouts import Choices, Layout
-from gpt1.tasks.shapes import are_texts, first_answer, text_names
+from gpt1.tasks.shapes import are_texts, first_answer, is_blank, text_names
 from gpt1.tasks.targets import Classes
 from gpt1.weights import locate
 from gpt1.weights.conversion import check_no_foreign_files
@@ -265,9 +265,7 @@ def _checked(examples: Sequence[str | Sequence[str]], layout: Layout) -> list[tu
 
 def _has_answer(layout: Layout, texts: Sequence[str]) -> bool:
     """Return whether there is an answer to choose; those without text cannot be chosen."""
-    return not isinstance(layout, Choices) or any(
-        text.strip() for text in texts[first_answer(layout) :]
-    )
+    return not isinstance(layout, Choices) or not all(map(is_blank, texts[first_answer(layout) :]))
 
 
 def open_model(

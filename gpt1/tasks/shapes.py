@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gpt1.tasks.layouts import (
@@ -19,6 +20,8 @@ SHAPES: dict[str, Layout] = {
     "similarity": Similarity(),
     "choice": Choices(),
 }
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")  # ftfy removes these codes of terminals, too
 
 _NAMES: dict[type, tuple[str, ...]] = {
     Classification: ("text",),
@@ -51,6 +54,11 @@ def text_names(layout: Layout, n_texts: int = 0) -> tuple[str, ...]:
 def first_answer(layout: Layout) -> int:
     """Return which text of an example is the first answer, counted from 0."""
     return 2 if isinstance(layout, Choices) and layout.has_question else 1
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has no visible character, so that it has no tokens either."""
+    return not any(c.isprintable() and not c.isspace() for c in _COLOUR.sub("", text))
 
 
 def are_texts(layout: Layout, texts: object) -> bool:
