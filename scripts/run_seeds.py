@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt1.datasets import TASKS
+from gpt1.datasets import find_task
 from gpt1.reports.analysis import identify_run
 from gpt1.reports.labelled import LabelledSplit, first_labelled
 from gpt1.reports.statistics import bootstrap_interval, median_interval, wilson_interval
@@ -200,7 +200,7 @@ def _main(argv: Sequence[str]) -> int:
     refused = sorted({"seed", "submit", "resume", "desc"} & given.given)
     if refused:
         raise InputError(f"--{refused[0]}: is set by this script for each run; leave it out")
-    task = TASKS[given.dataset]
+    task = find_task(given)
     sources = find_sources(given, task)
     split = first_labelled(task, task.read(sources.data_dir).predicted)
     runs, n_gpus = seed_runs(args, given, split.stem), torch.cuda.device_count()

@@ -11,8 +11,9 @@ from gpt1.commands.running import known_command, list_of_commands
 from gpt1.runtime.errors import report_errors
 
 COMMANDS = {
-    "train": "fine-tune on ROCStories as the paper did, and predict its test set",
+    "train": "fine-tune on ROCStories as the paper did, or on your own data, and predict",
     "analysis": "say how good a submission is, and how sure that is",
+    "predict": "predict the rows of your own file with a model that was trained on such rows",
     "score": "choose the endings of your own stories with a fine-tuned model",
     "generate": "continue a text with a pretrained or a fine-tuned model",
     "download": "fetch the released weights and check them",

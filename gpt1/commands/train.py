@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gpt1.runtime.errors import Stopped, report_errors
 from gpt1.runtime.locks import RunLock
 from gpt1.runtime.stopping import StopRequests, end_with_parent
+from gpt1.settings.groups import OWN
 from gpt1.settings.training import Settings, parse
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
         settings = parse(argv)
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
             settings = replace(settings, resume=True)  # torchrun --max-restarts restarted it.
-        from gpt1.datasets import TASKS
+        from gpt1.datasets import find_task
         from gpt1.runtime import launcher
         from gpt1.runtime.ranks import joined
         from gpt1.training.runs import run_fine_tuning
         from gpt1.training.sources import find_sources
 
-        sources = find_sources(settings, TASKS[settings.dataset])
+        task = find_task(settings)
+        sources = find_sources(settings, task)
         if sources.demo:
             settings = settings.for_demo()
     stop.check()
@@ -70,7 +72,7 @@ def _train(argv: Sequence[str], stop: StopRequests) -> int:
     with RunLock() as lock, joined(settings.device, settings.n_gpu) as ranks:
         if ranks.is_main and sources.demo:
             _announce_demo(settings, sources)
-        result = run_fine_tuning(settings, sources, ranks, stop, lock)
+        result = run_fine_tuning(settings, task, sources, ranks, stop, lock)
         if settings.analysis and ranks.is_main:
             _print_report(result, sources)
     return 0
@@ -101,11 +103,17 @@ def _announce_demo(settings: Settings, sources: Sources) -> None:
     why = "data/ holds no ROCStories and neither --data_dir nor --model_dir was given"
     if settings.data_dir is not None or settings.model_dir is not None:
         why = "its directory was named"
-    lines = textwrap.wrap(
+    flags = f"--lr {settings.lr:g} --n_iter {settings.n_iter}"
+    text = (
         f"This is the bundled demo: self-made stories ({sources.data_dir}/) and a small model "
-        f"({sources.model_dir}/), trained with --lr {settings.lr:g} --n_iter {settings.n_iter}. It "
-        f"runs because {why}; README.md says how to get the real data and weights.",
-        width=78,
+        f"({sources.model_dir}/), trained with {flags}. It runs because {why}; README.md says how "
+        "to get the real data and weights."
     )
+    if settings.dataset == OWN:
+        text = (
+            f"This run starts from the demo's model in {sources.model_dir}/, which has a hundredth "
+            f"of GPT-1's size, with {flags}; README.md says how to get the real one."
+        )
+    lines = textwrap.wrap(text, width=78)
     rule = "-" * max(map(len, lines))
     print("\n".join([rule, *lines, rule]), file=sys.stderr)

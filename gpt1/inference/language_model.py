@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from gpt1.runtime.errors import InputError
 from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.groups import SamplingSettings
 from gpt1.settings.words import shorten
-from gpt1.tasks.targets import ChoiceIndex
+from gpt1.tasks.layouts import Choices, Layout
+from gpt1.tasks.shapes import are_texts, first_answer, is_blank, text_names
+from gpt1.tasks.targets import Classes
 from gpt1.weights import locate
 from gpt1.weights.conversion import check_no_foreign_files
 from gpt1.weights.hub import write_hub
@@ -156,48 +158,60 @@ class LanguageModel(OpenedModel):
     @overload
     def predict(
         self,
-        examples: Sequence[Sequence[str]],
+        examples: Sequence[str | Sequence[str]],
         *,
         probabilities: Literal[False] = False,
-        n_ctx: int = ...,
-    ) -> list[int]: ...
+        n_ctx: int | None = None,
+    ) -> list[Any]: ...
 
     @overload
     def predict(
-        self, examples: Sequence[Sequence[str]], *, probabilities: Literal[True], n_ctx: int = ...
-    ) -> tuple[list[int], npt.NDArray[np.float64]]: ...
+        self,
+        examples: Sequence[str | Sequence[str]],
+        *,
+        probabilities: Literal[True],
+        n_ctx: int | None = None,
+    ) -> tuple[list[Any], npt.NDArray[np.float64]]: ...
 
     def predict(
         self,
-        examples: Sequence[Sequence[str]],
+        examples: Sequence[str | Sequence[str]],
         *,
         probabilities: bool = False,
-        n_ctx: int = scoring.N_CTX,
-    ) -> list[int] | tuple[list[int], npt.NDArray[np.float64]]:
-        """Choose between the two endings of each story.
+        n_ctx: int | None = None,
+    ) -> list[Any] | tuple[list[Any], npt.NDArray[np.float64]]:
+        """Predict the labels of examples, as the task of the model has them.
 
         Args:
-            examples: n examples ``(story, ending1, ending2)``.
-            probabilities: return the probabilities of the endings, too.
-            n_ctx: the ``n_ctx`` of the training of the model, by which long texts are cut.
+            examples: n tuples of texts in the order of the task: ``(text,)`` or the text alone for
+                a classification, ``(text1, text2)`` for entailment and similarity, ``(context,
+                answer1, answer2, ...)`` for a choice, ``(story, ending1, ending2)`` for stories.
+            probabilities: return the probabilities of the outcomes, too.
+            n_ctx: the ``n_ctx`` of the training of the model, by which long texts are cut [as the
+                files of the model record it].
 
         Returns:
-            The index of the chosen ending of each example, 0 or 1; with ``probabilities`` also an
-            array [n, 2], whose rows sum to 1.
+            For each example the name of its class, the index of the chosen answer from 0, or a
+            grade. With ``probabilities`` also an array [n, C], whose rows sum to 1: classes in the
+            order of ``task.target.names``, answers in that of the example, or the six whole grades.
 
         Raises:
-            InputError: the model has no choice head, or an example has another form.
+            InputError: the model was never fine-tuned, or an example has another form.
         """
-        scoring.check_choice_head(self)
-        split, _ = scoring.encode_stories(self, *_columns(examples), n_ctx=n_ctx)
-        logits = scoring.choice_logits(self, split)
-        chosen: list[int] = ChoiceIndex().decide(logits).tolist()
-        return (chosen, ChoiceIndex().probabilities(logits)) if probabilities else chosen
+        task = scoring.task_of(self)
+        texts = _checked(examples, task.layout)
+        split, _ = scoring.encode_examples(self, texts, task=task, n_ctx=n_ctx)
+        logits, target = scoring.logits_of(self, split, task=task), task.target
+        found = target.decide(logits).tolist()
+        if isinstance(target, Classes):
+            found = [target.spell(index) for index in found]
+        return (found, target.probabilities(logits)) if probabilities else found
 
     def save(self, directory: str | Path) -> None:
         """Write the model into a directory of the model hub's layout, with its vocabulary.
 
-        ``gpt1.load_pretrained(directory)`` opens the same model again, and so does transformers. An
+        ``gpt1.load_pretrained(directory)`` opens the same model again, with its task, and so does
+        transformers, without the task. An
         earlier model in the directory is replaced. A choice head and the rows of the special tokens
         are left out where they are random, because the model was never trained with them.
 
@@ -221,24 +235,37 @@ class LanguageModel(OpenedModel):
             if not self.has_special_rows:
                 params["we"] = np.delete(params["we"], dataclasses.astuple(self.special), axis=0)
                 config = dataclasses.replace(config, n_special=0)
-        write_hub(directory, params, self.text_encoder.files, config)
+        task = self.task if self.has_choice_head else None
+        write_hub(directory, params, self.text_encoder.files, config, task)
 
 
-def _columns(examples: Sequence[Sequence[str]]) -> tuple[list[str], list[str], list[str]]:
-    """Return the stories, the first and the second endings of examples.
+def _checked(examples: Sequence[str | Sequence[str]], layout: Layout) -> list[tuple[str, ...]]:
+    """Return the texts of examples, with as many answers each.
 
     Raises:
-        InputError: an example does not consist of three texts.
+        InputError: an example has not the texts that the layout takes.
     """
+    if isinstance(examples, str):
+        raise InputError("examples: must be a list of examples, but is one text; give [text]")
+    found = []
     for number, example in enumerate(examples, start=1):
-        is_texts = not isinstance(example, str) and all(isinstance(text, str) for text in example)
-        if not is_texts or len(example) != 3:
+        texts = (example,) if isinstance(example, str) else example
+        if not are_texts(layout, texts) or not _has_answer(layout, texts):
+            names = text_names(layout)
+            more = " or more" if isinstance(layout, Choices) else ""
+            n = {1: "one text", 2: "two texts", 3: "three texts"}.get(len(names), "four texts")
             raise InputError(
-                f"example {number}: must be three texts (story, ending1, ending2), "
+                f"example {number}: must be {n}{more} ({', '.join(names)}), "
                 f"but is {shorten(repr(example))}"
             )
-    stories, first, second = ([example[i] for example in examples] for i in range(3))
-    return stories, first, second
+        found.append(tuple(texts))
+    n_texts = max(map(len, found), default=0)
+    return [(*texts, *[""] * (n_texts - len(texts))) for texts in found]
+
+
+def _has_answer(layout: Layout, texts: Sequence[str]) -> bool:
+    """Return whether there is an answer to choose; those without text cannot be chosen."""
+    return not isinstance(layout, Choices) or not all(map(is_blank, texts[first_answer(layout) :]))
 
 
 def open_model(
@@ -292,6 +319,7 @@ def open_model(
         has_choice_head="clf/w" in params,
         source=str(path),
         has_special_rows=n_special > 0,
+        task=stored.task,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from gpt1.model import DoubleHeadsModel
+from gpt1.tasks.record import TaskRecord
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
 
@@ -22,6 +23,7 @@ class OpenedModel:
         source: the files it came from, for messages.
         has_special_rows: whether the rows of the three special tokens were read or trained;
             otherwise they are random.
+        task: the record of the task that it was trained on; None if no file has one.
     """
 
     module: DoubleHeadsModel
@@ -29,6 +31,7 @@ class OpenedModel:
     has_choice_head: bool
     source: str
     has_special_rows: bool = True
+    task: TaskRecord | None = None
 
     @property
     def special(self) -> SpecialTokens:

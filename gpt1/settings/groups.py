@@ -21,10 +21,14 @@ from gpt1.settings.fields import (
     warmup_share,
 )
 
+OWN = "own"
+"""The value of ``--dataset`` for a user's own data."""
 DATASETS = (
     *("rocstories", "sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "snli", "qnli", "rte"),
-    *("scitail", "race", "race-middle", "race-high"),
+    *("scitail", "race", "race-middle", "race-high", OWN),
 )
+SHAPE_NAMES = ("classification", "entailment", "similarity", "choice")
+METRIC_NAMES = ("accuracy", "f1", "matthews", "pearson")
 PRECISIONS = ("fp32", "tf32", "bf16")
 SPACY_RULES = ("2.0", "installed")
 ACTIVATION_NAMES = ("gelu", "relu", "swish")
@@ -80,6 +84,46 @@ class SourceSettings:
         "2.0",
         "special cases of English words: 2.0, which the weights were trained with, or installed",
         choices=SPACY_RULES,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSettings:
+    """Your own data, with --dataset own."""
+
+    shape: str | None = setting(None, "what an example is", choices=SHAPE_NAMES)
+    train_file: str | None = setting(
+        None,
+        "examples to train on: .csv, .tsv (without quotes) or .jsonl",
+        metavar="FILE",
+        may_change=True,
+    )
+    valid_file: str | None = setting(
+        None,
+        "examples to choose the best epoch by [a fifth of the training file]",
+        metavar="FILE",
+        may_change=True,
+    )
+    test_file: str | None = setting(
+        None, "examples to predict, with or without labels", metavar="FILE", may_change=True
+    )
+    text_columns: str | None = setting(
+        None,
+        "columns of the texts, with commas between them [text, or text1,text2, or "
+        "context,answer1,answer2,...]",
+        metavar="NAMES",
+        may_change=True,
+    )
+    label_column: str | None = setting(
+        None, "column of the label [label]", metavar="NAME", may_change=True
+    )
+    metric: str | None = setting(
+        None,
+        "score of the best epoch; pearson: labels are numbers [accuracy]",
+        choices=METRIC_NAMES,
+    )
+    positive: str | None = setting(
+        None, "label whose F1 is computed [the second of two]", metavar="LABEL"
     )
 
 

@@ -13,6 +13,7 @@ from gpt1.settings.groups import (
     ModelSettings,
     OptimizerSettings,
     OutputSettings,
+    OwnSettings,
     SourceSettings,
 )
 
@@ -21,6 +22,7 @@ DEMO_DEFAULTS: dict[str, Any] = {"lr": 2e-3, "n_iter": 15}
 
 GROUPS = (
     SourceSettings,
+    OwnSettings,
     LoopSettings,
     OptimizerSettings,
     ModelSettings,
@@ -35,6 +37,9 @@ TRAIN = Command(
   # on what is in data/ and model/, else on the bundled demo
   python -m gpt1.train --dataset rocstories --submit
 
+  # on a file of your own with the columns text and label
+  gpt1 train --dataset own --shape classification --train_file reviews.csv --submit
+
   # as a run before, with one flag changed
   gpt1 train --config log/rocstories.jsonl --seed 43 --desc second""",
 )
@@ -47,6 +52,7 @@ class Settings(
     ModelSettings,
     OptimizerSettings,
     LoopSettings,
+    OwnSettings,
     SourceSettings,
 ):
     """All settings of a run.

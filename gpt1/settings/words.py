@@ -29,7 +29,7 @@ def did_you_mean(name: str, names: Iterable[str], *, prefix: str = "", least: fl
         least: the smallest similarity that counts, from 0 to 1.
     """
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=least)
-    return f"; did you mean {prefix}{found[0]}?" if found else ""
+    return f"; did you mean {prefix}{shorten(found[0])}?" if found else ""
 
 
 def read_words(

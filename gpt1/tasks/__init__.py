@@ -9,6 +9,8 @@ from gpt1.tasks.layouts import (
     StoryChoices,
 )
 from gpt1.tasks.metrics import ACCURACY, F1, MATTHEWS, PEARSON, SPEARMAN, Metric
+from gpt1.tasks.record import TaskRecord
+from gpt1.tasks.shapes import SHAPES, text_names
 from gpt1.tasks.targets import ChoiceIndex, Classes, Grades, Target
 from gpt1.tasks.task import Example, Splits, Task
 
@@ -17,6 +19,7 @@ __all__ = [
     "F1",
     "MATTHEWS",
     "PEARSON",
+    "SHAPES",
     "SPEARMAN",
     "ChoiceIndex",
     "Choices",
@@ -32,4 +35,6 @@ __all__ = [
     "StoryChoices",
     "Target",
     "Task",
+    "TaskRecord",
+    "text_names",
 ]

@@ -38,6 +38,7 @@ class Metric:
             resamples of these examples at once, for the bootstrap; None for accuracy, whose
             interval has a formula.
         least: the smallest possible score in percent; the largest is 100.
+        positive: the index of the class that the score is of, for F1.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Metric:
     compute: Compute
     resampled: Callable[[Labels, Labels], OfResamples] | None = None
     least: float = 0.0
+    positive: int = 1
 
 
 def accuracy(predictions: Labels, labels: Labels) -> float:
@@ -106,7 +108,7 @@ def f1(positive: int = 1) -> Metric:
 
         return scores
 
-    return Metric("f1", "f1", -math.inf, compute, resampled)
+    return Metric("f1", "f1", -math.inf, compute, resampled, positive=positive)
 
 
 def _matthews_of_resamples(predictions: Labels, labels: Labels) -> OfResamples:

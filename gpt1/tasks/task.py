@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from gpt1.tasks.layouts import Layout
 from gpt1.tasks.metrics import Metric
+from gpt1.tasks.record import TaskRecord
 from gpt1.tasks.targets import Target
 
 
@@ -66,7 +67,8 @@ class Task:
         title: the name in reports and messages.
         folders: names of the folder of the data set in a directory of several data sets.
         files: the names of the files in the folder of the data set; each entry is one form in which
-            users have the data set, and one form must be complete.
+            users have the data set, and one form must be complete. Empty if the examples are read
+            already.
         submission: the stem of the submission of the test split [the title].
         remedy: where a user gets these files, for the message that one is missing.
         read: reads the splits from the folder of the data set; mistakes in a file are
@@ -77,6 +79,8 @@ class Task:
         read_test: reads the test split alone, for reports; None if :attr:`read` is needed for it.
         plural: what reports call the examples.
         legend: what predictions mean, for reports.
+        columns: the columns of the texts in a user's files; empty for the usual names.
+        label_column: the column of the label in a user's files.
     """
 
     name: str
@@ -92,6 +96,8 @@ class Task:
     read_test: Callable[[Path], list[Example]] | None = None
     plural: str = "examples"
     legend: str = ""
+    columns: tuple[str, ...] = ()
+    label_column: str = "label"
 
     def __post_init__(self) -> None:
         if not self.submission:
@@ -111,8 +117,26 @@ class Task:
 
         It is the first such form; no file is missing if one form is complete.
         """
+        if not self.files:
+            return []
         lacks = [
             [name for name in form if not os.path.exists(Path(folder, name))] for form in self.files
         ]
         shares = [len(names) / len(form) for names, form in zip(lacks, self.files, strict=True)]
         return lacks[shares.index(min(shares))]
+
+    def record(self, n_ctx: int) -> TaskRecord:
+        """Return what a model keeps that was trained on this task.
+
+        Args:
+            n_ctx: the largest number of tokens in a sequence, as in training.
+        """
+        return TaskRecord(
+            layout=self.layout,
+            target=self.target,
+            n_ctx=n_ctx,
+            columns=self.columns,
+            label_column=self.label_column,
+            metrics=tuple(metric.title for metric in self.metrics),
+            positive=self.metrics[0].positive,
+        )

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from gpt1.batches.task_data import TaskData, load_task_data
-from gpt1.datasets import TASKS
+from gpt1.datasets import find_task
 from gpt1.inference.language_model import make_model
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.settings.command import as_flag
 from gpt1.settings.training import Settings
+from gpt1.tasks import Task
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.training.sources import Sources
 from gpt1.weights import locate, stored
@@ -33,7 +34,12 @@ def open_encoder(settings: Settings, sources: Sources) -> TextEncoder:
 
 
 def load_data(
-    settings: Settings, sources: Sources, *, verbose: bool, encoder: TextEncoder | None = None
+    settings: Settings,
+    sources: Sources,
+    *,
+    verbose: bool,
+    encoder: TextEncoder | None = None,
+    task: Task | None = None,
 ) -> TaskData:
     """Read and encode the data set of a run (docs/fidelity.md, 1 to 6).
 
@@ -42,12 +48,13 @@ def load_data(
         sources: the paths of the data and the vocabulary.
         verbose: whether a progress bar may be shown.
         encoder: of :func:`open_encoder` [opened here].
+        task: the task of :func:`gpt1.datasets.find_task` [found here].
 
     Raises:
         InputError: a data file, the vocabulary or the merges are missing or malformed.
     """
     encoder = encoder or open_encoder(settings, sources)
-    task = TASKS[settings.dataset]
+    task = task or find_task(settings)
     return load_task_data(task, sources.data_dir, encoder, n_ctx=settings.n_ctx, verbose=verbose)
 
 

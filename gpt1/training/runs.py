@@ -16,7 +16,8 @@ import torch
 
 import gpt1
 from gpt1.batches.task_data import TaskData
-from gpt1.datasets import TASKS
+from gpt1.datasets import Examples, find_task
+from gpt1.datasets.own import holds_single_texts
 from gpt1.inference.language_model import LanguageModel
 from gpt1.model import DoubleHeadsModel
 from gpt1.opt import OpenAIAdam
@@ -29,8 +30,9 @@ from gpt1.runtime.locks import RunLock
 from gpt1.runtime.ranks import Ranks, joined
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.command import naming_arguments
-from gpt1.settings.groups import OptimizerSettings
+from gpt1.settings.groups import OWN, OptimizerSettings
 from gpt1.settings.training import Settings, from_keywords
+from gpt1.tasks import Task
 from gpt1.tasks.targets import Labels
 from gpt1.training import capacity
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
@@ -97,28 +99,56 @@ class Result:
         return found
 
 
-def fine_tune(dataset: str = "rocstories", *, verbose: bool = True, **settings: Any) -> Result:
+def fine_tune(
+    dataset: str | None = None,
+    *,
+    train: Sequence[Sequence[object]] | None = None,
+    valid: Sequence[Sequence[object]] | None = None,
+    test: Sequence[Sequence[object]] | None = None,
+    verbose: bool = True,
+    **settings: Any,
+) -> Result:
     """Fine-tune a pretrained model on a data set, and predict its test split.
 
+    The data set is one of ``--dataset``, or examples of your own::
+
+        gpt1.fine_tune(train=[("a good film", "positive"), ("a dull film", "negative"), ...])
+
     Args:
-        dataset: a value of ``--dataset``.
+        dataset: a value of ``--dataset`` [rocstories, or own if examples are given].
+        train: examples to train on. Each is a tuple of the texts in the order of the shape, and of
+            the label: the name of a class, a number with ``metric="pearson"``, or for a choice the
+            index of the right answer from 0. Answers may be fewer in some examples.
+        valid: examples that decide which epoch is the best [a fifth of the training examples].
+        test: examples to predict, with or without labels.
         verbose: show on the terminal, or in the notebook, what a run of ``gpt1 train`` shows.
-        settings: any flag of ``gpt1 train`` by its name, such as ``n_iter=1``. ``submit`` is true
-            unless it is given: the best parameters are kept, and predict the test split.
+        settings: any flag of ``gpt1 train`` by its name, such as ``n_iter=1``. ``shape`` is
+            ``classification`` if examples are given with one text each. ``submit`` is true unless
+            it is given: the best parameters are kept, and predict the test split.
 
     Raises:
-        InputError: an argument or a file is wrong.
+        InputError: an argument, an example or a file is wrong.
         Gpt1Error: a result cannot be written, or the run diverged.
         KeyboardInterrupt: the run was interrupted, and saved its state; ``resume=True`` continues.
     """
-    chosen = from_keywords({"submit": True, "dataset": dataset, **settings})
-    with naming_arguments(chosen.as_flags()):
-        return _fine_tune(chosen, verbose=verbose)
+    given = {"train": train, "valid": valid, "test": test}
+    examples = None if train is None else given
+    if examples is None and (valid is not None or test is not None):
+        raise InputError("valid, test: are given without train; give train, too")
+    if examples is not None and dataset not in (None, OWN):
+        raise InputError(f"dataset={dataset!r}: train is given; leave one of the two out")
+    chosen = {"submit": True, "dataset": dataset or ("rocstories" if train is None else OWN)}
+    if train is not None and holds_single_texts(train):
+        chosen["shape"] = "classification"
+    values = from_keywords({**chosen, **settings})
+    with naming_arguments(values.as_flags()):
+        return _fine_tune(values, examples, verbose=verbose)
 
 
-def _fine_tune(settings: Settings, *, verbose: bool) -> Result:
+def _fine_tune(settings: Settings, examples: Examples | None, *, verbose: bool) -> Result:
     """Make a whole run in this process; see :func:`fine_tune`."""
-    sources = find_sources(settings, TASKS[settings.dataset])
+    task = find_task(settings, examples)
+    sources = find_sources(settings, task)
     if sources.demo:
         settings = settings.for_demo()
     try:
@@ -127,13 +157,14 @@ def _fine_tune(settings: Settings, *, verbose: bool) -> Result:
             RunLock() as lock,
             joined(settings.device, settings.n_gpu) as ranks,
         ):
-            return run_fine_tuning(settings, sources, ranks, stop, lock, verbose=verbose)
+            return run_fine_tuning(settings, task, sources, ranks, stop, lock, verbose=verbose)
     except Stopped as error:
         raise KeyboardInterrupt(str(error)) from None
 
 
 def run_fine_tuning(
     settings: Settings,
+    task: Task,
     sources: Sources,
     ranks: Ranks,
     stop: StopRequests,
@@ -145,6 +176,7 @@ def run_fine_tuning(
 
     Args:
         settings: the settings of the user, or of the demo.
+        task: the task of :func:`gpt1.datasets.find_task`.
         sources: the paths of the files to read.
         ranks: this process among those of the run.
         stop: requests to end.
@@ -157,10 +189,10 @@ def run_fine_tuning(
         Stopped: it was asked to end, and has saved its state.
     """
     settings = _set_up(settings, ranks)
-    outputs = Outputs(settings, (TASKS[settings.dataset].submission,))
+    outputs = Outputs(settings, (task.submission,))
     ranks.on_main_rank(outputs.check)
     ranks.on_main_rank(lambda: outputs.claim(lock))
-    data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks))
+    data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, task, sources, ranks))
     outputs = Outputs(settings, list(data.predicted))
     ranks.on_main_rank(outputs.remove_unfinished)
     module = model.module
@@ -170,8 +202,7 @@ def run_fine_tuning(
     logs, history = Logs(outputs, _logged_settings(settings, sources, ranks), say), History()
     show = verbose and ranks.is_main
     console = [Console(settings.batch_size, quiet=settings.quiet)] if show else []
-    keeper = Keeper(partial(_write_params, outputs, module), partial(_write_beside, outputs, model))
-    keepers = [keeper] if settings.submit else []
+    keepers = [_keeper(outputs, model)] if settings.submit else []
     trainer = _make_trainer(job, module, settings, ranks, stop, (logs, *console, *keepers, history))
     resumed = trainer.restore() if settings.resume else False
     ranks.on_main_rank(lambda: _check_disks(trainer, outputs, data, model, resumed=resumed))
@@ -241,8 +272,9 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
 
 
 def _n_test(data: TaskData) -> int:
-    """Return the number of examples of the first split to predict, which is the test split."""
-    return next(iter(data.predicted.values())).n_examples
+    """Return the number of test examples; the first split to predict is the test split."""
+    stem, split = next(iter(data.predicted.items()))
+    return 0 if stem.endswith(".dev") else split.n_examples
 
 
 def _counted(n: int, what: str) -> str:
@@ -259,7 +291,9 @@ def _summarize(result: Result) -> list[str]:
     if settings.submit:
         files += [outputs.best_params, outputs.submission]
     lines = [f"{epoch}{found}", "written:", *(f"  {path}" for path in files)]
-    if settings.submit:
+    if settings.submit and not result.data.task.files:
+        lines.append(f"next: gpt1 predict FILE --model_dir {outputs.directory}")
+    elif settings.submit:
         own = outputs.submissions[result.labelled]
         lines.append(f"next: gpt1 analysis {own} --log {outputs.log}")
     return lines
@@ -281,7 +315,7 @@ def _set_up(settings: Settings, ranks: Ranks) -> Settings:
 
 
 def _prepare(
-    settings: Settings, sources: Sources, ranks: Ranks
+    settings: Settings, task: Task, sources: Sources, ranks: Ranks
 ) -> tuple[TaskData, Settings, LanguageModel]:
     """Return the data, the settings with the model's sizes decided, and the model on its device.
 
@@ -289,10 +323,11 @@ def _prepare(
         InputError: a file is missing or malformed, or does not fit the flags.
     """
     encoder = open_encoder(settings, sources)
-    data = load_data(settings, sources, verbose=ranks.is_main, encoder=encoder)
+    data = load_data(settings, sources, verbose=ranks.is_main, encoder=encoder, task=task)
     if data.train.n_examples < settings.batch_size:
+        place = sources.data_dir if task.files else data.examples[0].source.rpartition(", ")[0]
         raise InputError(
-            f"{sources.data_dir}: {data.train.n_examples} training examples are fewer than a batch "
+            f"{place}: {data.train.n_examples} training examples are fewer than a batch "
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
         )
     used, config = resolve(settings, sources, data)
@@ -306,6 +341,7 @@ def _prepare(
         text_encoder=encoder,
         has_choice_head=True,
         source=str(Outputs(settings).directory),
+        task=task.record(settings.n_ctx),
     )
     return data, used, model
 
@@ -364,6 +400,12 @@ def _check_disks(
     capacity.check_disks(needs)
 
 
+def _keeper(outputs: Outputs, model: LanguageModel) -> Keeper:
+    """Return the listener that keeps the best parameters, and beside them what opens them."""
+    params = partial(_write_params, outputs, model.module)
+    return Keeper(params, partial(_write_beside, outputs, model))
+
+
 def _write_params(outputs: Outputs, model: DoubleHeadsModel) -> None:
     """Keep the parameters that the model has now as the best."""
     jl.write_jl(outputs.best_params, to_list(model))
@@ -374,7 +416,8 @@ def _write_beside(outputs: Outputs, model: LanguageModel) -> None:
     names = (outputs.vocabulary[0].name, outputs.vocabulary[1].name)
     locate.copy_vocabulary(model.text_encoder.files, outputs.directory, names)
     config = model.module.config
-    locate.write_json(outputs.config, {"n_head": config.n_head, "afn": config.afn})
+    record = {} if model.task is None else {locate.TASK: model.task.as_json()}
+    locate.write_json(outputs.config, {"n_head": config.n_head, "afn": config.afn, **record})
 
 
 def _submit(

@@ -36,7 +36,8 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
     The demo runs if neither directory is named and ``data/`` has none of the task's files, and if
     no other directory than the demo's is named. It has files of one data set, ROCStories; for any
     other, the data are in ``data/`` if no directory is named. What is named and missing, or real
-    data without weights, is an error.
+    data without weights, is an error. Examples that are read already have no directory; it is the
+    demo then if its model is named.
 
     Args:
         settings: the run's settings.
@@ -46,7 +47,8 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
         InputError: a file is missing; the message has all missing files and what to do about them.
     """
     demo = _is_demo(settings, task)
-    data_dir = task.folder(settings.data_dir or (demo_dir("data") if demo else "data"))
+    usual = (demo_dir("data") if demo else "data") if task.files else "."
+    data_dir = task.folder(settings.data_dir or usual)
     model_dir = Path(settings.model_dir or (demo_dir("model") if demo else "model"))
     vocabulary, merges = locate.vocabulary_files(model_dir)
     sources = Sources(
@@ -64,6 +66,8 @@ def find_sources(settings: SourceSettings, task: Task) -> Sources:
 
 def _is_demo(settings: SourceSettings, task: Task) -> bool:
     """Whether the settings stand for the bundled demo."""
+    if not task.files:
+        return settings.model_dir is not None and is_demo_dir("model", settings.model_dir)
     if not task.is_in(demo_dir("data")):
         return False
     named = []

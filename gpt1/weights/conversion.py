@@ -17,6 +17,8 @@ import numpy as np
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.settings.command import Spelling, as_keyword
+from gpt1.tasks.layouts import StoryChoices
+from gpt1.tasks.record import TaskRecord
 from gpt1.weights import hub, locate
 from gpt1.weights.jl import write_jl
 from gpt1.weights.parameters import Array, check_array, parameter_shapes, write_safetensors
@@ -43,6 +45,7 @@ class _Model:
         unknown: the token with id 0, which stands for everything outside the vocabulary.
         config: the sizes of the model, with 0 or 3 special rows, and its activation.
         params: the arrays by the original's names, with or without a classifier.
+        task: the record of the task that the model was trained on; None if it has none.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class _Model:
     unknown: str
     config: ModelConfig
     params: dict[str, Array]
+    task: TaskRecord | None
 
     def extras(self, *, present: bool) -> list[str]:
         """Name the parts that only a fine-tuned model has.
@@ -209,7 +213,12 @@ def _read(
     for name, array in params.items():
         check_array(array, name, shapes[name], path)
     return _Model(
-        path=path, vocabulary=files, unknown=encoder.decoder[0], config=config, params=params
+        path=path,
+        vocabulary=files,
+        unknown=encoder.decoder[0],
+        config=config,
+        params=params,
+        task=stored.task,
     )
 
 
@@ -217,7 +226,7 @@ def _read(
 
 
 def _write_hub(target: Path, model: _Model) -> list[str]:
-    hub.write_hub(target, model.params, model.vocabulary, model.config)
+    hub.write_hub(target, model.params, model.vocabulary, model.config, model.task)
     notes = [
         "transformers computes the language model's softmax over token rows alone, gpt1 over "
         "position rows too: the logits are equal, the probabilities and losses are not",
@@ -259,8 +268,11 @@ def _write_list(target: Path, model: _Model, spell: Spelling) -> list[str]:
     arrays = list(model.params.values())
     if target.suffix == ".jl":
         write_jl(target, arrays)
-    else:
-        write_safetensors(target, arrays, model.config)
+        if model.task is None or model.task.layout == StoryChoices():
+            return []  # A choice head without a record is taken for one of stories.
+        lost = "the record of the task, without which the model predicts no examples"
+        return [f"a .jl list has no place for {lost}: left out"]
+    write_safetensors(target, arrays, model.config, model.task)
     return []
 
 

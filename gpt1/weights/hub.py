@@ -27,6 +27,7 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, unreadable
 from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.words import shorten
+from gpt1.tasks.record import TaskRecord
 from gpt1.text_utils.special import SPECIAL_TOKENS
 from gpt1.weights.locate import (
     HUB_CARD,
@@ -36,6 +37,7 @@ from gpt1.weights.locate import (
     HUB_MERGES,
     HUB_SAFETENSORS,
     HUB_TOKENIZER_CONFIG,
+    TASK,
     copy_vocabulary,
     hub_weights,
     read_json,
@@ -87,6 +89,7 @@ class HubConfig:
         n_classes: number of outputs of the classifier; 1 for a choice head, or if there is none.
         has_choice_settings: whether a choice head with these settings computes what the original's
             classifier computes.
+        task: the record of a fine-tuned model's task, as it is in the file; None if there is none.
     """
 
     vocab_size: int
@@ -97,6 +100,7 @@ class HubConfig:
     afn: str
     n_classes: int
     has_choice_settings: bool
+    task: Any = None
 
 
 # Reading
@@ -129,7 +133,13 @@ def read_config(model_dir: str | Path) -> HubConfig:
         )
     same = all(config.get(name, value) == value for name, value in _SUMMARY.items())
     n_classes = _size(path, config, N_CLASSES) if N_CLASSES in config else 1
-    return HubConfig(**sizes, afn=AFN[afn], n_classes=n_classes, has_choice_settings=same)
+    return HubConfig(
+        **sizes,
+        afn=AFN[afn],
+        n_classes=n_classes,
+        has_choice_settings=same,
+        task=config.get(TASK),
+    )
 
 
 def n_special_rows(config: HubConfig, n_vocab: int, path: str | Path) -> int:
@@ -379,6 +389,7 @@ def write_hub(
     params: Mapping[str, Array],
     vocabulary: tuple[str | Path, str | Path],
     config: ModelConfig,
+    task: TaskRecord | None = None,
 ) -> None:
     """Write a directory that transformers opens with ``from_pretrained``; arrays stay bit for bit.
 
@@ -393,6 +404,7 @@ def write_hub(
             classifier. In transformers the model has only the position rows of this ``we``.
         vocabulary: the files of the vocabulary and the merges, which are copied byte for byte.
         config: sizes and activation of the model.
+        task: the record of the task that the model was trained on, if it has a classifier.
 
     Raises:
         InputError: the vocabulary cannot be read.
@@ -419,7 +431,8 @@ def write_hub(
     architecture = f"OpenAIGPT{'DoubleHeads' if has_choices else 'LMHead'}Model"
     with atomic_write(model_dir / HUB_CARD, "w") as file:
         file.write(_card(config, architecture))
-    settings = {"architectures": [architecture], **_settings(config)}
+    record = {} if task is None else {TASK: task.as_json()}
+    settings = {"architectures": [architecture], **_settings(config), **record}
     write_json(model_dir / HUB_CONFIG, settings, indent=2)
 
 

@@ -23,6 +23,8 @@ SHAPES_FILE = "params_shapes.json"
 # Holds what no array shows: the number of heads, and perhaps the activation.
 CONFIG_FILE = "gpt1_config.json"
 RELEASED_N_HEAD = 12
+# The entry of a configuration, in both layouts, with the record of the task of a fine-tuned model.
+TASK = "gpt1_task"
 ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
 RELEASED_FILES = (ENCODER_FILE, BPE_FILE, SHAPES_FILE, CONFIG_FILE, *SHARDS)
 
@@ -221,17 +223,18 @@ def read_config_file(model_dir: str | Path) -> dict[str, Any]:
     activation. Whether the heads divide the width is not checked here.
 
     Returns:
-        ``n_head`` and, where the file has it, ``afn``; nothing without that file.
+        ``n_head`` and, where the file has them, ``afn`` and :data:`TASK`, the record of a task as
+        it is in the file; nothing without that file.
 
     Raises:
-        InputError: the file is not ``{"n_head": N}``, perhaps with ``"afn"``.
+        InputError: the file is not ``{"n_head": N}``, perhaps with ``"afn"`` and the record.
     """
     path = Path(model_dir) / CONFIG_FILE
     if not os.path.lexists(path):
         return {}
     config = read_json(path, "the checkpoint's settings")
     values = config if isinstance(config, dict) else {}
-    is_known = values.keys() <= {"n_head", "afn"} and is_size(values.get("n_head"))
+    is_known = values.keys() <= {"n_head", "afn", TASK} and is_size(values.get("n_head"))
     if not is_known or values.get("afn", "gelu") not in ACTIVATION_NAMES:
         raise InputError(
             f'{path}: expected {{"n_head": N}} with N a whole number from 1 to {LARGEST_SIZE}, and '

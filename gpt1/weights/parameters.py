@@ -24,9 +24,10 @@ import torch
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import check_regular, read_errors
+from gpt1.tasks.record import TaskRecord
 from gpt1.weights import tensors
 from gpt1.weights.jl import read_jl
-from gpt1.weights.locate import LIST_SUFFIXES
+from gpt1.weights.locate import LIST_SUFFIXES, TASK
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -240,10 +241,16 @@ def read_params(path: str | Path) -> list[Array]:
     return read_jl(path) if suffix == ".jl" else read_safetensors(path)[1]
 
 
-def write_safetensors(path: str | Path, arrays: Sequence[Array], config: ModelConfig) -> None:
+def write_safetensors(
+    path: str | Path,
+    arrays: Sequence[Array],
+    config: ModelConfig,
+    task: TaskRecord | None = None,
+) -> None:
     """Write a full parameter list under the original's names, in file shapes.
 
-    The metadata record the number of heads and the activation, which no array shows.
+    The metadata record what no array shows: the number of heads, the activation, and the task if
+    it is known.
 
     Raises:
         InputError: the arrays are not those of a model with ``config``.
@@ -257,7 +264,9 @@ def write_safetensors(path: str | Path, arrays: Sequence[Array], config: ModelCo
         _check_shape(array, name, shape, path)
         named[name] = np.asarray(array, order="C")  # the package writes the raw buffer
     # One entry: the package writes several in an order that changes from run to run.
-    metadata = {CONFIG_KEY: json.dumps({"n_head": config.n_head, "afn": config.afn})}
+    record = {} if task is None else {TASK: task.as_json()}
+    values = {"n_head": config.n_head, "afn": config.afn, **record}
+    metadata = {CONFIG_KEY: json.dumps(values)}
     with tensors.saved_by_name(path) as name:
         safetensors.numpy.save_file(named, name, metadata)
 

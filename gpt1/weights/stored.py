@@ -19,6 +19,7 @@ from gpt1.runtime.errors import InputError, join_problems
 from gpt1.settings.command import Spelling, as_keyword
 from gpt1.settings.fields import settings_of
 from gpt1.settings.groups import ACTIVATION_NAMES, OpenSettings
+from gpt1.tasks.record import TaskRecord, read_record
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import N_SPECIAL, SPECIAL_STD
 from gpt1.weights.hub import HubConfig, load_hub, n_special_rows, read_config
@@ -26,7 +27,9 @@ from gpt1.weights.jl import read_jl
 from gpt1.weights.locate import (
     CONFIG_FILE,
     HUB_CONFIG,
+    RUN_LIST,
     SHAPES_FILE,
+    TASK,
     is_hub,
     is_released,
     is_size,
@@ -69,6 +72,7 @@ class StoredModel:
         arrays: the arrays of a full parameter list, which had to be read to find its sizes; empty
             for a directory.
         n_classes: number of outputs of the classifier; 1 if there is none.
+        task: the record of the task that the model was trained on; None if no file has one.
     """
 
     path: Path
@@ -76,6 +80,7 @@ class StoredModel:
     sizes: ReleasedShapes | HubConfig | None = None
     arrays: Sequence[Array] = ()
     n_classes: int = 1
+    task: TaskRecord | None = None
 
     @property
     def is_list(self) -> bool:
@@ -197,7 +202,10 @@ def find_model(path: str | Path, model_dir: str | Path | None = None) -> StoredM
         config = read_config(path)
         file = str(path / HUB_CONFIG)
         facts = {name: Fact(getattr(config, name), file) for name in DEFAULTS}
-        return StoredModel(path=path, facts=facts, sizes=config, n_classes=config.n_classes)
+        task = _task_in({TASK: config.task}, file, config.n_classes)
+        return StoredModel(
+            path=path, facts=facts, sizes=config, n_classes=config.n_classes, task=task
+        )
     shapes = read_shapes(path)
     file = str(path / SHAPES_FILE)
     facts = {name: Fact(getattr(shapes, name), file) for name in ("n_embd", "n_layer")}
@@ -214,7 +222,25 @@ def recorded(model_dir: Path) -> dict[str, Fact]:
         config, file = read_config(model_dir), str(model_dir / HUB_CONFIG)
         return {name: Fact(getattr(config, name), file) for name in ("n_head", "afn")}
     file = str(model_dir / CONFIG_FILE)
-    return {name: Fact(value, file) for name, value in read_config_file(model_dir).items()}
+    values = read_config_file(model_dir)
+    return {name: Fact(values[name], file) for name in ("n_head", "afn") if name in values}
+
+
+def _task_in(values: Mapping[str, Any], file: str | Path, n_classes: int) -> TaskRecord | None:
+    """Return the record of a task in the settings that a file holds; None if there is none.
+
+    Raises:
+        InputError: it is damaged, or its target has another number of outputs than the classifier.
+    """
+    if values.get(TASK) is None:
+        return None
+    record = read_record(values[TASK], f"{file}: {TASK}")
+    if record.target.n_outputs != n_classes:
+        raise InputError(
+            f"{file}: {TASK}: the target has {record.target.n_outputs} outputs, but the model's "
+            f"classifier has {n_classes}; use the files of one model."
+        )
+    return record
 
 
 def _find_list(path: Path, model_dir: Path) -> StoredModel:
@@ -222,25 +248,31 @@ def _find_list(path: Path, model_dir: Path) -> StoredModel:
     _, n_embd, n_layer, n_classes = list_sizes(arrays, path)
     file = f"{path}, which gives every parameter,"
     facts = {"n_embd": Fact(n_embd, file), "n_layer": Fact(n_layer, file), **recorded(model_dir)}
-    facts |= _facts_of_metadata(metadata, path)
-    return StoredModel(path=path, facts=facts, arrays=arrays, n_classes=n_classes)
+    config = _config_in(metadata)
+    facts |= _facts_of_metadata(config, path)
+    # Beside a list of another name there may be the configuration of another model.
+    beside = path.name == RUN_LIST and read_config_file(path.parent)
+    values, where = (beside, path.parent / CONFIG_FILE) if beside else (config, path)
+    task = _task_in(values, where, n_classes)
+    return StoredModel(path=path, facts=facts, arrays=arrays, n_classes=n_classes, task=task)
 
 
-def _facts_of_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Fact]:
-    """Return the settings in the metadata of a list.
-
-    Entries that are not understood are ignored, because another program may have written them.
-    """
+def _config_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings in the metadata of a list, or nothing if another program wrote them."""
     try:
         config = json.loads(metadata.get(CONFIG_KEY, "{}"))
     except (ValueError, RecursionError):
         config = None
+    return config if isinstance(config, dict) else {}
+
+
+def _facts_of_metadata(config: Mapping[str, Any], path: Path) -> dict[str, Fact]:
+    """Return the settings in the metadata of a list that are understood."""
     facts = {}
-    if isinstance(config, dict):
-        if is_size(config.get("n_head")):
-            facts["n_head"] = Fact(config["n_head"], str(path))
-        if config.get("afn") in ACTIVATION_NAMES:
-            facts["afn"] = Fact(config["afn"], str(path))
+    if is_size(config.get("n_head")):
+        facts["n_head"] = Fact(config["n_head"], str(path))
+    if config.get("afn") in ACTIVATION_NAMES:
+        facts["afn"] = Fact(config["afn"], str(path))
     return facts
 
 

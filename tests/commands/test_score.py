@@ -11,7 +11,6 @@ from finished import Run, train_tiny
 
 from gpt1.commands import convert, score
 from gpt1.datasets.story_cloze import read_cloze
-from gpt1.inference.scoring import score_stories
 from gpt1.results.submissions import read_probs
 from gpt1.weights.jl import read_jl, write_jl
 
@@ -90,7 +89,8 @@ def test_out_has_what_stdout_has_and_reads_back(
     assert scored(run, path, "--out", str(out)) == 0
     assert capsys.readouterr() == ("", "")
     assert out.read_text() == table
-    expected = score_stories(run.opened(), ["Anna ran."], ["Anna won."], ["Anna cried."])
+    story = ("Anna ran.", "Anna won.", "Anna cried.")
+    _, expected = run.opened().predict([story], probabilities=True)
     assert read_probs(out).probs.tolist() == expected.tolist()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -72,9 +73,25 @@ def test_generate(directory: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("script", "metrics", "lines"),
+    [
+        ("classify.py", ["valid_accuracy"], r"(good|bad) \(\d\.\d\d\): (Irene|Jack) was .*"),
+        ("entail.py", ["valid_f1"], r"(yes|no): (Irene|Jack) had .* -> .*"),
+        ("compare.py", ["valid_pearson"], r"[1-3]\.\d\d: (Ada|Ben) had a .* / .*"),
+        ("choose.py", ["valid_accuracy"], r"(Grace|Henry) had a \w+\. It was a \w+\."),
+    ],
+)
+def test_a_task_of_ones_own(directory: Path, script: str, metrics: list[str], lines: str) -> None:
+    scores, *found = run(script, "--n_iter", "1", directory=directory).splitlines()[-3:]
+    assert list(ast.literal_eval(scores)) == metrics
+    assert [bool(re.fullmatch(lines, line)) for line in found] == [True, True]
+
+
 def test_no_example_is_left_out() -> None:
     """Each file in the directory has its test here."""
     tested = {"fine_tune.py", "score.py", "generate.py", "quickstart.ipynb"}
+    tested |= {"classify.py", "entail.py", "compare.py", "choose.py"}
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == tested
 
 

@@ -20,6 +20,7 @@ from gpt1.inference.language_model import LanguageModel
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.runtime.errors import InputError
 from gpt1.settings.groups import SamplingSettings
+from gpt1.tasks.targets import ChoiceIndex
 from gpt1.weights import locate
 
 TEXTS = [
@@ -159,7 +160,8 @@ def test_a_text_that_cannot_be_judged(pretrained: LanguageModel) -> None:
 
 
 def test_predictions_are_those_of_scoring(tuned: LanguageModel) -> None:
-    expected = scoring.score_stories(tuned, *zip(*STORIES, strict=True))
+    split, _ = scoring.encode_examples(tuned, STORIES)
+    expected = ChoiceIndex().probabilities(scoring.logits_of(tuned, split))
     chosen, probabilities = tuned.predict(STORIES, probabilities=True)
     np.testing.assert_array_equal(probabilities, expected)
     assert chosen == tuned.predict(STORIES) == expected.argmax(-1).tolist()

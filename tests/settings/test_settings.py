@@ -59,6 +59,8 @@ OURS = (
     "share_prefix",
     "compile",
     *("fast", "deterministic", "probs", "tensorboard", "quiet"),
+    *("shape", "train_file", "valid_file", "test_file", "text_columns", "label_column"),
+    *("metric", "positive"),
 )
 SWITCHES = (
     *("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast"),

@@ -26,6 +26,7 @@ import gpt1
 from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.task_data import TaskData
 from gpt1.commands import train
+from gpt1.datasets import TASKS
 from gpt1.datasets import story_cloze as datasets
 from gpt1.inference import prediction as predict
 from gpt1.inference.language_model import open_model
@@ -453,7 +454,7 @@ def score_instead(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[
     """Let evaluations find these accuracies, of training and of validation stories in turns."""
     metric = replace(ACCURACY, compute=lambda predictions, labels: scores.pop(0) if scores else 0.0)
     task = replace(datasets.ROCSTORIES, metrics=(metric,))
-    monkeypatch.setitem(prepare.TASKS, "rocstories", task)
+    monkeypatch.setitem(TASKS, "rocstories", task)
     return scores
 
 

@@ -38,13 +38,15 @@ from released import released_layout, write_released
 from small_tasks import COLOURS, LIKENESS
 
 from gpt1.commands import train
-from gpt1.datasets import TASKS
+from gpt1.datasets import TASKS, find_task
 from gpt1.datasets import story_cloze as datasets
 from gpt1.model.transformer import ModelConfig
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.results import log_lines, submissions
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings, parse
+from gpt1.tasks import ChoiceIndex, Choices, Example, TaskRecord
+from gpt1.tasks.record import read_record
 from gpt1.text_utils import encoder as text_utils
 from gpt1.training import checkpoint, logs
 from gpt1.weights import jl, locate, parameters
@@ -258,7 +260,49 @@ class Reader(NamedTuple):
     read: Callable[[Path], Any]
 
 
+RECORD_OF_TASK = TaskRecord(
+    layout=Choices(), target=ChoiceIndex(("a", "b")), n_ctx=9, metrics=("accuracy",)
+)
+WITH_TASK = json.dumps({"n_head": 4, "gpt1_task": RECORD_OF_TASK.as_json()}).encode()
+OWN_ROWS = [("a text", 'b "b", c', "0"), ("d", "e", "1"), ("f", "g", "0"), ("h", "i", "1")]
+OWN_JSON = [{"text1": a, "text2": b, "label": label} for a, b, label in OWN_ROWS]
+
+
+def own_csv(path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text1", "text2", "label"), *OWN_ROWS])
+
+
+def own_examples(path: Path) -> list[Example]:
+    """Read a user's examples; the task must be one that a model can be trained on."""
+    words = ["--dataset", "own", "--shape", "entailment", "--train_file", str(path)]
+    task = find_task(parse(words))
+    found = task.read(path.parent)
+    labels = [example.label for example in found.train + found.valid]
+    assert set(labels) == set(range(task.target.n_outputs))
+    assert all(text.strip() for example in found.train for text in example.texts)
+    return found.train
+
+
 READERS = {
+    "own csv": Reader("a.csv", lambda: in_file(own_csv), own_examples),
+    "own tsv": Reader(
+        "a.tsv",
+        lambda: "".join(
+            "\t".join(row) + "\n" for row in [("text1", "text2", "label"), *OWN_ROWS]
+        ).encode(),
+        own_examples,
+    ),
+    "own jsonl": Reader(
+        "a.jsonl", lambda: "\n".join(map(json.dumps, OWN_JSON)).encode(), own_examples
+    ),
+    "task": Reader(
+        "gpt1_config.json",
+        lambda: WITH_TASK,
+        lambda path: read_record(
+            locate.read_config_file(path.parent).get("gpt1_task"), f"{path}: gpt1_task"
+        ),
+    ),
     "stories": Reader("stories.csv", lambda: in_file(stories), datasets.read_cloze),
     "vocabulary": Reader(VOCABULARY, lambda: vocabulary_file(VOCABULARY), encoder_beside),
     "merges": Reader(MERGES, lambda: vocabulary_file(MERGES), encoder_beside),
@@ -346,12 +390,21 @@ def test_changed_bytes(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     read_or_refuse(lambda: READERS[kind].read(path), path)
 
 
-@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads", "record"])
+@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads", "record", "task"])
 @given(data=st.data())
 def test_other_json(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / READERS[kind].name
     path.write_text(data.draw(edited_json(json.loads(WHOLE(kind)))))
     read_or_refuse(lambda: READERS[kind].read(path), path)
+
+
+@given(line=st.integers(0, 3), data=st.data())
+def test_other_json_lines_of_own_data(tmp_path: Path, line: int, data: st.DataObject) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps(each) for each in OWN_JSON]
+    lines[line] = data.draw(edited_json(OWN_JSON[line]))
+    path.write_text("\n".join(lines))
+    read_or_refuse(lambda: own_examples(path), path)
 
 
 @pytest.mark.parametrize("kind", ["log", "log to go on with"])

@@ -43,6 +43,7 @@ def test_leaves_a_child():
 COMMAND_TESTS = {
     "train": ("test_train", "test_a_whole_run_ends_well_and_is_silent_on_stderr"),
     "analysis": ("test_analysis", "test_script_from_another_directory"),
+    "predict": ("test_own_runs", "test_predict_gives_the_submission_and_the_scores"),
     "score": ("test_score", "test_test_set_gets_the_choices_of_the_submission"),
     "generate": ("test_generate", "test_one_prompt"),
     "download": ("test_download", "test_result_on_stdout_and_silence_on_stderr"),

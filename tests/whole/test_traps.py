@@ -25,6 +25,7 @@ from padded import Padded
 from torch import Tensor
 
 from gpt1.batches.packing import pack
+from gpt1.datasets import TASKS
 from gpt1.datasets.story_cloze import ROCSTORIES, Cloze
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model.dropout import dropout
@@ -539,7 +540,7 @@ def read_instead(monkeypatch: pytest.MonkeyPatch, *splits: Cloze) -> None:
     )
     found = Splits(train, valid, {"ROCStories": test})
     task = replace(ROCSTORIES, read=lambda data_dir: found)
-    monkeypatch.setitem(prepare.TASKS, "rocstories", task)
+    monkeypatch.setitem(TASKS, "rocstories", task)
 
 
 def test_parts_are_cut_by_the_flag_and_not_by_the_datas_own_length(
