@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from gpt1.commands.running import find_data_dir, note_written, run_command
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
-from gpt1.settings.groups import DATASETS
+from gpt1.settings.groups import PAPER_DATASETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class AnalysisSettings:
     dataset: str | None = setting(
         None,
         "the data set, if no record beside SUBMISSION names it [rocstories]",
-        choices=DATASETS,
+        choices=PAPER_DATASETS,
+        metavar="NAME",
     )
     log: str | None = setting(
         None,

@@ -23,10 +23,11 @@ from gpt1.settings.fields import (
 
 OWN = "own"
 """The value of ``--dataset`` for a user's own data."""
-DATASETS = (
+PAPER_DATASETS = (
     *("rocstories", "sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "snli", "qnli", "rte"),
-    *("scitail", "race", "race-middle", "race-high", OWN),
+    *("scitail", "race", "race-middle", "race-high"),
 )
+DATASETS = (*PAPER_DATASETS, OWN)
 SHAPE_NAMES = ("classification", "entailment", "similarity", "choice")
 METRIC_NAMES = ("accuracy", "f1", "matthews", "pearson")
 PRECISIONS = ("fp32", "tf32", "bf16")

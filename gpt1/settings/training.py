@@ -38,7 +38,8 @@ TRAIN = Command(
   python -m gpt1.train --dataset rocstories --submit
 
   # on a file of your own with the columns text and label
-  gpt1 train --dataset own --shape classification --train_file reviews.csv --submit
+  gpt1 train --dataset own --shape classification --submit \\
+      --train_file reviews.csv
 
   # as a run before, with one flag changed
   gpt1 train --config log/rocstories.jsonl --seed 43 --desc second""",

@@ -15,6 +15,7 @@ import pytest
 from gpt1.datasets.sst2 import SST2
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.runtime.errors import InputError
+from gpt1.settings.groups import DATASETS
 from gpt1.settings.training import DEMO_DEFAULTS, TRAIN, Settings, parse
 from gpt1.training.sources import Sources, find_sources
 
@@ -121,7 +122,13 @@ def test_what_the_checkpoint_decides_is_the_originals_default(model: str, tmp_pa
     )
     nothing: Any = None  # The arrays are not used.
     data = TaskData(
-        task=ROCSTORIES, train=nothing, valid=nothing, test=nothing, n_vocab=40478, n_ctx=77
+        task=ROCSTORIES,
+        train=nothing,
+        valid=nothing,
+        predicted={},
+        labels={},
+        n_vocab=40478,
+        n_ctx=77,
     )
     settings, config = resolve(settings, sources, data)
     assert (config.n_embd, config.n_head, config.n_layer) == (768, 12, 12)
@@ -220,7 +227,7 @@ PLAIN_NAME = "must be a name without slashes, because log and save files are nam
         ("opt", "sgd", "must be one of adam"),
         ("afn", "tanh", "must be one of gelu, relu, swish"),
         ("lr_schedule", "linear", "must be one of warmup_linear, warmup_cosine, warmup_constant"),
-        ("dataset", "sst", "must be one of rocstories"),
+        ("dataset", "sst", f"must be one of {', '.join(DATASETS)}"),
         ("precision", "fp16", "must be one of fp32, tf32, bf16"),
         ("spacy_rules", "3", "must be one of 2.0, installed"),
         ("desc", "a/b", PLAIN_NAME),
