@@ -225,7 +225,7 @@ def test_a_run_in_python_is_that_of_the_command(
     rng = random.Random(1)
     rows = [mood(rng) for _ in range(40)]
     result = gpt1.fine_tune(
-        train=rows,
+        train=iter(rows),
         test=texts_of("classification"),
         model_dir=str(place.task.model_dir),
         n_batch=2,
@@ -247,6 +247,11 @@ def test_a_run_in_python_is_that_of_the_command(
     ("arguments", "complaint"),
     [
         ({"train": [("a", "b", "c")]}, "shape: must be given; give one of"),
+        ({"train": "a text"}, "train: must be a list of examples, but is 'a text'"),
+        ({"train": {"a": "b"}}, "train: must be a list of examples, but is {'a': 'b'}"),
+        ({"train": 3}, "train: must be a list of examples, but is 3"),
+        ({"train": []}, "train: there are no examples; give at least one"),
+        ({"train": [("a",)]}, "train, example 1: must be texts and then a label (text, label), b"),
         ({"train": [("a", "b")], "dataset": "rocstories"}, "dataset='rocstories': train is given"),
         ({"valid": [("a", "b")]}, "valid, test: are given without train"),
         (
