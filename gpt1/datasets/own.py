@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sklearn.model_selection import train_test_split
 
@@ -85,8 +85,8 @@ class _Form:
         return self.names[first_answer(self.layout) :]
 
 
-Examples = Mapping[str, Sequence[Sequence[object]] | None]
-"""The examples of a Python program by split, ``train``, ``valid`` and ``test``."""
+Examples = Mapping[str, Sequence[object]]
+"""The examples of a Python program by split: ``train``, and perhaps ``valid`` and ``test``."""
 
 
 def own_task(settings: Settings, examples: Examples | None = None) -> Task:
@@ -234,8 +234,7 @@ def _from_memory(settings: Settings, examples: Examples) -> tuple[_Form, dict[st
     """Return the examples of a Python program as rows."""
     assert settings.shape is not None
     layout = SHAPES[settings.shape]
-    given = {split: found for split, found in examples.items() if found is not None}
-    rows = {split: _rows_in(split, found, layout) for split, found in given.items()}
+    rows = {split: _rows_in(split, found, layout) for split, found in examples.items()}
     n_texts = max(len(row.texts) for split in rows.values() for row in split)
     form = _Form(layout=layout, names=text_names(layout, n_texts), first=0)
     return form, {
@@ -253,23 +252,35 @@ def padded(texts: Sequence[str], n_texts: int) -> tuple[str, ...]:
     return (*texts, *[""] * (n_texts - len(texts)))
 
 
-def holds_single_texts(examples: Sequence[object]) -> bool:
-    """Return whether the first example is one text and a label."""
-    first = next(iter(examples), None) if isinstance(examples, Iterable) else None
-    return isinstance(first, tuple | list) and len(first) == 2
+def listed(split: str, examples: Iterable[object]) -> list[Any]:
+    """Return the examples of a Python program as a list, whatever holds them.
 
+    Args:
+        split: the name of the argument, for messages.
+        examples: the examples.
 
-def _rows_in(split: str, examples: Sequence[Sequence[object]], layout: Layout) -> list[Row]:
-    """Return the rows of one split; a test example may lack the label."""
-    if isinstance(examples, str) or not isinstance(examples, Iterable):
+    Raises:
+        InputError: they are no examples, or there are none.
+    """
+    if isinstance(examples, str | Mapping) or not isinstance(examples, Iterable):
         raise InputError(f"{split}: must be a list of examples, but is {_shown(examples)}")
-    rows = [
+    found = list(examples)
+    if not found:
+        raise InputError(f"{split}: there are no examples; give at least one, or leave it out.")
+    return found
+
+
+def has_several_texts(example: object) -> bool:
+    """Return whether an example has more than one text before its label."""
+    return isinstance(example, tuple | list) and len(example) > 2
+
+
+def _rows_in(split: str, examples: Sequence[object], layout: Layout) -> list[Row]:
+    """Return the rows of one split; a test example may lack the label."""
+    return [
         _row(f"{split}, example {number}", example, layout, is_test=split == "test")
         for number, example in enumerate(examples, start=1)
     ]
-    if not rows:
-        raise InputError(f"{split}: there are no examples; give at least one, or leave it out.")
-    return rows
 
 
 def _row(where: str, example: object, layout: Layout, *, is_test: bool) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 import gpt1
 from gpt1.batches.task_data import TaskData
 from gpt1.datasets import Examples, find_task
-from gpt1.datasets.own import holds_single_texts
+from gpt1.datasets.own import has_several_texts, listed
 from gpt1.inference.language_model import LanguageModel
 from gpt1.model import DoubleHeadsModel
 from gpt1.opt import OpenAIAdam
@@ -102,9 +102,9 @@ class Result:
 def fine_tune(
     dataset: str | None = None,
     *,
-    train: Sequence[Sequence[object]] | None = None,
-    valid: Sequence[Sequence[object]] | None = None,
-    test: Sequence[Sequence[object]] | None = None,
+    train: Iterable[object] | None = None,
+    valid: Iterable[object] | None = None,
+    test: Iterable[object] | None = None,
     verbose: bool = True,
     **settings: Any,
 ) -> Result:
@@ -131,18 +131,18 @@ def fine_tune(
         Gpt1Error: a result cannot be written, or the run diverged.
         KeyboardInterrupt: the run was interrupted, and saved its state; ``resume=True`` continues.
     """
-    given = {"train": train, "valid": valid, "test": test}
-    examples = None if train is None else given
-    if examples is None and (valid is not None or test is not None):
+    splits = {"train": train, "valid": valid, "test": test}
+    given = {split: listed(split, found) for split, found in splits.items() if found is not None}
+    chosen = {"submit": True, "dataset": dataset or (OWN if given else "rocstories")}
+    if given and train is None:
         raise InputError("valid, test: are given without train; give train, too")
-    if examples is not None and dataset not in (None, OWN):
+    if given and chosen["dataset"] != OWN:
         raise InputError(f"dataset={dataset!r}: train is given; leave one of the two out")
-    chosen = {"submit": True, "dataset": dataset or ("rocstories" if train is None else OWN)}
-    if train is not None and holds_single_texts(train):
+    if given and not has_several_texts(given["train"][0]):
         chosen["shape"] = "classification"
     values = from_keywords({**chosen, **settings})
     with naming_arguments(values.as_flags()):
-        return _fine_tune(values, examples, verbose=verbose)
+        return _fine_tune(values, given or None, verbose=verbose)
 
 
 def _fine_tune(settings: Settings, examples: Examples | None, *, verbose: bool) -> Result:

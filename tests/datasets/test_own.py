@@ -424,8 +424,6 @@ def test_labels_in_python() -> None:
 @pytest.mark.parametrize(
     ("train", "words", "complaint"),
     [
-        ("a text", CLASSIFICATION, "train: must be a list of examples, but is 'a text'"),
-        ([], CLASSIFICATION, "train: there are no examples; give at least one"),
         (["a", "b"], CLASSIFICATION, "train, example 1: must be texts and then a label (text, lab"),
         ([*MOODS, ("a",)], CLASSIFICATION, "train, example 11: must be texts and then a label"),
         ([*MOODS, (1, "a")], CLASSIFICATION, "train, example 11: must be texts and then a label"),

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tiny
+from finished import train_tiny
 
 import gpt1
-from gpt1.commands import convert, predict, train
+from gpt1.commands import convert, predict, score, train
 from gpt1.inference.language_model import LanguageModel
 from gpt1.runtime.errors import InputError
 from gpt1.weights.jl import read_jl
@@ -224,7 +225,7 @@ def test_a_run_in_python_is_that_of_the_command(
     rng = random.Random(1)
     rows = [mood(rng) for _ in range(40)]
     result = gpt1.fine_tune(
-        train=rows,
+        train=iter(rows),
         test=texts_of("classification"),
         model_dir=str(place.task.model_dir),
         n_batch=2,
@@ -246,6 +247,11 @@ def test_a_run_in_python_is_that_of_the_command(
     ("arguments", "complaint"),
     [
         ({"train": [("a", "b", "c")]}, "shape: must be given; give one of"),
+        ({"train": "a text"}, "train: must be a list of examples, but is 'a text'"),
+        ({"train": {"a": "b"}}, "train: must be a list of examples, but is {'a': 'b'}"),
+        ({"train": 3}, "train: must be a list of examples, but is 3"),
+        ({"train": []}, "train: there are no examples; give at least one"),
+        ({"train": [("a",)]}, "train, example 1: must be texts and then a label (text, label), b"),
         ({"train": [("a", "b")], "dataset": "rocstories"}, "dataset='rocstories': train is given"),
         ({"valid": [("a", "b")]}, "valid, test: are given without train"),
         (
@@ -358,6 +364,41 @@ def test_mistakes_on_the_command_line(
     assert err.startswith("gpt1 predict: error: ")
     assert complaint in err
     assert err.count("\n") == 1
+
+
+def test_a_model_of_stories_predicts_tables_of_stories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `gpt1 score` writes with probabilities, for the same table and also without a record."""
+    run = train_tiny(tmp_path / "run")
+    path = tmp_path / "stories.csv"
+    rows = [("anna ran.", "anna won.", "anna cried.", 1), ("ben lost.", "he won.", "he ran.", 2)]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("story", "ending1", "ending2", "label"), *rows])
+    capsys.readouterr()
+    params = ["--params", str(run.params.parent), "--device", "cpu"]
+    assert score.main([str(path), *params]) == 0
+    expected = capsys.readouterr()
+    assert predict.main([str(path), "--probs", *params]) == 0
+    found = capsys.readouterr()
+    assert found.out == expected.out
+    assert found.err.split("%")[0][13:] == expected.err.split("%")[0][11:]
+    (run.params.parent / "gpt1_config.json").write_text('{"n_head": 4}')
+    assert predict.main([str(path), "--probs", *params]) == 0
+    assert capsys.readouterr() == found
+
+
+def test_score_takes_models_that_choose_alone(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stories.csv"
+    path.write_text("story,ending1,ending2\nanna ran.,anna won.,anna cried.\n")
+    run = place.directory / "save" / "entailment"
+    assert score.main([str(path), "--params", str(run), "--device", "cpu"]) == 2
+    assert "was not trained to choose; use gpt1 predict, or --params" in capsys.readouterr().err
+    run = place.directory / "save" / "choice"
+    assert score.main([str(path), "--params", str(run), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("index\tprediction\tprob_0\tprob_1\n0\t")
 
 
 def test_a_model_that_was_not_fine_tuned(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
