@@ -47,7 +47,7 @@ def make_task(name: str, title: str, labels: Sequence[float], n_texts: int, **pa
         name=name,
         title=title,
         folders=(name,),
-        files=((".",),),  # any folder has it
+        files=((".",),),  # nothing is read
         remedy="make it",
         read=lambda folder: splits,
         **parts,
