@@ -172,6 +172,7 @@ def analyse(
     other = None if other_path is None else _read(other_path, split)
     log = None if log_path is None else read_run_log(log_path)
     run = identify_run(submission_path, log)
+    _check_metric(log, split)
     text = report(split, submission, log and log.evaluations, other, run)
     if probs_path is None:
         return text
@@ -217,6 +218,17 @@ def _read(path: str | Path, split: LabelledSplit) -> Labels:
             "and --data_dir."
         )
     return found
+
+
+def _check_metric(log: RunLog | None, split: LabelledSplit) -> None:
+    """Refuse a log whose scores are of another metric than those of the task."""
+    own = split.task.metrics[0]
+    if log is not None and log.evaluations[0].metric.name != own.name:
+        raise InputError(
+            f"{log.path}: the log of a run that is scored by {log.evaluations[0].metric.title}, "
+            f"but {split.task.title} is scored by {own.title}; name the log of the run that made "
+            "the submission."
+        )
 
 
 def _check_agreement(

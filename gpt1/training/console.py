@@ -103,12 +103,16 @@ class Console(Listener):
             tqdm.write(" ".join(words))
             sys.stdout.flush()
             return
+        titles = [name.replace("tr_", "train ").replace("va_", "valid ") for name in names]
+        width = max(12, *(len(title) + 2 for title in titles))
         if not self._has_header:
-            titles = [name.replace("tr_", "train ").replace("va_", "valid ") for name in names]
-            tqdm.write(f"{'epoch':>6}{'update':>8}" + "".join(f"{title:>12}" for title in titles))
+            heads = "".join(f"{title:>{width}}" for title in titles)
+            tqdm.write(f"{'epoch':>6}{'update':>8}{heads}")
             self._has_header = True
         row = f"{evaluation.n_epochs:6}{evaluation.n_updates:8}"
-        row += "".join(f"{x:12.3f}" for x in costs) + "".join(f"{x:12.2f}" for x in scores)
+        row += "".join(f"{x:{width}.3f}" for x in costs) + "".join(
+            f"{x:{width}.2f}" for x in scores
+        )
         tqdm.write(row + ("  best" if is_best else ""))
 
     def closed(self) -> None:

@@ -252,6 +252,11 @@ def test_hidden_labels_lead_to_the_validation_split(capsys: pytest.CaptureFixtur
             {"run_id": "2", "desc": "yours", "dataset": "likeness"},
             "a.tsv, line 2: expected index 0",
         ),
+        (
+            ["a.tsv", "--log", "other.jsonl"],
+            {"sha256": "0" * 64},
+            "other.jsonl: the log of a run that is scored by accuracy, but Colours is scored by ma",
+        ),
     ],
 )
 def test_mistakes(
@@ -262,6 +267,7 @@ def test_mistakes(
     record = submissions.read_record("a.tsv")
     assert record is not None
     Path("a.run.json").write_text(json.dumps({**asdict(record), **changes}))
+    write_log(LETTERS, 80.0).rename("other.jsonl")
     write_log(COLOURS, 80.0)
     status, text, err = run(capsys, *words)
     assert (status, text) == (2, "")
@@ -380,5 +386,6 @@ def test_curves_are_named_after_the_metric_and_know_chance() -> None:
         loss: (label, known),
         "Pearson or matthews at evaluations": ("pearson or matthews (%)", known),
     }
+    assert panels(LETTERS, COLOURS)[loss] == (label, known)  # four letters, three colours
     (axes, _) = curves(runs_of(LETTERS)).axes
     assert [line.get_ydata()[0] for line in axes.lines][-1] == pytest.approx(np.log(4))

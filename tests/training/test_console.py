@@ -14,6 +14,10 @@ from pathlib import Path
 
 import tiny
 
+from gpt1.training.checkpoint import TrainState
+from gpt1.training.console import Console
+from gpt1.training.loop import Evaluation
+
 COLUMNS = 80
 LINE = r"\d+ \d+ \d+\.\d{3} \d+\.\d{3} \d+\.\d{2} \d+\.\d{2}"  # of the original
 
@@ -99,3 +103,23 @@ def test_quiet_leaves_the_originals_lines_alone(task: tiny.Tiny, tmp_path: Path)
     )
     assert re.fullmatch(rf"{LINE}\n", done.stdout)
     assert done.stderr == ""
+
+
+def test_the_table_has_room_for_the_name_of_any_metric(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    console = Console(8)
+    console.started(
+        TrainState(model=None, optimizer=None, best_score=0.0), n_updates=4, resumed=False
+    )
+    figures = {"tr_cost": 0.5, "va_cost": 0.25, "tr_matthews": -5.0, "va_matthews": 12.5}
+    more = {"tr_acc": 1.0, "va_acc": 2.0}
+    found = Evaluation(n_epochs=1, n_updates=4, figures={**figures, **more}, score=12.5)
+    console.evaluated(found, is_best=True)
+    console.closed()
+    shown = [re.sub(r"\s{2,}", "  ", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert shown == [
+        "epoch  update  train cost  valid cost  train matthews  valid matthews",
+        "1  4  0.500  0.250  -5.00  12.50  best",
+    ]

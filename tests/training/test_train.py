@@ -257,8 +257,12 @@ def test_desc_names_the_files(run: Run) -> None:
         "save/mine/encoder_bpe_40000.json",
         "save/mine/gpt1_config.json",
         "save/mine/vocab_40000.bpe",
+        "submission/ROCStories.dev.run.json",
+        "submission/ROCStories.dev.tsv",
         "submission/ROCStories.run.json",
         "submission/ROCStories.tsv",
+        "submission/mine/ROCStories.dev.run.json",
+        "submission/mine/ROCStories.dev.tsv",
         "submission/mine/ROCStories.run.json",
         "submission/mine/ROCStories.tsv",
     ]
