@@ -289,6 +289,32 @@ def test_resume_and_the_log_as_configuration(
     assert (again / "choice" / "own.tsv").read_text() == expected
 
 
+def test_long_texts_are_cut_as_in_training(place: Place, tmp_path: Path) -> None:
+    """The record has the --n_ctx of training: the rows of positions alone cut to other lengths."""
+    rng = random.Random(3)
+    rows = [(f"{a} so big. it was {a}", f"{b} ran so. {b} ran", y) for a, b, y in _pairs(rng)]
+    for name in ("train", "test"):
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("text1", "text2", "label"), *rows])
+    flags = place.flags("entailment", tmp_path)
+    files = [f"--{name}_file={tmp_path / name}.csv" for name in ("train", "test")]
+    assert train.main([*flags, *files, "--n_ctx", "16", "--probs"]) == 0
+    model = gpt1.load_pretrained(tmp_path / "save" / "entailment", device="cpu")
+    assert model.module.config.n_ctx == 15
+    texts = [row[:2] for row in rows]
+    text = (tmp_path / "submission" / "entailment" / "own.probs.tsv").read_text()
+    expected = [[float(x) for x in row.split("\t")[2:]] for row in text.splitlines()[1:]]
+    _, found = model.predict(texts, probabilities=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    _, other = model.predict(texts, probabilities=True, n_ctx=512)
+    assert not np.allclose(other, expected, rtol=1e-5)
+
+
+def _pairs(rng: random.Random) -> list[tuple[str, str, str]]:
+    names = [(rng.choice(NAMES), rng.choice(NAMES)) for _ in range(40)]
+    return [(one, two, "yes" if one == two else "no") for one, two in names]
+
+
 def test_too_few_examples_for_a_batch(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
