@@ -3,10 +3,13 @@
     python -m benchmarks.memory                    # RACE's shape: 32 examples of 4 * 512 tokens
     python -m benchmarks.memory --dataset race --data_dir data/race --model_dir model
     python -m benchmarks.memory --answers 2 --length 77 --recompute no
+    python -m benchmarks.memory --towers 2         # the same peak in half the time
 
-The model has GPT-1's size and fresh weights, and the flags are those of a default run: 4 towers of 8
-examples, fp32. ``--recompute auto`` decides as a run does. With ``--dataset`` the batch is made of
-the longest examples of the real training split, else of random tokens of full length.
+The model has GPT-1's size and fresh weights, and the flags are those of a default run: 4 towers of
+8 examples, fp32. From the second tower on the gradients of the earlier ones are in memory, so that
+more towers do not raise the peak. ``--recompute auto`` decides as a run does. With ``--dataset``
+the batch is made of the longest examples of the real training split, else of random tokens of full
+length.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ from gpt1.text_utils.special import SpecialTokens
 from gpt1.training.capacity import USABLE, largest_tower, memory_of, training_memory
 from gpt1.weights.locate import vocabulary_files
 
-N_GPU = 4
 MODES = {"no": False, "yes": True}
 
 
@@ -48,7 +50,7 @@ def real_split(args: argparse.Namespace) -> EncodedSplit:
     encoder = TextEncoder(*vocabulary_files(args.model_dir))
     task = TASKS[args.dataset]
     data = load_task_data(task, task.folder(args.data_dir), encoder, n_ctx=args.length)
-    longest = np.argsort(data.train.lengths.sum(1), kind="stable")[-args.batch :]
+    longest = np.argsort(data.train.lengths.sum(1), kind="stable")[-args.batch * args.towers :]
     return data.train.take(longest)
 
 
@@ -57,13 +59,15 @@ def run(args: argparse.Namespace) -> int:
     if args.device.type == "cpu":
         keep_freed_memory()
     split = (
-        real_split(args) if args.dataset else random_split(args.batch, args.answers, args.length)
+        real_split(args)
+        if args.dataset
+        else random_split(args.batch * args.towers, args.answers, args.length)
     )
     config = ModelConfig(n_ctx=split.longest, n_layer=args.layers)
     estimates = {
         mode: training_memory(
             config,
-            largest_tower(split, args.batch // N_GPU),
+            largest_tower(split, args.batch),
             recompute=recompute,
             precision=args.precision,
             fused=args.device.type == "cuda",
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     ours = Ours(config, args.device, share_prefix=False)
     ours.model.recompute = MODES[mode]
     before, begin = peak_gib(args.device), time.perf_counter()
-    ours.train(split, args.precision, N_GPU)
+    ours.train(split, args.precision, args.towers)
     synchronize(args.device)
     figures = {
         **machine(args.device),
@@ -99,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--dataset", choices=list(TASKS), help="use the real data of this set")
     flags.add_argument("--data_dir", type=Path, default=Path("data/"))
     flags.add_argument("--model_dir", type=Path, default=Path("model/"))
-    flags.add_argument("--batch", type=positive, default=32)
+    flags.add_argument("--batch", type=positive, default=8, help="examples per tower [8]")
+    flags.add_argument("--towers", type=positive, default=4)
     flags.add_argument("--answers", type=positive, default=4)
     flags.add_argument("--length", type=positive, default=512)
     flags.add_argument("--layers", type=positive, default=12)

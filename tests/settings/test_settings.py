@@ -57,11 +57,11 @@ OURS = (
     *("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every"),
     "share_prefix",
     "compile",
-    *("fast", "deterministic", "probs", "tensorboard", "quiet"),
+    *("fast", "deterministic", "probs", "tensorboard", "quiet", "recompute", "cache_dir"),
 )
 SWITCHES = (
     *("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast"),
-    *("deterministic", "probs", "quiet"),
+    *("deterministic", "probs", "quiet", "recompute"),
 )
 
 FLAGS = tuple(Settings().as_flags())
