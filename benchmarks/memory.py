@@ -28,7 +28,7 @@ from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.task_data import load_task_data
 from gpt1.datasets import TASKS
 from gpt1.model.transformer import ModelConfig
-from gpt1.runtime.device import keep_freed_memory
+from gpt1.runtime.device import keep_freed_memory, return_large_blocks
 from gpt1.runtime.errors import report_errors
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     fits = there is None or estimates["no"] <= USABLE * there
     mode = ("no" if fits else "yes") if args.recompute == "auto" else args.recompute
     ours = Ours(config, args.device, share_prefix=False)
-    ours.model.recompute = MODES[mode]
+    if MODES[mode]:
+        ours.model.recompute = True
+        return_large_blocks()
     before, begin = peak_gib(args.device), time.perf_counter()
     ours.train(split, args.precision, args.towers)
     synchronize(args.device)

@@ -95,11 +95,27 @@ def keep_freed_memory() -> None:
     By default glibc returns every freed block above 32 MiB to the system. A training step on the
     CPU would then spend much of its time in page faults, for tensors of the same sizes each time.
     """
+    m_trim_threshold, m_mmap_max, never = -1, -4, -1
+    _mallopt((m_mmap_max, 0), (m_trim_threshold, never))
+
+
+def return_large_blocks() -> None:
+    """Ask glibc to return freed blocks above 32 MiB to the system, as it does by default.
+
+    This undoes the larger part of :func:`keep_freed_memory`. Blocks that are kept for reuse can only
+    be used for blocks that are not larger: with activations of many sizes, some of which stay in
+    memory while others come and go, the process would grow to more than twice what it uses.
+    """
+    m_mmap_threshold, m_mmap_max = -3, -4
+    _mallopt((m_mmap_max, 1 << 16), (m_mmap_threshold, 32 << 20))
+
+
+def _mallopt(*options: tuple[int, int]) -> None:
+    """Set options of glibc's memory allocation, if glibc is the C library."""
     try:
         libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max, never = -1, -4, -1
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, never)
+        for option, value in options:
+            libc.mallopt(option, value)
     except (OSError, AttributeError):
         pass  # Another C library makes the program slower, not wrong.
 

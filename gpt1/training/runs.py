@@ -161,7 +161,9 @@ def run_fine_tuning(
     encoder, data = _load(settings, sources, ranks)
     settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks, encoder, data))
     settings = _with_recompute(settings, data, model.module.config, ranks)
-    model.module.recompute = bool(settings.recompute)
+    if settings.recompute:
+        model.module.recompute = True
+        device.return_large_blocks()
     outputs = Outputs(settings, list(data.predicted))
     ranks.on_main_rank(outputs.remove_unfinished)
     module = model.module

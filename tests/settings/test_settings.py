@@ -61,7 +61,7 @@ OURS = (
 )
 SWITCHES = (
     *("submit", "analysis", "vector_l2", "resume", "share_prefix", "compile", "fast"),
-    *("deterministic", "probs", "quiet", "recompute"),
+    *("deterministic", "probs", "quiet"),
 )
 
 FLAGS = tuple(Settings().as_flags())
