@@ -31,7 +31,7 @@ from gpt1.batches.task_data import load_task_data
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.model.transformer import ModelConfig
 from gpt1.runtime.errors import report_errors
-from gpt1.tasks import Classes, Entailment, Example, Splits, Task
+from gpt1.tasks import ChoiceIndex, Entailment, Example, Splits, Task
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.weights.locate import vocabulary_files
 
@@ -103,7 +103,7 @@ def task() -> Task:
     """Return MNLI's task as far as it is needed here."""
     return replace(
         ROCSTORIES, name="mnli", title="MNLI", read=read_pairs, layout=Entailment(),
-        target=Classes(LABELS),
+        target=ChoiceIndex(LABELS),
     )  # fmt: skip
 
 

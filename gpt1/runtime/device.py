@@ -100,14 +100,14 @@ def keep_freed_memory() -> None:
 
 
 def return_large_blocks() -> None:
-    """Ask glibc to return freed blocks above 32 MiB to the system, as it does by default.
+    """Ask glibc to return freed blocks above 4 MiB to the system.
 
-    This undoes the larger part of :func:`keep_freed_memory`. Blocks that are kept for reuse can only
-    be used for blocks that are not larger: with activations of many sizes, some of which stay in
+    This undoes most of :func:`keep_freed_memory`. A block that is kept for reuse can only
+    serve for blocks that are not larger. With activations of many sizes, some of which stay in
     memory while others come and go, the process would grow to more than twice what it uses.
     """
     m_mmap_threshold, m_mmap_max = -3, -4
-    _mallopt((m_mmap_max, 1 << 16), (m_mmap_threshold, 32 << 20))
+    _mallopt((m_mmap_max, 1 << 16), (m_mmap_threshold, 4 << 20))
 
 
 def _mallopt(*options: tuple[int, int]) -> None:
