@@ -158,12 +158,7 @@ def run_fine_tuning(
     outputs = Outputs(settings, (task.submission,))
     ranks.on_main_rank(outputs.check)
     ranks.on_main_rank(lambda: outputs.claim(lock))
-    encoder, data = _load(settings, sources, ranks)
-    settings, model = ranks.on_all_ranks(lambda: _prepare(settings, sources, ranks, encoder, data))
-    settings = _with_recompute(settings, data, model.module.config, ranks)
-    if settings.recompute:
-        model.module.recompute = True
-        device.return_large_blocks()
+    data, settings, model = _prepare(settings, sources, ranks)
     outputs = Outputs(settings, list(data.predicted))
     ranks.on_main_rank(outputs.remove_unfinished)
     module = model.module
@@ -306,6 +301,24 @@ def _load(settings: Settings, sources: Sources, ranks: Ranks) -> tuple[TextEncod
 
 
 def _prepare(
+    settings: Settings, sources: Sources, ranks: Ranks
+) -> tuple[TaskData, Settings, LanguageModel]:
+    """Return the data, the settings with all sizes decided, and the model on its device.
+
+    Raises:
+        InputError: a file is missing or malformed, or does not fit the flags.
+    """
+    encoder, data = _load(settings, sources, ranks)
+    used, model = ranks.on_all_ranks(lambda: _build(settings, sources, ranks, encoder, data))
+    used = _with_recompute(used, data, model.module.config, ranks)
+    if used.recompute:
+        model.module.recompute = True
+        if ranks.device.type == "cpu":
+            device.return_large_blocks()
+    return data, used, model
+
+
+def _build(
     settings: Settings, sources: Sources, ranks: Ranks, encoder: TextEncoder, data: TaskData
 ) -> tuple[Settings, LanguageModel]:
     """Return the settings with the model's sizes decided, and the model on its device.
