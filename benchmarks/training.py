@@ -47,7 +47,7 @@ from gpt1.runtime.errors import InputError, report_errors
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.tasks import StoryChoices
 from gpt1.text_utils.special import SpecialTokens
-from gpt1.training.fine_tuning import tower_gradients
+from gpt1.training.fine_tuning import tower_batches, tower_gradients
 
 N_VOCAB = 40478
 N_CTX = 77
@@ -115,13 +115,19 @@ class Ours:
 
     def train(self, stories: EncodedSplit, precision: str, n_gpu: int) -> None:
         """Make one update on all stories, in n_gpu towers."""
+        batches = tower_batches(
+            stories,
+            self.model.config.clf_token,
+            self.ranks,
+            n_towers=n_gpu,
+            share_prefix=self.share_prefix,
+        )
         tower_gradients(
             Replica(self.model, self.ranks),
-            stories,
+            batches,
             seeds=range(n_gpu),
             lm_coef=LM_COEF,
             precision=precision,
-            share_prefix=self.share_prefix,
         )
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -6,6 +6,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parent.parent
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IS_WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may read or write the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="gpt1-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # How many examples a test with random input tries: plain pytest and `make test-all` take
 # "thorough", `make test` takes "quick". Either tries the same examples in each run, so that no run

@@ -64,9 +64,12 @@ class Batch:
         """Return the batch on ``device``; the copy from pinned memory is asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin(self) -> Batch:
-        """Return the batch in pinned memory, from which a GPU can copy asynchronously."""
-        return self._map(Tensor.pin_memory)
+    def pinned_for(self, device: torch.device) -> Batch:
+        """Return the batch in memory from which ``device`` can copy while it computes."""
+        if device.type != "cuda":
+            return self
+        with torch.cuda.device(device):  # The present device is one thread's own.
+            return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values: dict[str, Any] = {}

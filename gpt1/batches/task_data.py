@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from gpt1.batches.cache import WORTH_CACHING, Cache, key_of
 from gpt1.batches.encoded import EncodedSplit
+from gpt1.batches.encoding import Encoding, Texts, encode_examples, n_characters
 from gpt1.tasks import Example, Task
 from gpt1.tasks.targets import Labels, Target
 from gpt1.text_utils.encoder import TextEncoder
@@ -27,7 +30,7 @@ class TaskData:
             labels, so that training cannot use them.
         labels: the labels of these splits, for the scores of a finished run; None if they are not
             known.
-        examples: the training examples, in the order of ``train``.
+        sources: where each training example was read, in the order of ``train``.
         notes: what a user should know about the files.
         n_vocab: number of tokens in the vocabulary.
         n_ctx: T, the number of tokens of the longest sequence in all splits.
@@ -38,7 +41,7 @@ class TaskData:
     valid: EncodedSplit
     predicted: Mapping[str, EncodedSplit]
     labels: Mapping[str, Labels | None]
-    examples: Sequence[Example] = ()
+    sources: Sequence[str] = ()
     notes: Sequence[str] = ()
     n_vocab: int
     n_ctx: int
@@ -53,15 +56,24 @@ class TaskData:
 
 
 def load_task_data(
-    task: Task, data_dir: str | Path, encoder: TextEncoder, *, n_ctx: int, verbose: bool = False
+    task: Task,
+    data_dir: str | Path,
+    encoder: TextEncoder,
+    *,
+    n_ctx: int,
+    cache: Cache | None = None,
+    n_processes: int = 1,
+    verbose: bool = False,
 ) -> TaskData:
-    """Read the examples of a task and encode them.
+    """Read the examples of a task and encode them; the texts are not kept.
 
     Args:
         task: the task, which reads the files.
         data_dir: the directory of the files.
         encoder: turns texts into token ids.
         n_ctx: the largest number of tokens in a sequence; longer texts are cut.
+        cache: where encoded splits are kept for the next run [nowhere].
+        n_processes: the largest number of processes that encode.
         verbose: whether a progress bar may be shown.
 
     Raises:
@@ -69,11 +81,12 @@ def load_task_data(
     """
     splits = task.read(Path(data_dir))
     special = SpecialTokens.after(len(encoder.encoder))
+    encoding = Encoding(encoder, task.layout, special, n_ctx)
 
     def encode(examples: Sequence[Example]) -> EncodedSplit:
-        texts = _encode(examples, encoder, verbose=verbose)
-        sequences = (task.layout.sequences(each, special, n_ctx) for each in texts)
-        return EncodedSplit.of(sequences, special)
+        texts = [example.texts for example in examples]
+        body = partial(encode_examples, encoding, n_processes=n_processes, verbose=verbose)
+        return _through(cache, encoding, texts, body)
 
     train, valid = encode(splits.train), encode(splits.valid)
     predicted = {
@@ -86,20 +99,28 @@ def load_task_data(
         valid=_with_labels(valid, splits.valid, task.target),
         predicted=predicted,
         labels={name: _labels(examples) for name, examples in splits.predicted.items()},
-        examples=splits.train,
+        sources=[example.source for example in splits.train],
         notes=splits.notes,
         n_vocab=len(encoder.encoder),
         n_ctx=max(split.longest for split in (train, valid, *predicted.values())),
     )
 
 
-def _encode(
-    examples: Sequence[Example], encoder: TextEncoder, *, verbose: bool
-) -> list[list[list[int]]]:
-    """Return the ids of each text of each example."""
-    texts = [text for example in examples for text in example.texts]
-    ids = iter(encoder.encode(texts, verbose=verbose))
-    return [[next(ids) for _ in example.texts] for example in examples]
+def _through(
+    cache: Cache | None,
+    encoding: Encoding,
+    texts: Sequence[Texts],
+    encode: Callable[[Sequence[Texts]], EncodedSplit],
+) -> EncodedSplit:
+    """Return encoded texts from the cache, or encode them and keep them there."""
+    if cache is None or n_characters(texts) < WORTH_CACHING:
+        return encode(texts)
+    key = key_of(encoding, texts)
+    split = cache.load(key)
+    if split is None:
+        split = encode(texts)
+        cache.save(key, split)
+    return split
 
 
 def _with_labels(split: EncodedSplit, examples: Sequence[Example], target: Target) -> EncodedSplit:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from gpt1.batches.encoded import EncodedSplit
-from gpt1.batches.packing import pack
+from gpt1.batches.packing import Batch, pack
 from gpt1.model.transformer import DoubleHeadsModel
+from gpt1.runtime.ahead import made_ahead
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks
 
@@ -53,13 +54,22 @@ def predict_logits(
     found = [torch.zeros(0, C, device=ranks.device)]
     # A batch has examples of similar length, so that attention computes less padding.
     by_length = np.argsort(part.lengths.sum(1), kind="stable")
-    with evaluating(model), arithmetic(precision, ranks.device):
-        for begin in range(0, part.n_examples, n_batch):
-            examples = part.take(by_length[begin : begin + n_batch])
-            batch = pack(examples, model.config.clf_token, share_prefix=True)
+
+    def batch_from(begin: int) -> Batch:
+        examples = part.take(by_length[begin : begin + n_batch])
+        batch = pack(examples, model.config.clf_token, share_prefix=True)
+        return batch.pinned_for(ranks.device)
+
+    begins = range(0, part.n_examples, n_batch)
+    with (
+        evaluating(model),
+        arithmetic(precision, ranks.device),
+        made_ahead(begins, batch_from) as batches,
+    ):
+        for begin, batch in batches:
             found.append(model.clf_logits(batch.to(ranks.device)).float())
             if progress is not None:
-                progress(begin + examples.n_examples, part.n_examples)
+                progress(begin + batch.n_examples, part.n_examples)
     logits[by_length] = torch.cat(found).cpu().numpy()  # One transfer: each waits for the GPU.
     return ranks.gather(logits)
 

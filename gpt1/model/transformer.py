@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt1.batches.packing import Batch
 from gpt1.model.contexts import Attend, ClassifyOnly, Packed
@@ -335,6 +336,10 @@ class DoubleHeadsModel(nn.Module):
 
     Args:
         config: sizes and dropout rates.
+
+    Attributes:
+        recompute: whether only the inputs of the layers are kept for the backward pass, which
+            computes each layer again. This saves memory and does not change the numbers.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -343,6 +348,7 @@ class DoubleHeadsModel(nn.Module):
         self.we = nn.Parameter(torch.empty(config.n_rows, config.n_embd))
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.clf = Classifier(config)
+        self.recompute = False
 
     @torch.no_grad()
     def init_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -463,8 +469,11 @@ class DoubleHeadsModel(nn.Module):
 
     def transform(self, x: Tensor, contexts: Sequence[Attend]) -> Tensor:
         """Apply all layers to x [N, D], each with its attention context, and return [M, D]."""
+        recompute = self.recompute and torch.is_grad_enabled()
         for block, attend in zip(self.h, contexts, strict=True):
-            x = block(x, attend)
+            # The second computation draws the same dropout masks: the state of torch's generator
+            # is kept, too.
+            x = checkpoint(block, x, attend, use_reentrant=False) if recompute else block(x, attend)
         return x
 
     def _dropped_we(self) -> Tensor:

@@ -95,11 +95,27 @@ def keep_freed_memory() -> None:
     By default glibc returns every freed block above 32 MiB to the system. A training step on the
     CPU would then spend much of its time in page faults, for tensors of the same sizes each time.
     """
+    m_trim_threshold, m_mmap_max, never = -1, -4, -1
+    _mallopt((m_mmap_max, 0), (m_trim_threshold, never))
+
+
+def return_large_blocks() -> None:
+    """Ask glibc to return freed blocks above 4 MiB to the system.
+
+    This undoes most of :func:`keep_freed_memory`. A block that is kept for reuse can only
+    serve for blocks that are not larger. With activations of many sizes, some of which stay in
+    memory while others come and go, the process would grow to more than twice what it uses.
+    """
+    m_mmap_threshold, m_mmap_max = -3, -4
+    _mallopt((m_mmap_max, 1 << 16), (m_mmap_threshold, 4 << 20))
+
+
+def _mallopt(*options: tuple[int, int]) -> None:
+    """Set options of glibc's memory allocation, if glibc is the C library."""
     with suppress(OSError, AttributeError):  # With another C library the program is slower.
         libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max, never = -1, -4, -1
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, never)
+        for option, value in options:
+            libc.mallopt(option, value)
 
 
 def make_deterministic() -> None:

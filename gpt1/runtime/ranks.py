@@ -124,6 +124,20 @@ class Ranks:
         shown.reported_elsewhere = self.rank != reporter
         raise shown
 
+    def one_of_each_machine_first(self, body: Callable[[], Result]) -> Result:
+        """Call ``body`` on one rank of each machine, and then on the others, as on_all_ranks does.
+
+        The later calls find what the first one has left on the machine.
+
+        Raises:
+            Gpt1Error: as :meth:`on_all_ranks`.
+        """
+        is_first = self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+        found = self.on_all_ranks(lambda: body() if is_first else None)
+        if self.world == 1:
+            return found  # type: ignore[return-value]
+        return self.on_all_ranks(lambda: body() if found is None else found)
+
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of ``tensor`` over all ranks, on every rank."""
         if self.world == 1:

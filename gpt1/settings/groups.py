@@ -86,6 +86,12 @@ class SourceSettings:
         "special cases of English words: 2.0, which the weights were trained with, or installed",
         choices=SPACY_RULES,
     )
+    cache_dir: str | None = setting(
+        None,
+        "where encoded texts are kept for the next run; none: nowhere [~/.cache/gpt1]",
+        metavar="DIR",
+        may_change=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +205,12 @@ class DeviceSettings:
     share_prefix: bool = setting(
         False,
         "compute a context once for all its answers in training too: they share a dropout mask",
+    )
+    recompute: bool | None = setting(
+        None,
+        "compute the layers again in the backward pass: a third more time, far less memory, the "
+        "same numbers [if there would be too little memory]",
+        may_change=True,
     )
     compile: bool = setting(False, "compile the layers with torch.compile; needs a C++ compiler")
     fast: bool = setting(

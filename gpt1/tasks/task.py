@@ -49,11 +49,11 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
-def describe_sources(examples: Sequence[Example]) -> str:
+def describe_sources(sources: Sequence[str]) -> str:
     """Name the sources of examples, grouped by file: ``a.csv, story 7, 12, 3``."""
     numbers: dict[str, list[str]] = {}
-    for example in examples:
-        place, _, number = example.source.rpartition(" ")
+    for source in sources:
+        place, _, number = source.rpartition(" ")
         numbers.setdefault(place, []).append(number)
     return "; ".join(f"{place} {', '.join(found)}" for place, found in numbers.items())
 

@@ -8,10 +8,13 @@ on them (see :class:`~gpt1.text_utils.words.EnglishWords`), the text is encoded 
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import pairwise, repeat
 from pathlib import Path
+from typing import Any
 
 import ftfy
 from tqdm import tqdm
@@ -30,8 +33,8 @@ class TextEncoder:
     """The original's text encoder: ftfy, :func:`text_standardize`, spaCy's words, then BPE.
 
     The byte-pair encoding (BPE; paper, section 4.1) merges the characters of a word; its last
-    character ends in ``</w>``. An encoder may be shared between threads. The ids of a text never
-    depend on the texts that were encoded before.
+    character ends in ``</w>``. An encoder may be shared between threads, and pickled for another
+    process. The ids of a text never depend on the texts that were encoded before.
 
     Attributes:
         encoder: token to id, a plain dict, to which the caller may add the three special tokens.
@@ -39,6 +42,7 @@ class TextEncoder:
             word must be added before any text is encoded.
         decoder: id to token.
         files: the absolute paths of the vocabulary and of the merges.
+        spacy_rules: as in the arguments.
 
     Args:
         encoder_path: a JSON file of one object: tokens and their ids 0, 1, 2, ... in any order.
@@ -72,10 +76,29 @@ class TextEncoder:
         self._ranks = read_merges(bpe_path)
         if check_merges:
             require_match(bpe_path, self._ranks, self.encoder)
-        self._words = EnglishWords(spacy_rules)
+        self.spacy_rules = spacy_rules
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make spaCy's tokenizer and empty caches, which are not pickled."""
+        self._words = EnglishWords(self.spacy_rules)
         # Tuples: the garbage collector soon stops looking at those that hold only numbers.
         self._ids_of_word: dict[str, tuple[int, ...]] = {}
         self._ids_of_chunk: dict[str, tuple[int, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_words", "_ids_of_word", "_ids_of_chunk")
+        return {name: value for name, value in vars(self).items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()
+
+    def rules(self) -> list[Any]:
+        """Return all that the ids of a text depend on besides the program, for a digest."""
+        merges = sorted(self._ranks, key=self._ranks.__getitem__)
+        versions = [platform.python_version(), *map(version, ("ftfy", "spacy"))]
+        return [list(self.encoder.items()), merges, self.spacy_rules, versions]
 
     def encode(self, texts: Iterable[str], verbose: bool = True) -> list[list[int]]:
         """Return the token ids of each text; a token outside the vocabulary gets id 0.

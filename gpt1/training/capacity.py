@@ -1,8 +1,9 @@
 """Check that this machine has the memory and the disk space that a run needs at least.
 
-All figures are lower bounds: a run that is refused could not finish. A run that is not refused may
-still run out of memory, because activations are not counted, or out of disk space, because other
-programs may use it during the run.
+The figures by which a run is refused are lower bounds: a run that is refused could not finish. A
+run that is not refused may still run out of memory, because activations are not counted in them, or
+out of disk space, because other programs may use it during the run. The memory of activations is
+estimated, to decide whether they are kept or computed again (``--recompute``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.model.transformer import ModelConfig
 from gpt1.results.outputs import Outputs
 from gpt1.results.submissions import table
@@ -26,6 +29,8 @@ from gpt1.training import checkpoint
 FLOAT_BYTES = 4
 IN_CHECKPOINT = 3  # copies: parameters and both moments
 IN_TRAINING = 4  # copies: parameters, gradients and both moments
+USABLE = 0.8
+"""Share of the memory for training; the rest is for the program itself and for others."""
 UPDATE_LINE = 80  # bytes, fewer than in any line of the log of updates
 UNITS = ("kB", "MB", "GB", "TB", "PB")  # 1000, 1000**2, ... bytes
 
@@ -106,6 +111,69 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
                 if directory.is_relative_to(top):
                     with suppress(OSError, ValueError):  # There is no limit, or it is "max".
                         yield int((directory / name).read_text())
+
+
+# Activations
+
+
+class Tower(NamedTuple):
+    """The size of the part of a batch that is computed at once, without padding.
+
+    Attributes:
+        n_tokens: N, the tokens of all its sequences.
+        n_sequences: G, the number of sequences.
+        length: T, the number of tokens of the longest sequence.
+    """
+
+    n_tokens: int
+    n_sequences: int
+    length: int
+
+
+def largest_tower(split: EncodedSplit, n_batch: int) -> Tower:
+    """Return sizes that no tower of ``n_batch`` examples of a split exceeds."""
+    tokens = np.sort(split.lengths.sum(1))[-n_batch:]
+    return Tower(int(tokens.sum()), n_batch * split.n_sequences, split.longest)
+
+
+def training_memory(
+    config: ModelConfig, tower: Tower, *, recompute: bool, precision: str, fused: bool
+) -> int:
+    """Estimate the memory of training in bytes, without that of the program itself.
+
+    Axes as in :mod:`gpt1.model.transformer`. In float32 the backward pass of a layer needs 20
+    matrices of [N, D], and 3 of [G, H, T, T] unless attention is fused; in bfloat16 most of them
+    take half. While a layer is computed, about half as much is used besides. These numbers of
+    matrices were counted with ``torch.autograd.graph.saved_tensors_hooks``.
+
+    Args:
+        config: the model's sizes.
+        tower: the largest part of a batch that is computed at once.
+        recompute: whether only the inputs of the layers are kept, and one layer at a time.
+        precision: a value of ``--precision``.
+        fused: whether attention keeps no matrices of [G, H, T, T].
+    """
+    states = tower.n_tokens * config.n_embd
+    weights = 0 if fused else tower.n_sequences * config.n_head * tower.length**2
+    of_layer = (12.5 * states + 1.5 * weights) if precision == "bf16" else 20 * states + 3 * weights
+    layers = config.n_layer * states + of_layer if recompute else config.n_layer * of_layer
+    # The matrix ``we`` under dropout, its mask, its gradient, and the logits of 512 rows.
+    head = 2.25 * config.n_rows * config.n_embd + 2 * 512 * config.n_rows
+    numbers = IN_TRAINING * n_parameters(config) + layers + of_layer / 2 + head
+    return round(FLOAT_BYTES * numbers)
+
+
+def memory_of(device: torch.device, n_processes: int = 1) -> int | None:
+    """Return the bytes of memory in which a process trains; None if the system does not tell.
+
+    Args:
+        device: the device that trains the model.
+        n_processes: the processes of this run on this machine, which share its own memory.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    there = host_memory()
+    return None if there is None else there // n_processes
 
 
 # Disks

@@ -15,7 +15,7 @@ from sklearn.utils import shuffle
 from torch import Tensor
 
 from gpt1.batches.encoded import EncodedSplit
-from gpt1.batches.packing import pack
+from gpt1.batches.packing import Batch, pack
 from gpt1.batches.task_data import TaskData
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model import DoubleHeadsModel, ModelConfig
@@ -78,39 +78,32 @@ def divergence_warning(
 
 def tower_gradients(
     replica: Replica[DoubleHeadsModel],
-    examples: EncodedSplit,
+    batches: Sequence[Batch],
     *,
     seeds: Sequence[int],
     lm_coef: float,
     precision: str = "fp32",
-    share_prefix: bool = False,
 ) -> Tensor:
     """Compute the gradients of a batch in the replica's model (the original's ``mgpu_train``).
 
-    The batch is cut into as many towers as there are seeds. This rank computes its share of the
-    towers, one after another. The gradients are then averaged over all towers, and are the same on
-    every rank.
+    This rank computes its share of the towers, one after another. The gradients are then averaged
+    over all towers, and are the same on every rank.
 
     Args:
         replica: holds the model in training mode, on the rank's device, with gradients of None.
-        examples: the whole batch, with targets; its size is a multiple of the number of towers.
-        seeds: the seed of each tower's dropout.
+        batches: the towers of this rank, from :func:`tower_batches`.
+        seeds: the seeds of the dropout of all towers.
         lm_coef: weight of the language-model loss.
         precision: as ``--precision``.
-        share_prefix: as ``--share_prefix``.
 
     Returns:
         Mean classification and language-model cost [2], on the rank's device.
     """
     model, ranks, device = replica.model, replica.ranks, replica.ranks.device
-    size, towers = examples.n_examples // len(seeds), ranks.own_towers(len(seeds))
+    towers = ranks.own_towers(len(seeds))
     costs = torch.zeros(2, device=device)
 
-    def tower_loss(tower: int) -> Tensor:
-        part = examples.take(slice(tower * size, (tower + 1) * size))
-        batch = pack(part, model.config.clf_token, share_prefix=share_prefix)
-        if device.type == "cuda":
-            batch = batch.pin()  # so that the copy does not wait for the GPU
+    def tower_loss(tower: int, batch: Batch) -> Tensor:
         torch.manual_seed(seeds[tower])
         losses = model.losses(batch.to(device), lm_coef)
         costs[0] += losses.clf.detach().mean() / len(towers)
@@ -119,8 +112,36 @@ def tower_gradients(
         return losses.total
 
     with arithmetic(precision, device):
-        replica.backward([partial(tower_loss, tower) for tower in towers])
+        losses = [partial(tower_loss, *each) for each in zip(towers, batches, strict=True)]
+        replica.backward(losses)
     return ranks.mean(costs)
+
+
+def tower_batches(
+    examples: EncodedSplit,
+    clf_token: int,
+    ranks: Ranks,
+    *,
+    n_towers: int,
+    share_prefix: bool = False,
+) -> list[Batch]:
+    """Cut a batch into towers, and pack those of this rank.
+
+    Args:
+        examples: the whole batch; its size is a multiple of the number of towers.
+        clf_token: id of ``_classify_``.
+        ranks: this process among those of the run.
+        n_towers: the number of towers of all ranks together.
+        share_prefix: as ``--share_prefix``.
+    """
+    size = examples.n_examples // n_towers
+    parts = (
+        examples.take(slice(tower * size, (tower + 1) * size))
+        for tower in ranks.own_towers(n_towers)
+    )
+    return [
+        pack(part, clf_token, share_prefix=share_prefix).pinned_for(ranks.device) for part in parts
+    ]
 
 
 def _tell_part(progress: Progress, before: int, total: int, done: int, _: int) -> None:
@@ -180,16 +201,27 @@ class FineTuning:
             for step in range(self.updates_per_epoch):
                 yield order[step * size : (step + 1) * size]
 
-    def gradients(self, replica: Replica[DoubleHeadsModel], work: Rows, update: int) -> Tensor:
+    def prepare(self, work: Rows, ranks: Ranks) -> list[Batch]:
+        """Pack the towers of this rank."""
+        return tower_batches(
+            self.data.train.take(work),
+            self.config.clf_token,
+            ranks,
+            n_towers=self.loop.n_gpu,
+            share_prefix=self.device.share_prefix,
+        )
+
+    def gradients(
+        self, replica: Replica[DoubleHeadsModel], prepared: list[Batch], update: int
+    ) -> Tensor:
         """Compute the gradients of an update, averaged over towers; return the costs [2]."""
         loop = self.loop
         return tower_gradients(
             replica,
-            self.data.train.take(work),
+            prepared,
             seeds=[tower_seed(loop.seed, update, tower) for tower in range(loop.n_gpu)],
             lm_coef=loop.lm_coef,
             precision=self.device.precision,
-            share_prefix=self.device.share_prefix,
         )
 
     def warning(self, update: UpdateLine) -> str | None:
@@ -271,4 +303,4 @@ class FineTuning:
 
     def describe(self, work: Rows) -> str:
         """Name the file and the numbers of the examples of an update."""
-        return describe_sources([self.data.examples[row] for row in work])
+        return describe_sources([self.data.sources[row] for row in work])

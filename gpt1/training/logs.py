@@ -90,6 +90,16 @@ class JsonLines:
         )
 
 
+def first_line(path: Path) -> Mapping[str, Any]:
+    """Return the settings in the first line of a log; none if there is no such log."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            found = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _lines_until(path: Path, n_updates: int) -> list[str]:
     """Return the complete lines of a log, except those on updates after ``n_updates``.
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from math import isfinite
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from gpt1.model import DoubleHeadsModel
 from gpt1.results.log_lines import UpdateLine
+from gpt1.runtime.ahead import made_ahead
 from gpt1.runtime.errors import Gpt1Error, Stopped
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.stopping import StopRequests
 from gpt1.training.checkpoint import Checkpoints, TrainState
 
 Work = TypeVar("Work")
+Prepared = TypeVar("Prepared")
 Progress = Callable[[int, int], None]
 """A function that is called with the number of examples done and their total."""
 
@@ -51,7 +54,7 @@ class Evaluation:
     score: float
 
 
-class Job(Protocol[Work]):
+class Job(Protocol[Work, Prepared]):
     """A job of the training loop: data, gradients and evaluations.
 
     Attributes:
@@ -65,8 +68,21 @@ class Job(Protocol[Work]):
     def work(self) -> Iterator[Work]:
         """Yield the data of each update, from the first one; they depend on the seed alone."""
 
-    def gradients(self, replica: Replica[DoubleHeadsModel], work: Work, update: int) -> Tensor:
+    def prepare(self, work: Work, ranks: Ranks) -> Prepared:
+        """Prepare the data of an update for the model.
+
+        This is called in a thread while the model computes an earlier update.
+        """
+
+    def gradients(
+        self, replica: Replica[DoubleHeadsModel], prepared: Prepared, update: int
+    ) -> Tensor:
         """Compute the gradients of an update in the model.
+
+        Args:
+            replica: holds the model.
+            prepared: what :meth:`prepare` returned for this update.
+            update: the number of the update.
 
         Returns:
             The classification cost and the language-model cost, [2].
@@ -159,7 +175,7 @@ class Trainer:
 
     def __init__(
         self,
-        job: Job[Any],
+        job: Job[Any, Any],
         state: TrainState,
         ranks: Ranks,
         *,
@@ -221,16 +237,17 @@ class Trainer:
         state.model.train()
         if not state.evaluated:  # The run that is resumed ended before its evaluation.
             self._evaluate()
-        for update, work in enumerate(self.job.work(), start=1):
-            if update <= done:  # The checkpoint holds this update already.
-                continue
-            self._update(update, work)
-            state.evaluated = not self.job.evaluation_due(update)
-            self._obey()
-            if not state.evaluated:
-                self._evaluate()
-            if self._is_saved(update):
-                self._save()
+        # The checkpoint of a resumed run holds the first updates already.
+        remaining = islice(enumerate(self.job.work(), start=1), done, None)
+        with made_ahead(remaining, lambda each: self.job.prepare(each[1], self.ranks)) as updates:
+            for (update, work), prepared in updates:
+                self._update(update, work, prepared)
+                state.evaluated = not self.job.evaluation_due(update)
+                self._obey()
+                if not state.evaluated:
+                    self._evaluate()
+                if self._is_saved(update):
+                    self._save()
         self._obey()  # A request may have come after the last update.
 
     def _is_saved(self, update: int) -> bool:
@@ -238,12 +255,12 @@ class Trainer:
         every = self.save_every
         return update % self.job.updates_per_epoch == 0 or bool(every and update % every == 0)
 
-    def _update(self, update: int, work: Any) -> None:
+    def _update(self, update: int, work: Any, prepared: Any) -> None:
         """Make one update: the gradients of all towers averaged, then the optimizer."""
         state = self.state
         self._recent.append((update, work))
         began = time.monotonic()
-        costs = self.job.gradients(self.replica, work, update)
+        costs = self.job.gradients(self.replica, prepared, update)
         figures = torch.cat([costs, state.optimizer.measure().reshape(1)])
         if not self._delay:
             self._check(update, figures.tolist())

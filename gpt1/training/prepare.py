@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
+import joblib
 import numpy as np
+import torch
 
+from gpt1.batches.cache import Cache
 from gpt1.batches.task_data import TaskData, load_task_data
 from gpt1.datasets import find_task
 from gpt1.inference.language_model import make_model
@@ -40,6 +44,7 @@ def load_data(
     verbose: bool,
     encoder: TextEncoder | None = None,
     task: Task | None = None,
+    cache: Cache | None = None,
 ) -> TaskData:
     """Read and encode the data set of a run (docs/fidelity.md, 1 to 6).
 
@@ -49,13 +54,32 @@ def load_data(
         verbose: whether a progress bar may be shown.
         encoder: of :func:`open_encoder` [opened here].
         task: the task of :func:`gpt1.datasets.find_task` [found here].
+        cache: where encoded texts are kept for the next run [nowhere].
 
     Raises:
         InputError: a data file, the vocabulary or the merges are missing or malformed.
     """
     encoder = encoder or open_encoder(settings, sources)
-    task = task or find_task(settings)
-    return load_task_data(task, sources.data_dir, encoder, n_ctx=settings.n_ctx, verbose=verbose)
+    return load_task_data(
+        task or find_task(settings),
+        sources.data_dir,
+        encoder,
+        n_ctx=settings.n_ctx,
+        cache=cache,
+        n_processes=_n_processes(),
+        verbose=verbose,
+    )
+
+
+def _n_processes() -> int:
+    """Return how many processes may encode texts: one per core that this run may compute on.
+
+    Those are the cores that the system gives this process (its affinity, and the limit of its
+    container), but no more than torch's threads (``OMP_NUM_THREADS``) in all ranks of this machine:
+    the other ranks wait for this one.
+    """
+    n_threads = torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(int(joblib.cpu_count()), n_threads)
 
 
 def resolve(settings: Settings, sources: Sources, data: TaskData) -> tuple[Settings, ModelConfig]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,11 +17,12 @@ import numpy as np
 import torch
 
 import gpt1
+from gpt1.batches.cache import SWITCHED_OFF, find_cache
 from gpt1.batches.task_data import TaskData
 from gpt1.datasets import Examples, find_task
 from gpt1.datasets.own import has_several_texts, listed
 from gpt1.inference.language_model import LanguageModel
-from gpt1.model import DoubleHeadsModel
+from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.opt import OpenAIAdam
 from gpt1.results import submissions
 from gpt1.results.log_lines import UpdateLine
@@ -34,11 +37,12 @@ from gpt1.settings.groups import OWN, OptimizerSettings
 from gpt1.settings.training import Settings, from_keywords
 from gpt1.tasks import Task
 from gpt1.tasks.targets import Labels
+from gpt1.text_utils.encoder import TextEncoder
 from gpt1.training import capacity
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
 from gpt1.training.console import Console, say
 from gpt1.training.fine_tuning import FineTuning
-from gpt1.training.logs import History, Keeper, Logs
+from gpt1.training.logs import History, Keeper, Logs, first_line
 from gpt1.training.loop import Evaluation, Listener, Trainer
 from gpt1.training.prepare import build_model, load_data, notes, open_encoder, resolve
 from gpt1.training.sources import Sources, find_sources
@@ -192,7 +196,7 @@ def run_fine_tuning(
     outputs = Outputs(settings, (task.submission,))
     ranks.on_main_rank(outputs.check)
     ranks.on_main_rank(lambda: outputs.claim(lock))
-    data, settings, model = ranks.on_all_ranks(lambda: _prepare(settings, task, sources, ranks))
+    data, settings, model = _prepare(settings, task, sources, ranks)
     outputs = Outputs(settings, list(data.predicted))
     ranks.on_main_rank(outputs.remove_unfinished)
     module = model.module
@@ -314,18 +318,59 @@ def _set_up(settings: Settings, ranks: Ranks) -> Settings:
     return replace(settings, resume=ranks.any_rank(settings.resume))
 
 
+def _load(
+    settings: Settings, task: Task, sources: Sources, ranks: Ranks
+) -> tuple[TextEncoder, TaskData]:
+    """Return the text encoder and the data.
+
+    With a cache one rank of each machine encodes, and the others read what it has encoded.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+
+    def load() -> tuple[TextEncoder, TaskData]:
+        encoder = open_encoder(settings, sources)
+        return encoder, load_data(
+            settings, sources, verbose=ranks.is_main, encoder=encoder, task=task, cache=cache
+        )
+
+    def note(message: str) -> None:
+        if ranks.is_main:
+            say(f"gpt1 train: {message}")
+
+    cache = find_cache(settings.cache_dir, note)
+    return ranks.on_all_ranks(load) if cache is None else ranks.one_of_each_machine_first(load)
+
+
 def _prepare(
     settings: Settings, task: Task, sources: Sources, ranks: Ranks
 ) -> tuple[TaskData, Settings, LanguageModel]:
-    """Return the data, the settings with the model's sizes decided, and the model on its device.
+    """Return the data, the settings with all sizes decided, and the model on its device.
 
     Raises:
         InputError: a file is missing or malformed, or does not fit the flags.
     """
-    encoder = open_encoder(settings, sources)
-    data = load_data(settings, sources, verbose=ranks.is_main, encoder=encoder, task=task)
+    encoder, data = _load(settings, task, sources, ranks)
+    used, model = ranks.on_all_ranks(lambda: _build(settings, sources, ranks, encoder, data))
+    used = _with_recompute(used, data, model.module.config, ranks)
+    if used.recompute:
+        model.module.recompute = True
+        if ranks.device.type == "cpu":
+            device.return_large_blocks()
+    return data, used, model
+
+
+def _build(
+    settings: Settings, sources: Sources, ranks: Ranks, encoder: TextEncoder, data: TaskData
+) -> tuple[Settings, LanguageModel]:
+    """Return the settings with the model's sizes decided, and the model on its device.
+
+    Raises:
+        InputError: a file is missing or malformed, or does not fit the flags.
+    """
     if data.train.n_examples < settings.batch_size:
-        place = sources.data_dir if task.files else data.examples[0].source.rpartition(", ")[0]
+        place = sources.data_dir if data.task.files else data.sources[0].rpartition(", ")[0]
         raise InputError(
             f"{place}: {data.train.n_examples} training examples are fewer than a batch "
             f"of --n_batch {settings.n_batch} * --n_gpu {settings.n_gpu}; make the batch smaller"
@@ -341,9 +386,37 @@ def _prepare(
         text_encoder=encoder,
         has_choice_head=True,
         source=str(Outputs(settings).directory),
-        task=task.record(settings.n_ctx),
+        task=data.task.record(settings.n_ctx),
     )
-    return data, used, model
+    return used, model
+
+
+def _with_recompute(
+    settings: Settings, data: TaskData, config: ModelConfig, ranks: Ranks
+) -> Settings:
+    """Decide ``recompute`` if the user did not: as in the run that is resumed, or by the memory."""
+    if settings.recompute is not None:
+        return settings
+    if settings.resume:
+        first = ranks.on_main_rank(partial(first_line, Outputs(settings).log))
+        if isinstance(recorded := first.get("recompute"), bool):
+            return replace(settings, recompute=recorded)
+    there = capacity.memory_of(ranks.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    needed = capacity.training_memory(
+        config,
+        capacity.largest_tower(data.train, settings.n_batch),
+        recompute=False,
+        precision=settings.precision,
+        fused=ranks.device.type == "cuda" and not settings.deterministic,
+    )
+    chosen = ranks.any_rank(there is not None and needed > capacity.USABLE * there)
+    if chosen and ranks.is_main:
+        say(
+            f"gpt1 train: --recompute is on, because training would take about "
+            f"{capacity.shown(needed)} of memory without it"
+            + ("" if there is None else f", and there are {capacity.shown(there, math.floor)}")
+        )
+    return replace(settings, recompute=chosen)
 
 
 def make_optimizer(
@@ -370,6 +443,7 @@ def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict
 
     ``run_id`` is new for each run: the record of a submission names the log by it.
     """
+    cache = find_cache(settings.cache_dir, say)
     found = {
         "desc": settings.name,
         "data_dir": str(sources.data_dir),
@@ -377,6 +451,7 @@ def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict
         "encoder_path": str(sources.encoder_path),
         "bpe_path": str(sources.bpe_path),
         "device": str(ranks.device),
+        "cache_dir": str(cache.directory) if cache else SWITCHED_OFF,
     }
     versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
     here = {"demo": sources.demo, "n_processes": ranks.world, "run_id": uuid.uuid4().hex}

@@ -59,7 +59,7 @@ OURS = (
     *("model_dir", "init_params", "device", "precision", "resume", "spacy_rules", "save_every"),
     "share_prefix",
     "compile",
-    *("fast", "deterministic", "probs", "tensorboard", "quiet"),
+    *("fast", "deterministic", "probs", "tensorboard", "quiet", "recompute", "cache_dir"),
     *("shape", "train_file", "valid_file", "test_file", "text_columns", "label_column"),
     *("metric", "positive"),
 )

@@ -12,6 +12,7 @@ import sys
 import termios
 from pathlib import Path
 
+import pytest
 import tiny
 
 from gpt1.training.checkpoint import TrainState

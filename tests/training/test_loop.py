@@ -39,8 +39,11 @@ class Counting:
     def work(self) -> Iterator[int]:
         yield from range(1, self.n_updates + 1)
 
-    def gradients(self, replica: Replica[Any], work: int, update: int) -> Tensor:
-        assert work == update
+    def prepare(self, work: int, ranks: Ranks) -> int:
+        return -work
+
+    def gradients(self, replica: Replica[Any], prepared: int, update: int) -> Tensor:
+        assert prepared == -update
         self.done.append(update)
         replica.model.weight.grad = torch.tensor([[update + 0.75]])
         return torch.tensor([update + 0.25, update + 0.5])
@@ -200,8 +203,8 @@ def test_a_restored_run_makes_only_the_updates_that_are_left(place: Place) -> No
 class Infinite(Counting):
     """A job whose fourth update has an infinite cost."""
 
-    def gradients(self, replica: Replica[Any], work: int, update: int) -> Tensor:
-        costs = super().gradients(replica, work, update)
+    def gradients(self, replica: Replica[Any], prepared: int, update: int) -> Tensor:
+        costs = super().gradients(replica, prepared, update)
         return costs * torch.inf if update == 4 else costs
 
 

@@ -76,11 +76,16 @@ def _poison(value: float, where: str) -> None:
     from gpt1.training import fine_tuning
 
     original, calls = fine_tuning.tower_gradients, iter(range(1, 1000))
+    pack_towers, packings = fine_tuning.tower_batches, iter(range(1, 1000))
 
-    def poisoned(replica: Any, stories: EncodedSplit, **kwargs: Any) -> torch.Tensor:
-        costs = original(replica, stories, **kwargs)
-        if next(calls) == 6:
+    def packed(stories: EncodedSplit, *args: Any, **kwargs: Any) -> Any:
+        if next(packings) == 6:
             np.save(os.environ["STORIES"], padded(stories, 0, 100).X[..., 0])
+        return pack_towers(stories, *args, **kwargs)
+
+    def poisoned(replica: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        costs = original(replica, *args, **kwargs)
+        if next(calls) == 6:
             if where == "gradient":
                 replica.model.we.grad[0, 0] = value
             else:
@@ -88,6 +93,7 @@ def _poison(value: float, where: str) -> None:
         return costs
 
     fine_tuning.tower_gradients = poisoned
+    fine_tuning.tower_batches = packed
 
 
 def in_file_order(task: tiny.Tiny) -> np.ndarray:

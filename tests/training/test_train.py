@@ -329,11 +329,11 @@ class Recorder:
         update, predicted = Trainer._update, FineTuning.predict
         save, n_updates = runs._write_params, 0
 
-        def record_update(trainer: Trainer, number: int, rows: np.ndarray) -> None:
+        def record_update(trainer: Trainer, number: int, rows: np.ndarray, prepared: Any) -> None:
             nonlocal n_updates
             n_updates = number
             self.updates.append(trainer.job.data.train.take(rows))
-            update(trainer, number, rows)
+            update(trainer, number, rows, prepared)
 
         def record_predict(
             job: FineTuning,
@@ -1054,8 +1054,8 @@ from gpt1.training.loop import Trainer
 
 update = Trainer._update
 
-def update_then_die(trainer, number, rows):
-    update(trainer, number, rows)
+def update_then_die(trainer, number, rows, prepared):
+    update(trainer, number, rows, prepared)
     if number == 7:
         os.kill(os.getpid(), signal.SIGKILL)
 

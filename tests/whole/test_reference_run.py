@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,10 +109,10 @@ def test_the_first_updates_are_the_originals(
     """Eight updates of the reference run, few enough to be made on many kinds of processor."""
     update = Trainer._update
 
-    def update_or_stop(trainer: Trainer, number: int, rows: np.ndarray) -> None:
+    def update_or_stop(trainer: Trainer, number: int, *rest: Any) -> None:
         if number == 9:
             raise Stopped(signal.SIGTERM, "after eight updates")
-        update(trainer, number, rows)
+        update(trainer, number, *rest)
 
     monkeypatch.setattr(Trainer, "_update", update_or_stop)
     assert train.main([*flags, *results(tmp_path)]) == 128 + signal.SIGTERM
