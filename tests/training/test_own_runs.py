@@ -243,6 +243,21 @@ def test_a_run_in_python_is_that_of_the_command(
     assert found.predict(texts_of("classification")) == place.submission("classification")
 
 
+def test_validation_is_not_taken_for_a_test(
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(1)
+    model_dir = str(place.task.model_dir)
+    result = gpt1.fine_tune(train=[mood(rng) for _ in range(40)], model_dir=model_dir, n_iter=1)
+    assert list(result.predictions) == ["own.dev"]
+    assert set(result.metrics) == {"valid_accuracy"}
+    assert "32 examples to train on, 8 to validate, 0 to predict" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
