@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,8 +139,6 @@ def _contradictions(settings: Settings, *, in_files: bool) -> Iterator[str]:
         yield f"--shape: must be given; give one of {', '.join(SHAPES)}"
     elif settings.text_columns is not None:
         yield from _wrong_columns(SHAPES[settings.shape], settings.shape, settings.text_columns)
-    if settings.analysis:
-        yield "--analysis: is for the paper's data sets; leave it out, and see gpt1 predict"
     if settings.positive is not None and settings.metric != "f1":
         yield f"--positive {shorten(settings.positive)}: is for --metric f1; leave it out"
     if settings.shape == "choice" and settings.metric not in (None, "accuracy"):
@@ -329,11 +327,16 @@ def _check_texts(form: _Form, row: Row) -> None:
         )
 
 
+def _choice(form: _Form, *, named: bool) -> ChoiceIndex:
+    """Return the target of choices, whose answers have the names of columns or are numbered."""
+    numbers = map(str, range(len(form.answers)))
+    return ChoiceIndex(names=form.answers if named else tuple(numbers))
+
+
 def _target(metric: str | None, form: _Form, train: Sequence[Row], *, named: bool) -> Target:
     """Return what is predicted, as the labels of the training examples show it."""
     if has_answers(form.layout):
-        numbers = map(str, range(len(form.answers)))
-        return ChoiceIndex(names=form.answers if named else tuple(numbers))
+        return _choice(form, named=named)
     if metric == "pearson":
         grades = [_grade(form, row) for row in train]
         target: Target = Grades(min(grades), max(grades))
@@ -538,6 +541,6 @@ def read_to_predict(
     for row in rows:
         _check_texts(form, row)
     if isinstance(target, ChoiceIndex):
-        target = replace(target, names=form.answers if record.columns else ())
+        target = _choice(form, named=bool(record.columns))
     labels = [_label(form, target, row) for row in rows if row.label]
     return Unlabelled([row.texts for row in rows], labels or None, target)

@@ -232,10 +232,6 @@ def test_grades_are_split_without_strata() -> None:
             ],
         ),
         (
-            "--shape classification --train_file a.csv --submit --analysis",
-            ["--analysis: is for the paper's data sets"],
-        ),
-        (
             "--shape classification --train_file a.txt",
             ["a.txt: the name ends in '.txt', but .csv, .tsv, .jsonl, .json were expected"],
         ),

@@ -169,6 +169,8 @@ def test_first_line_of_the_log_has_all_settings(whole: Done) -> None:
         "n_transfer": tiny.N_LAYER,
         "demo": False,
         "n_processes": 1,
+        "recompute": False,  # a tiny model has room
+        "cache_dir": str(Path(os.environ["XDG_CACHE_HOME"]) / "gpt1"),
         "gpt1_version": gpt1.__version__,
         "torch_version": torch.__version__,
     }
@@ -240,8 +242,12 @@ def test_there_are_no_other_files(whole: Done) -> None:
         "save/rocstories/encoder_bpe_40000.json",
         "save/rocstories/gpt1_config.json",
         "save/rocstories/vocab_40000.bpe",
+        "submission/ROCStories.dev.run.json",
+        "submission/ROCStories.dev.tsv",
         "submission/ROCStories.run.json",
         "submission/ROCStories.tsv",
+        "submission/rocstories/ROCStories.dev.run.json",
+        "submission/rocstories/ROCStories.dev.tsv",
         "submission/rocstories/ROCStories.run.json",
         "submission/rocstories/ROCStories.tsv",
     ]
@@ -789,7 +795,7 @@ def test_what_a_reader_notes_about_its_files_is_printed(
     def read(folder: Path) -> Splits:
         return replace(datasets.ROCSTORIES.read(folder), notes=("3 rows are left out", "as are 4"))
 
-    monkeypatch.setitem(prepare.TASKS, "rocstories", replace(datasets.ROCSTORIES, read=read))
+    monkeypatch.setitem(TASKS, "rocstories", replace(datasets.ROCSTORIES, read=read))
     assert run.main() == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if "gpt1 train: " in line]
     assert notes == ["gpt1 train: 3 rows are left out", "gpt1 train: as are 4"]
@@ -805,7 +811,7 @@ def test_what_a_reader_notes_about_its_files_is_printed(
         (["--n_head", "3"], ["--n_head 3", "does not divide the width 16"]),
         (["--n_embd", "8", "--n_transfer", "3"], ["2 problems", "--n_embd 8", "--n_transfer 3"]),
         (["--n_transfer", "-1", "--n_embd", "10", "--n_head", "4"], ["--n_head 4", "10"]),
-        (["--n_batch", "9"], ["32 training stories", "--n_batch 9", "--n_gpu 4"]),
+        (["--n_batch", "9"], ["32 training examples", "--n_batch 9", "--n_gpu 4"]),
         (["--device", "gpu"], ["--device gpu"]),
         (["--precision", "tf32"], ["--precision tf32"]),
         (["--model_dir", "elsewhere"], ["elsewhere/ has no pretrained model: fetch the"]),
