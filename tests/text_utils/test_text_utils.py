@@ -302,7 +302,7 @@ def test_every_special_case_in_every_company(
     for text in cases:
         for spelling in (text, text.upper(), text.swapcase()):
             for chunk in text_standardize(ftfy.fix_text(spelling)).split(" "):
-                found = small._words.of_chunk(chunk) if chunk else []
+                found = small._words.of_chunk(chunk) if chunk.strip() else None
                 assert found is None or found == plain_words(chunk), chunk
 
 
