@@ -15,6 +15,7 @@ COMMANDS = {
     "analysis": "say how good a submission is, and how sure that is",
     "score": "choose the endings of your own stories with a fine-tuned model",
     "generate": "continue a text with a pretrained or a fine-tuned model",
+    "corpus": "encode text of your own, to pretrain on",
     "download": "fetch the released weights and check them",
     "convert": "between the released layout, parameter lists and the model hub's layout",
     "plot": "learning curves, tables of runs, attention maps",

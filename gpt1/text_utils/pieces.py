@@ -109,9 +109,7 @@ def _end_of_piece(text: str, size: int) -> int:
     return end or min(len(text), LONGEST_SEGMENT)
 
 
-def parts_of(
-    piece: Piece, words: EnglishWords, make: Callable[[str], Body]
-) -> Parts[Body]:
+def parts_of(piece: Piece, words: EnglishWords, make: Callable[[str], Body]) -> Parts[Body]:
     """Repair a piece, and make something of the text between its first and its last cut.
 
     Args:
@@ -153,9 +151,7 @@ class Joint(Generic[Body]):
     newline_due: bool = False
     has_text: bool = False
 
-    def add(
-        self, parts: Parts[Body], make: Callable[[str], Body], newline: Body
-    ) -> Iterator[Body]:
+    def add(self, parts: Parts[Body], make: Callable[[str], Body], newline: Body) -> Iterator[Body]:
         """Yield what the parts of the next piece add to the document, in order.
 
         Args:

@@ -27,8 +27,8 @@ _TYPOGRAPHY = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "
 _SET_APART = re.compile(r'(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)')
 _AROUND_NEWLINE = re.compile(r"\s*\n\s*")
 _OTHER_SPACE = re.compile(r"[^\S\n]+")
-# spaCy keeps every word that it has seen. A tokenizer with more words than this is replaced by a new
-# one, so that memory does not grow with the text.
+# spaCy keeps every word that it has seen. A tokenizer with more words than this is replaced by a
+# new one, so that memory does not grow with the text.
 _MOST_LEXEMES = 1 << 18
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
