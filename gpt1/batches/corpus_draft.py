@@ -11,11 +11,12 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,14 +28,15 @@ from gpt1.batches.corpus import (
     smallest_dtype,
     vocabulary_of,
 )
-from gpt1.datasets.documents import Place
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, check_writable, try_lock, write_errors
+from gpt1.text_utils.documents import Place
 from gpt1.text_utils.pieces import Joint
 from gpt1.text_utils.vocabulary import vocabulary_sha256
 
 _LOCK, _PROGRESS, _ENDS = "lock", "progress.json", "documents.bin"
 _BLOCK = 1 << 20  # bytes that are read at a time
+_LOCK_TRIES, _LOCK_PAUSE = 10, 0.1  # seconds
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Progress:
         joint: what is known of the document that is being read.
         sizes: of all text before ``place``.
         n_documents: documents that have ended and are not blank.
-        split: the sizes of what comes before the held-out part of the only document.
+        split: the sizes of what comes before the held-out part, if there is only one document.
     """
 
     place: Place = field(default_factory=Place)
@@ -107,7 +109,7 @@ class Draft(ExitStack):
         lock = self.directory / _LOCK
         with write_errors(lock):
             file = self.enter_context(lock.open("a+b", buffering=0))
-        if not try_lock(file):
+        if not _lock(file):
             raise InputError(
                 f"--out {out}: another process is making a corpus there; wait for its end, or "
                 "name another directory"
@@ -235,8 +237,8 @@ class Draft(ExitStack):
         split = self.progress.split
         if split is None or not 0 < split.n_tokens < self.progress.sizes.n_tokens:
             raise InputError(
-                f"--holdout {held_out:g}: the texts are one document, and no line begins in its "
-                "last part, which would be held out; give --holdout 0 or more text"
+                f"--holdout {held_out:g}: the texts are one document, and no newline is where its end "
+                "could be held out; give --holdout 0 or more text"
             )
         return split
 
@@ -249,6 +251,18 @@ class Draft(ExitStack):
             np.lib.format.write_array_header_1_0(table, header)
             table.write(np.zeros(3, "<i8").tobytes())
             shutil.copyfileobj(ends, table)
+
+
+def _lock(file: IO[Any]) -> bool:
+    """Lock a file; return whether that was possible.
+
+    The processes of a killed program hold its lock until they have ended, a moment after it.
+    """
+    for _ in range(_LOCK_TRIES):
+        if try_lock(file):
+            return True
+        time.sleep(_LOCK_PAUSE)
+    return False
 
 
 def _check_free(out: Path) -> None:

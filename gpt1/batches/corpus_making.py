@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,10 +17,10 @@ from tqdm import tqdm
 
 from gpt1.batches.corpus import Corpus
 from gpt1.batches.corpus_draft import Draft
-from gpt1.datasets.documents import Located, Place, Source, read_pieces
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes
 from gpt1.runtime.workers import apply_in_order, available_cores
+from gpt1.text_utils.documents import Located, Place, Source, read_pieces
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.learning import (
     NEWLINE,
@@ -172,7 +173,7 @@ def _encode(sources: Sequence[Source], draft: Draft, held_out: float, n_processe
             draft.add(*body)
         progress.sizes.n_characters += len(located.piece.text)
         progress.place = located.after
-        if located.is_at_split:
+        if located.may_split:
             progress.split = replace(progress.sizes)
         if located.piece.ends_document:
             draft.end_document()
@@ -194,20 +195,30 @@ def _done(
     before = [0]
     for source in sources:
         before.append(before[-1] + source.n_bytes)
+
+    def bytes_at(place: Place) -> int:
+        return before[place.source] + place.line + place.offset
+
     works = _works(read_pieces(sources, start, held_out=held_out))
-    with tqdm(
-        total=before[-1],
-        desc=title,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        disable=None,
-        initial=before[start.source] + start.line + start.offset,
-    ) as bar:
+    with ExitStack() as stack:
+        bar = None
         for work, made in apply_in_order(make, works, n_processes):
+            if bar is None:
+                bar = stack.enter_context(_bar(title, before[-1], bytes_at(start)))
             yield from zip(work.pieces, made, strict=True)
-            after = work.pieces[-1].after
-            bar.update(before[after.source] + after.line + after.offset - bar.n)
+            bar.update(bytes_at(work.pieces[-1].after) - bar.n)
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    """A progress bar without tqdm's thread, with which no process could be forked."""
+
+    monitor_interval = 0
+
+
+def _bar(title: str, n_bytes: int, n_done: int) -> _Bar:
+    """Return a bar on stderr for so many bytes of text; it is hidden where that is no terminal."""
+    shown = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+    return _Bar(desc=title, total=n_bytes, initial=n_done, **shown)
 
 
 def _works(pieces: Iterable[Located]) -> Iterator[Work]:

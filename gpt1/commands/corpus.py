@@ -75,7 +75,7 @@ def _make(values: Values) -> None:
             from pathlib import Path
 
             from gpt1.batches.corpus_making import make_corpus
-            from gpt1.datasets.documents import find_sources
+            from gpt1.text_utils.documents import find_sources
         stop.check()
         corpus = make_corpus(
             find_sources(given.texts),

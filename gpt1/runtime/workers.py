@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -56,7 +57,7 @@ def apply_in_order(
         return
     executor = ProcessPoolExecutor(
         n_processes,
-        multiprocessing.get_context("spawn"),  # A fork would copy locks that a thread holds.
+        multiprocessing.get_context(_start_method()),
         _start,
         (make, os.getpid()),
     )
@@ -70,6 +71,15 @@ def apply_in_order(
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _start_method() -> str:
+    """Return how to start processes: by a fork, which takes no time, where that is safe.
+
+    A fork copies the locks that other threads hold. They would never be released in the copy.
+    """
+    can_fork = sys.platform == "linux" and threading.active_count() == 1
+    return "fork" if can_fork else "spawn"
 
 
 def _in_order(

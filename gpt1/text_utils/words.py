@@ -75,13 +75,9 @@ def repair(text: str, *, entities: bool = True) -> str:
         return text
     repaired = []
     for line in _LINES.findall(text):
-        if _is_plain(line.removesuffix("\n")):
-            repaired.append(line)
-        else:
-            html = "auto" if entities else False
-            repaired.append(
-                ftfy.fix_text(line, unescape_html=html, max_decode_length=LONGEST_SEGMENT)
-            )
+        is_plain = _is_plain(line.removesuffix("\n"))
+        html = "auto" if entities else False
+        repaired.append(line if is_plain else ftfy.fix_text(line, unescape_html=html))
         entities = entities and "<" not in line
     return "".join(repaired)
 

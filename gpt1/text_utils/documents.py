@@ -88,12 +88,13 @@ class Located:
     Attributes:
         piece: the piece.
         after: the place behind it.
-        is_at_split: whether the held-out part of the only document begins behind the piece.
+        may_split: whether the held-out part of the only document can begin behind the piece. It
+            begins behind the last one of these pieces.
     """
 
     piece: Piece
     after: Place
-    is_at_split: bool = False
+    may_split: bool = False
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
@@ -129,7 +130,7 @@ def read_pieces(
         sources: the files.
         start: where to begin.
         held_out: the share of its bytes that is held out at the end of a document that is the only
-            one. The place is marked, and a newline is before it; there may be no such place.
+            one, from the beginning of a line on.
 
     Raises:
         InputError: a file is not text, or a line is no JSON; the message names file and line.
@@ -173,7 +174,7 @@ def _pieces_of_lines(
 
 
 def _split_point(n_bytes: int, held_out: float) -> int | None:
-    """Return the byte at or behind which the held-out part of the only document begins, if any."""
+    """Return the last byte at which the held-out part of the only document may begin, if any."""
     return round(n_bytes * (1 - held_out)) if held_out else None
 
 
@@ -188,7 +189,7 @@ def _located(blocks: Iterable[str], place: Place, split: int | None) -> Iterator
     Args:
         blocks: the text behind the place.
         place: the place.
-        split: the byte at or behind which the held-out part begins.
+        split: the last byte at which the held-out part may begin; None if there is no such part.
     """
     for whole in cut(blocks, entities=place.entities, begins_line=place.begins_line):
         for piece in [whole] if split is None else _split(whole, split - place.offset):
@@ -199,15 +200,14 @@ def _located(blocks: Iterable[str], place: Place, split: int | None) -> Iterator
                 begins_line=piece.ends_line,
             )
             may_split = piece.ends_line and not piece.ends_document
-            is_at_split = split is not None and may_split and place.offset >= split
-            split = None if is_at_split else split
-            yield Located(piece, place, is_at_split)
+            may_split = may_split and split is not None and place.offset <= split
+            yield Located(piece, place, may_split)
 
 
 def _split(piece: Piece, n_bytes: int) -> list[Piece]:
-    """Cut a piece after the first newline that ends at or behind a number of its bytes, if any."""
+    """Cut a piece after the last newline in its first ``n_bytes`` bytes, if there is one."""
     data = _bytes_of(piece.text)
-    end = data.find(b"\n", max(n_bytes - 1, 0)) + 1
+    end = data.rfind(b"\n", 0, max(n_bytes, 0)) + 1
     if not 0 < end < len(data):
         return [piece]
     texts = [part.decode("utf-8", "surrogatepass") for part in (data[:end], data[end:])]
