@@ -237,8 +237,8 @@ class Draft(ExitStack):
         split = self.progress.split
         if split is None or not 0 < split.n_tokens < self.progress.sizes.n_tokens:
             raise InputError(
-                f"--holdout {held_out:g}: the texts are one document, and no newline is where its end "
-                "could be held out; give --holdout 0 or more text"
+                f"--holdout {held_out:g}: the texts are one document, and no newline is where "
+                "its end could be held out; give --holdout 0 or more text"
             )
         return split
 

@@ -20,6 +20,7 @@ from gpt1.batches.corpus_draft import Draft
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes
 from gpt1.runtime.workers import apply_in_order, available_cores
+from gpt1.text_utils import pieces
 from gpt1.text_utils.documents import Located, Place, Source, read_pieces
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.learning import (
@@ -29,7 +30,7 @@ from gpt1.text_utils.learning import (
     tokens_of,
     write_vocabulary,
 )
-from gpt1.text_utils.pieces import PIECE, Joint, Parts, parts_of
+from gpt1.text_utils.pieces import Joint, Parts, parts_of
 from gpt1.text_utils.vocabulary import (
     read_merges,
     read_vocabulary,
@@ -221,14 +222,14 @@ def _bar(title: str, n_bytes: int, n_done: int) -> _Bar:
     return _Bar(desc=title, total=n_bytes, initial=n_done, **shown)
 
 
-def _works(pieces: Iterable[Located]) -> Iterator[Work]:
+def _works(located_pieces: Iterable[Located]) -> Iterator[Work]:
     """Put pieces together until they are as long as one piece may be."""
     waiting: list[Located] = []
     length = 0
-    for located in pieces:
+    for located in located_pieces:
         waiting.append(located)
         length += len(located.piece.text)
-        if length >= PIECE // 2:
+        if length >= pieces.PIECE // 2:
             yield Work(waiting)
             waiting, length = [], 0
     if waiting:

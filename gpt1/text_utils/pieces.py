@@ -79,16 +79,20 @@ class Parts(Generic[Body]):
 
 
 def cut(
-    blocks: Iterable[str], *, entities: bool = True, begins_line: bool = True, size: int = PIECE
+    blocks: Iterable[str],
+    *,
+    entities: bool = True,
+    begins_line: bool = True,
+    size: int | None = None,
 ) -> Iterator[Piece]:
     """Cut a document into pieces; an empty document has none.
 
     Args:
         blocks: the text, in parts of any length.
         entities, begins_line: of the first piece, where the text is the rest of a document.
-        size: most characters of a piece, unless a line is longer.
+        size: most characters of a piece, unless a line is longer [:data:`PIECE`].
     """
-    blocks, text, size = iter(blocks), "", min(size, LONGEST_SEGMENT)
+    blocks, text, size = iter(blocks), "", min(size or PIECE, LONGEST_SEGMENT)
     while True:
         while len(text) <= LONGEST_SEGMENT and (block := next(blocks, "")):
             text += block

@@ -20,7 +20,7 @@ from gpt1.text_utils.documents import find_sources, read_pieces
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a few bytes at a time, and cut after a few characters."""
     monkeypatch.setattr(documents, "_BLOCK", 7)
-    monkeypatch.setattr(pieces.cut, "__kwdefaults__", {**pieces.cut.__kwdefaults__, "size": 12})
+    monkeypatch.setattr(pieces, "PIECE", 12)
 
 
 def texts_of(*names: Path, held_out: float = 0.0) -> list[str]:
