@@ -25,6 +25,7 @@ from gpt1.batches.corpus import (
     TOKENS_FILE,
     Corpus,
     Header,
+    documents_head,
     smallest_dtype,
     vocabulary_of,
 )
@@ -245,10 +246,9 @@ class Draft(ExitStack):
     def _write_documents(self) -> None:
         """Write the table of documents."""
         assert self.progress is not None
-        path, n_rows = self.directory / DOCUMENTS_FILE, self.progress.n_documents + 1
-        header = {"descr": "<i8", "fortran_order": False, "shape": (n_rows, 3)}
+        path = self.directory / DOCUMENTS_FILE
         with atomic_write(path) as table, open(self.directory / _ENDS, "rb") as ends:
-            np.lib.format.write_array_header_1_0(table, header)
+            table.write(documents_head(self.progress.n_documents))
             table.write(np.zeros(3, "<i8").tobytes())
             shutil.copyfileobj(ends, table)
 

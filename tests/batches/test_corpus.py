@@ -96,6 +96,8 @@ def test_ids_are_those_of_the_whole_documents(
     assert corpus.held_out.size == header.n_held_out_documents == 0
     assert corpus.tokens.dtype == np.dtype("<u2")
     assert isinstance(corpus.train, np.memmap)
+    table = np.load(tmp_path / "corpus/documents.npy")  # NumPy reads what it did not write.
+    assert table.tolist() == corpus.documents.tolist()
     assert sorted(content(tmp_path / "corpus")) == sorted(
         ["corpus.json", "tokens.bin", "documents.npy", *RELEASED_NAMES]
     )

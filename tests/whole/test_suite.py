@@ -44,6 +44,7 @@ COMMAND_TESTS = {
     "train": ("test_train", "test_a_whole_run_ends_well_and_is_silent_on_stderr"),
     "analysis": ("test_analysis", "test_script_from_another_directory"),
     "score": ("test_score", "test_test_set_gets_the_choices_of_the_submission"),
+    "corpus": ("test_corpus_command", "test_a_corpus_of_a_folder"),
     "generate": ("test_generate", "test_one_prompt"),
     "download": ("test_download", "test_result_on_stdout_and_silence_on_stderr"),
     "convert": ("test_convert", "test_the_demo_is_converted_and_loads"),
