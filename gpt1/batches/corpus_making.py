@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -159,14 +159,15 @@ def _learn_vocabulary(
 
 def _encode(sources: Sequence[Source], draft: Draft, held_out: float, n_processes: int) -> None:
     """Encode all documents from the draft's progress on."""
-    encoder = TextEncoder(*draft.vocabulary, spacy_rules=_RULES)
+    sha256 = vocabulary_sha256(draft.vocabulary)
+    encoder = _opened(draft.vocabulary, sha256)
     draft.begin(len(encoder.encoder))
     draft.save()
     progress = draft.progress
     assert progress is not None
     encode = partial(_ids_of, encoder, draft.dtype.str)
     newline = Ids(np.array(encoder.newline, draft.dtype).tobytes(), 0)
-    make = partial(_encoder, draft.vocabulary, draft.dtype.str)
+    make = partial(_encoder, draft.vocabulary, sha256, draft.dtype.str)
     done = _done(sources, progress.place, "encode", held_out, make, n_processes)
     saved = time.monotonic()
     for located, parts in done:
@@ -242,10 +243,23 @@ def _ids_of(encoder: TextEncoder, dtype: str, text: str) -> Ids:
     return Ids(ids.tobytes(), len(text.split()))
 
 
-def _encoder(files: tuple[Path, Path], dtype: str) -> Callable[[Work], list[Parts[Ids]]]:
+@lru_cache(maxsize=1)
+def _opened(files: tuple[Path, Path], sha256: str) -> TextEncoder:
+    """Open a vocabulary; processes that are forked find it open.
+
+    Args:
+        files: vocabulary and merges.
+        sha256: the digest of their content, so that other files of the same names are opened anew.
+    """
+    return TextEncoder(*files, spacy_rules=_RULES)
+
+
+def _encoder(
+    files: tuple[Path, Path], sha256: str, dtype: str
+) -> Callable[[Work], list[Parts[Ids]]]:
     """Make the function that encodes pieces."""
-    encoder = TextEncoder(*files, spacy_rules=_RULES)
-    return partial(_parts_of_all, EnglishWords(_RULES), partial(_ids_of, encoder, dtype))
+    encode = partial(_ids_of, _opened(files, sha256), dtype)
+    return partial(_parts_of_all, EnglishWords(_RULES), encode)
 
 
 def _counter(words: EnglishWords) -> Callable[[Work], list[Parts[Counter[str]]]]:
