@@ -23,7 +23,7 @@ from gpt1.commands import corpus as command
 from gpt1.runtime import workers
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.text_utils import pieces
-from gpt1.text_utils.documents import find_sources
+from gpt1.text_utils.documents import Place, find_sources
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.vocabulary import RELEASED_NAMES
 
@@ -339,18 +339,27 @@ def test_other_texts_or_settings_begin_anew(
     path = json_lines(tmp_path / "x.jsonl", TEXTS)
     expected = content(make(path, held_out=0.5).directory)
     shutil.rmtree(tmp_path / "corpus")
+    starts: list[Place] = []
+    original = corpus_making.read_pieces
+
+    def read(sources: Any, start: Place, **changes: Any) -> Any:
+        starts.append(start)
+        return original(sources, start, **changes)
+
+    monkeypatch.setattr(corpus_making, "read_pieces", read)
     with monkeypatch.context() as patch:
         patch.setattr(corpus_draft.Draft, "finish", lambda *_: 1 / 0)
         for share in (0.0, 0.5):
             with pytest.raises(ZeroDivisionError):
                 make(path, held_out=share)
-    reads: list[Any] = []
-    original = corpus_making.read_pieces
-    monkeypatch.setattr(
-        corpus_making, "read_pieces", lambda *a, **k: reads.append(a[1]) or original(*a, **k)
-    )
+        (tmp_path / "y.jsonl").write_bytes(path.read_bytes())
+        with pytest.raises(ZeroDivisionError):
+            make(tmp_path / "y.jsonl", held_out=0.5)
+        with pytest.raises(ZeroDivisionError):
+            make(path, held_out=0.5)
     make(path, held_out=0.5)
-    assert reads[0].line > 0  # goes on
+    assert starts[:4] == [Place()] * 4
+    assert starts[4].line > 0  # goes on
     assert content(tmp_path / "corpus") == expected
 
 
