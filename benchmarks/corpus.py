@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks.harness import in_turns, parser, positive, processor, write_json
 from gpt1.batches.corpus_making import make_corpus
@@ -70,11 +71,13 @@ def encode(
 def run(args: argparse.Namespace) -> int:
     """Measure and print the figures."""
     n_cores, n_bytes = available_cores(), sum(each.n_bytes for each in find_sources(args.texts))
-    cpu: dict[str, float] = {}
-    memory: dict[str, float] = {}
+    cpu: dict[str, list[float]] = {}
+    memory: dict[str, list[float]] = {}
 
     def way(name: str, model_dir: Path | None, n_processes: int) -> float:
-        wall, cpu[name], memory[name] = encode(args.texts, model_dir, args.n_merges, n_processes)
+        wall, seconds, mib = encode(args.texts, model_dir, args.n_merges, n_processes)
+        cpu.setdefault(name, []).append(seconds)
+        memory.setdefault(name, []).append(mib)
         return wall
 
     ways = {
@@ -87,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     for name, value in seconds.items():
         print(
             f"{name:10s} {value:7.2f} s, {n_bytes / value / 1e6:6.2f} MB/s, "
-            f"{seconds['one core'] / value:5.2f} x, {cpu[name]:7.2f} processor seconds, "
-            f"{memory[name]:6.0f} MiB"
+            f"{seconds['one core'] / value:5.2f} x, {median(cpu[name]):7.2f} processor seconds, "
+            f"{max(memory[name]):6.0f} MiB"
         )
     figures = {"processor": processor(), "bytes": n_bytes, **seconds}
     write_json(args.json, {**figures, "processor_seconds": cpu, "mib": memory})

@@ -245,28 +245,32 @@ def whole(
 
 
 SAVE = "gpt1.batches.corpus_draft:Draft.save"
-RENAME = "os:rename"
+
+
+MOMENTS = {
+    "first save": (SAVE, 1),
+    "second save": (SAVE, 2),
+    "fifth save": (SAVE, 5),
+    "twentieth save": (SAVE, 20),
+    "fortieth save": (SAVE, 40),
+    "end of a document": ("gpt1.batches.corpus_draft:Draft.end_document", 3),
+    "table of documents": ("gpt1.batches.corpus_draft:Draft._write_documents", 1),
+    "header": ("gpt1.batches.corpus:Header.write", 1),
+    "rename": ("os:rename", 1),
+}
 
 
 @pytest.mark.parametrize(
-    "moment",
-    [
-        *[(SAVE, call) for call in (1, 2, 5, 20, 40)],
-        ("gpt1.batches.corpus_draft:Draft.end_document", 3),
-        ("gpt1.batches.corpus_draft:Draft._write_documents", 1),
-        ("gpt1.batches.corpus:Header.write", 1),
-        (RENAME, 1),
-    ],
-    ids=lambda moment: f"{moment[0].rpartition(':')[2]}-{moment[1]}",
+    "moment", processes.slow_but(MOMENTS, "twentieth save", "end of a document", "rename")
 )
 def test_a_killed_run_goes_on_with_the_same_bytes(
     text: Path,
     vocabulary: tuple[Path, Path],
     whole: dict[str, bytes],
     tmp_path: Path,
-    moment: tuple[str, int],
+    moment: str,
 ) -> None:
-    target, call = moment
+    target, call = MOMENTS[moment]
     kill = processes.before(target, processes.sends_itself(SIGKILL), call=call)
     assert do(text, vocabulary, tmp_path, kill).status == -SIGKILL
     assert not (tmp_path / "corpus").exists()
