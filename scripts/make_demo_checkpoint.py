@@ -11,11 +11,9 @@ show which endings are wrong.
 from __future__ import annotations
 
 import argparse
-import collections
-import itertools
-import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,10 +26,10 @@ from gpt1.batches.packing import pack
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
 from gpt1.opt.adam import OpenAIAdam
 from gpt1.runtime.errors import report_errors
-from gpt1.runtime.files import atomic_write
 from gpt1.text_utils.encoder import TextEncoder
+from gpt1.text_utils.learning import count_words, learn_merges, tokens_of, write_vocabulary
 from gpt1.text_utils.special import SpecialTokens
-from gpt1.text_utils.words import EnglishWords, text_standardize
+from gpt1.text_utils.words import EnglishWords
 from gpt1.weights.parameters import parameter_shapes, to_list
 from gpt1.weights.released import save_released
 
@@ -44,54 +42,16 @@ LR = 1e-3
 MIN_COUNT = 3  # pairs seen less often are not merged
 
 
-def learn_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Learn byte-pair merges of the texts' words, most frequent pair first (paper, section 4.1).
-
-    Of equally frequent pairs the first in the alphabet is merged first, so that the result depends
-    on the texts alone.
-    """
-    split = EnglishWords("2.0").split
-    counts = collections.Counter(
-        word.lower() for text in texts for word in split(text_standardize(text))
-    )
-    words = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
-    merges: list[tuple[str, str]] = []
-    while True:
-        pairs: collections.Counter[tuple[str, str]] = collections.Counter()
-        for word, parts in words.items():
-            for pair in itertools.pairwise(parts):
-                pairs[pair] += counts[word]
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
-        if best is None or pairs[best] < MIN_COUNT:
-            return merges
-        merges.append(best)
-        for parts in words.values():
-            merge(parts, best)
-
-
-def merge(parts: list[str], pair: tuple[str, str]) -> None:
-    """Join every occurrence of a pair in a word, from the left, in place."""
-    i = 0
-    while i < len(parts) - 1:
-        if (parts[i], parts[i + 1]) == pair:
-            parts[i : i + 2] = ["".join(pair)]
-        i += 1
-
-
-def write_vocabulary(out: Path, texts: Sequence[str]) -> TextEncoder:
-    """Learn byte pairs and write both vocabulary files in the released format."""
-    merges = learn_merges(texts)
-    characters = sorted({c for text in texts for c in text.lower() if not c.isspace()})
-    # The order is that of the released vocabulary: the unknown token, characters, characters that
-    # end a word, and the results of the merges.
-    tokens = ["<unk>", *characters, *(c + "</w>" for c in characters), *map("".join, merges)]
-    encoder = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    encoder_path, bpe_path = out / "encoder_bpe_40000.json", out / "vocab_40000.bpe"
-    with atomic_write(encoder_path, "w") as file:
-        json.dump(encoder, file, ensure_ascii=True, indent=0)
-    with atomic_write(bpe_path, "w") as file:
-        file.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return TextEncoder(encoder_path, bpe_path)
+def learn_vocabulary(out: Path, texts: Sequence[str]) -> TextEncoder:
+    """Learn byte pairs from the texts' words and write both vocabulary files."""
+    words = EnglishWords("2.0")
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(count_words(text, words))
+    merges = learn_merges(counts, min_count=MIN_COUNT)
+    files = out / "encoder_bpe_40000.json", out / "vocab_40000.bpe"
+    write_vocabulary(*files, tokens_of(counts, merges), merges)
+    return TextEncoder(*files)
 
 
 def split_of(stories: Sequence[Sequence[int]], config: ModelConfig) -> EncodedSplit:
@@ -144,7 +104,7 @@ def pretrain(stories: Sequence[list[int]], config: ModelConfig, seed: int) -> Do
 def make(out: Path, n_stories: int, seed: int) -> int:
     """Make the stories, learn the vocabulary, pretrain the model, and write the files."""
     texts = list(unlabelled_stories(n_stories, seed))
-    encoder = write_vocabulary(out, texts)
+    encoder = learn_vocabulary(out, texts)
     stories = [ids[:N_CTX] for ids in encoder.encode(texts)]
     config = ModelConfig(
         n_vocab=len(encoder.encoder),

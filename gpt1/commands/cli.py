@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "predict the rows of your own file with a model that was trained on such rows",
     "score": "choose the endings of your own stories with a fine-tuned model",
     "generate": "continue a text with a pretrained or a fine-tuned model",
+    "corpus": "encode text of your own, to pretrain on",
     "download": "fetch the released weights and check them",
     "convert": "between the released layout, parameter lists and the model hub's layout",
     "plot": "learning curves, tables of runs, attention maps",

@@ -3,14 +3,16 @@
 :meth:`TextEncoder._encode_directly` takes the original's steps one after another.
 :meth:`TextEncoder.encode` reaches the same ids faster. The ids of a chunk of text between white
 space do not depend on the chunks beside it, so each chunk is encoded once. Where they could depend
-on them (see :class:`~gpt1.text_utils.words.EnglishWords`), the text is encoded directly.
+on them (see :class:`~gpt1.text_utils.words.EnglishWords`), the line is encoded directly. Lines
+never depend on one another: between two of them the words have the newline, which no rule joins
+with a neighbour.
 """
 
 from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import pairwise, repeat
 from pathlib import Path
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from gpt1.runtime.errors import InputError
 from gpt1.text_utils.vocabulary import read_merges, read_vocabulary, require_match
-from gpt1.text_utils.words import SPACY_RULES, EnglishWords, text_standardize
+from gpt1.text_utils.words import SPACY_RULES, EnglishWords, repair, text_standardize
 
 _CACHE_ENTRIES = 1 << 16
 _LONGEST_KEY = 64  # characters; with the number of entries it bounds each cache to some tens of MB
@@ -124,7 +126,7 @@ class TextEncoder:
 
         Text is standardised first; :meth:`encode` gives each of these characters the id 0.
         """
-        words = self._words.split(text_standardize(ftfy.fix_text(text)))
+        words = self._words.split(text_standardize(repair(text)))
         tokens = [token for word in words for token in self.bpe(word.lower()).split(" ")]
         unknown = [token for token in tokens if token and token not in self.encoder]
         return [token.removesuffix("</w>") for token in unknown]
@@ -178,13 +180,36 @@ class TextEncoder:
                 f"TextEncoder.encode: text {index} is {type(text).__name__}, expected str; "
                 "convert it, or leave it out."
             )
+        return self.encode_repaired(repair(text))
+
+    def encode_repaired(self, text: str) -> list[int]:
+        """Return the ids of a text that :func:`gpt1.text_utils.words.repair` has returned.
+
+        The result is that of :meth:`encode` for the text before its repair.
+        """
         ids: list[int] = []
-        for chunk in _chunks(text):
+        for line in text.split("\n"):
+            chunks = line.split()
+            if chunks and ids:
+                ids += self.newline
+            ids += self._encode_line(line, chunks)
+        return ids
+
+    @property
+    def newline(self) -> tuple[int, ...]:
+        """The ids that :meth:`encode` gives the newline between two lines."""
+        return self._word_ids("\n")
+
+    def _encode_line(self, line: str, chunks: Sequence[str]) -> list[int]:
+        """Return the ids of a repaired line, given also as its chunks between white space."""
+        ids: list[int] = []
+        for chunk in chunks:
             known = self._ids_of_chunk.get(chunk)
             if known is None:
                 words = self._words.of_chunk(chunk)
                 if words is None:
-                    return self._encode_directly(text)
+                    words = self._words.split(text_standardize(line))
+                    return [i for word in words for i in self._word_ids(word.lower())]
                 known = tuple([i for word in words for i in self._word_ids(word.lower())])
                 _remember(self._ids_of_chunk, chunk, known)
             ids += known
@@ -209,16 +234,6 @@ class TextEncoder:
             )
         token = self.decoder[i]
         return f" {token} " if i >= self._n_vocab else token.replace("</w>", " ")
-
-
-def _chunks(text: str) -> list[str]:
-    """Return the parts of a text between white space, and "\\n" for each run of newlines."""
-    # ftfy.fix_text does not change printable ASCII without "&". Such a text has no entities,
-    # escapes, control characters, line ends, non-ASCII quotes or mojibake.
-    if text.isascii() and text.isprintable() and "&" not in text:
-        return text.split()
-    text = text_standardize(ftfy.fix_text(text))
-    return text.split(" ") if text else []
 
 
 def _remember(cache: dict[str, tuple[int, ...]], key: str, ids: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ftfy
 from spacy import util
 from spacy.lang.en import English
 from spacy.symbols import ORTH
@@ -26,6 +27,13 @@ _TYPOGRAPHY = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "
 _SET_APART = re.compile(r'(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)')
 _AROUND_NEWLINE = re.compile(r"\s*\n\s*")
 _OTHER_SPACE = re.compile(r"[^\S\n]+")
+# spaCy keeps every word that it has seen. A tokenizer with more words than this is replaced by a
+# new one, so that memory does not grow with the text.
+_MOST_LEXEMES = 1 << 18
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
+
+LONGEST_SEGMENT: int = ftfy.TextFixerConfig().max_decode_length
+"""Characters of a line that ftfy repairs together; it cuts longer lines after so many."""
 
 # Letters, then perhaps a possessive, then perhaps a mark. No prefix, suffix or infix rule of
 # spaCy's English matches ASCII letters alone; "'s" is a suffix, and so is "." after a small letter;
@@ -51,6 +59,38 @@ def text_standardize(text: str) -> str:
     return _OTHER_SPACE.sub(" ", text).strip()
 
 
+def repair(text: str, *, entities: bool = True) -> str:
+    """Return what ``ftfy.fix_text`` makes of a text; lines that ftfy cannot change are skipped.
+
+    ftfy repairs each line by itself, and a line of more than :data:`LONGEST_SEGMENT` characters in
+    segments of that length. Only one fact is carried from line to line: from the first line with a
+    "<" on, which may be HTML, entities such as "&amp;" stay as they are.
+
+    Args:
+        text: the text.
+        entities: whether entities are replaced at the beginning of the text. It is False for the
+            rest of a document after a line with "<".
+    """
+    if _is_plain(text):
+        return text
+    repaired = []
+    for line in _LINES.findall(text):
+        is_plain = _is_plain(line.removesuffix("\n"))
+        html = "auto" if entities else False
+        repaired.append(line if is_plain else ftfy.fix_text(line, unescape_html=html))
+        entities = entities and "<" not in line
+    return "".join(repaired)
+
+
+def _is_plain(line: str) -> bool:
+    """Return whether a line is printable ASCII without "&", which ftfy does not change.
+
+    Such a line has no entities, escapes, control characters, line ends, non-ASCII quotes or
+    mojibake.
+    """
+    return line.isascii() and line.isprintable() and "&" not in line
+
+
 class EnglishWords:
     """spaCy's English tokenizer, alone, with the special cases of one version of spaCy.
 
@@ -68,19 +108,28 @@ class EnglishWords:
     def __init__(self, rules: str) -> None:
         self._cases = _special_cases(rules)
         self._tokenizer = _tokenizer(self._cases)
-        self._joined = self._ends_of_joined_cases()
+        self._parts, self._joined = self._words_of_cases()
 
     def split(self, text: str) -> list[str]:
         """Return the words of a standardised text, with their capitals."""
-        return [token.text for token in self._tokenizer(text)]
+        words = [token.text for token in self._tokenizer(text)]
+        if len(self._tokenizer.vocab) > _MOST_LEXEMES:
+            self._tokenizer = _tokenizer(self._cases)
+        return words
+
+    def stands_apart(self, word: str) -> bool:
+        """Return whether a chunk is one word that is part of no special case.
+
+        The second pass then joins nothing across it. Therefore the words of the text before its
+        end and those of the text after it do not depend on one another.
+        """
+        return word not in self._parts and self._of_plain(word) == [word]
 
     def of_chunk(self, chunk: str) -> list[str] | None:
-        """Return the words of a chunk of text without white space, or of a newline.
+        """Return the words of a chunk of text without white space.
 
         Returns None if the words may depend on the chunks beside it.
         """
-        if chunk == "\n":  # text_standardize would leave nothing of it
-            return [chunk]
         if plain := self._of_plain(chunk):
             return plain
         words = []
@@ -109,18 +158,23 @@ class EnglishWords:
             return words
         return None
 
-    def _ends_of_joined_cases(self) -> frozenset[str]:
-        """Return the last words of all special cases that the second pass can join.
+    def _words_of_cases(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return all words of special cases, and the last words of those that can be joined.
 
-        These are the cases with a prefix, suffix or infix that the rules alone split otherwise.
+        The words of a case are those that the case stands for, and those that the rules alone make
+        of it. The second pass can join the cases with a prefix, suffix or infix that the rules
+        alone split otherwise.
         """
         bare = _tokenizer({})
         finds = (bare.find_prefix, bare.find_suffix, bare.find_infix)
-        return frozenset(
-            words[-1]
-            for case, words in self._cases.items()
-            if any(find(case) for find in finds) and [token.text for token in bare(case)] != words
-        )
+        parts: set[str] = set()
+        ends: set[str] = set()
+        for case, words in self._cases.items():
+            by_rules = [token.text for token in bare(case)]
+            parts.update(words, by_rules)
+            if any(find(case) for find in finds) and by_rules != words:
+                ends.add(words[-1])
+        return frozenset(parts), frozenset(ends)
 
 
 def _special_cases(rules: str) -> dict[str, list[str]]:

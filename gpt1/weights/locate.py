@@ -16,6 +16,7 @@ from gpt1.runtime.demo import demo_dir
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write, read_bytes, read_text
 from gpt1.settings.groups import ACTIVATION_NAMES
+from gpt1.text_utils.vocabulary import RELEASED_NAMES
 
 N_SHARDS = 10
 SHARDS = tuple(f"params_{index}.npy" for index in range(N_SHARDS))
@@ -25,7 +26,7 @@ CONFIG_FILE = "gpt1_config.json"
 RELEASED_N_HEAD = 12
 # The entry of a configuration, in both layouts, with the record of the task of a fine-tuned model.
 TASK = "gpt1_task"
-ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
+ENCODER_FILE, BPE_FILE = RELEASED_NAMES
 RELEASED_FILES = (ENCODER_FILE, BPE_FILE, SHAPES_FILE, CONFIG_FILE, *SHARDS)
 
 HUB_CONFIG = "config.json"

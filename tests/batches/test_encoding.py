@@ -6,14 +6,12 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
 import tiny
 from faults import short_files
@@ -288,17 +286,6 @@ def test_a_second_start_encodes_nothing_and_small_splits_are_not_kept(
 # --------------------------------------------------------------------------- whole programs
 
 
-@pytest.fixture(scope="module")
-def _fork_server() -> Iterator[None]:
-    with processes.fork_server():
-        yield
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> tiny.Tiny:
-    return tiny.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def large(directory: Path) -> list[Change]:
     """Return changes by which the tiny texts count as many, for the cache in ``directory``."""
     module = "gpt1.batches.encoding"
@@ -310,7 +297,7 @@ def large(directory: Path) -> list[Change]:
     ]
 
 
-@pytest.mark.usefixtures("_fork_server")
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize(
     ("number", "target"),
     [

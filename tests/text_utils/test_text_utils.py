@@ -312,7 +312,7 @@ def test_every_special_case_in_every_company(
     for text in cases:
         for spelling in (text, text.upper(), text.swapcase()):
             for chunk in text_standardize(ftfy.fix_text(spelling)).split(" "):
-                if chunk:
+                if chunk.strip():
                     assert_split(small._words, chunk, plain_words(chunk))
 
 

@@ -37,6 +37,8 @@ from hypothesis import strategies as st
 from released import released_layout, write_released
 from small_tasks import COLOURS, LIKENESS
 
+from gpt1.batches.corpus import Corpus
+from gpt1.batches.corpus_making import make_corpus
 from gpt1.commands import train
 from gpt1.datasets import TASKS, find_task
 from gpt1.datasets import story_cloze as datasets
@@ -48,6 +50,7 @@ from gpt1.settings.training import Settings, parse
 from gpt1.tasks import ChoiceIndex, Choices, Example, TaskRecord
 from gpt1.tasks.record import read_record
 from gpt1.text_utils import encoder as text_utils
+from gpt1.text_utils.documents import find_sources, read_pieces
 from gpt1.training import checkpoint, logs
 from gpt1.weights import jl, locate, parameters
 from gpt1.weights.released import load_released, read_shapes
@@ -252,12 +255,47 @@ def list_of_arrays(path: Path) -> None:
     parameters.list_sizes(parameters.read_params(path), path)
 
 
+@functools.cache
+def corpus_files() -> dict[str, bytes]:
+    """Return the files of a corpus of two documents."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        tiny.write_vocabulary(directory)
+        (directory / "a.jsonl").write_text('{"text": "anna ran."}\n{"text": "so\\nbig"}\n')
+        made = make_corpus(
+            find_sources([str(directory / "a.jsonl")]),
+            directory / "corpus",
+            vocabulary=(directory / VOCABULARY, directory / MERGES),
+            held_out=0.5,
+        )
+        return {path.name: path.read_bytes() for path in made.directory.iterdir()}
+
+
+def open_corpus(path: Path) -> list[int]:
+    """Open a corpus of which one file is there; an accepted corpus must be usable."""
+    for name, data in corpus_files().items():
+        if name != path.name:
+            path.with_name(name).write_bytes(data)
+    corpus = Corpus.open(path.parent)
+    assert corpus.train.size + corpus.held_out.size == corpus.tokens.size == corpus.header.n_tokens
+    return corpus.tokens.tolist()
+
+
+def read_documents(path: Path) -> str:
+    return "".join(located.piece.text for located in read_pieces(find_sources([str(path)])))
+
+
 class Reader(NamedTuple):
     """A reader of files with a certain name, and a good file."""
 
     name: str
     whole: Callable[[], bytes]
     read: Callable[[Path], Any]
+    is_part: bool = False  # of a directory: a message may name another file that does not fit it
+
+    def start(self, path: Path) -> Path:
+        """Return how a message about the file ``path`` begins."""
+        return path.parent if self.is_part else path
 
 
 RECORD_OF_TASK = TaskRecord(
@@ -367,6 +405,14 @@ READERS = {
         lambda: OLD_RECORD,
         lambda path: submissions.read_record(path.with_name("a.tsv")),
     ),
+    **{
+        name: Reader(name, lambda name=name: corpus_files()[name], open_corpus, is_part=True)
+        for name in ("corpus.json", "documents.npy", "tokens.bin")
+    },
+    "text": Reader("a.txt", lambda: "one\ntwo é\n".encode(), read_documents),
+    "text in JSON lines": Reader(
+        "a.jsonl", lambda: b'{"text": "a"}\n{"text": "b"}', read_documents
+    ),
     "log": Reader("a.jsonl", lambda: LOG, log_lines.read_log),
     "log of correlations": Reader("a.jsonl", lambda: LOG_OF_CORRELATIONS, log_lines.read_log),
     "log to go on with": Reader("a.jsonl", lambda: LOG, lambda path: logs._lines_until(path, 4)),
@@ -387,15 +433,15 @@ def test_a_whole_file_is_read(kind: str, tmp_path: Path) -> None:
 def test_changed_bytes(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / READERS[kind].name
     path.write_bytes(data.draw(damaged(WHOLE(kind))))
-    read_or_refuse(lambda: READERS[kind].read(path), path)
+    read_or_refuse(lambda: READERS[kind].read(path), READERS[kind].start(path))
 
 
-@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads", "record", "task"])
+@pytest.mark.parametrize("kind", ["vocabulary", "shapes", "heads", "record", "task", "corpus.json"])
 @given(data=st.data())
 def test_other_json(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / READERS[kind].name
     path.write_text(data.draw(edited_json(json.loads(WHOLE(kind)))))
-    read_or_refuse(lambda: READERS[kind].read(path), path)
+    read_or_refuse(lambda: READERS[kind].read(path), READERS[kind].start(path))
 
 
 @given(line=st.integers(0, 3), data=st.data())

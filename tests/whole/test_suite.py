@@ -45,6 +45,7 @@ COMMAND_TESTS = {
     "analysis": ("test_analysis", "test_script_from_another_directory"),
     "predict": ("test_own_runs", "test_predict_gives_the_submission_and_the_scores"),
     "score": ("test_score", "test_test_set_gets_the_choices_of_the_submission"),
+    "corpus": ("test_corpus_command", "test_a_corpus_of_a_folder"),
     "generate": ("test_generate", "test_one_prompt"),
     "download": ("test_download", "test_result_on_stdout_and_silence_on_stderr"),
     "convert": ("test_convert", "test_the_demo_is_converted_and_loads"),
