@@ -59,7 +59,8 @@ class UpdateLine:
 
     Attributes:
         n_updates: number of the update, from 1.
-        clf_cost: mean cost of the choice, in nats per story; not finite if the run diverged.
+        clf_cost: mean cost of the choice, in nats per story; not finite if the run diverged; None
+            in pretraining, which has no classifier.
         lm_cost: mean cost of the language model, in nats per token; None without that loss.
         lr: learning rate.
         grad_norm: norm of the gradient before clipping.
@@ -67,7 +68,7 @@ class UpdateLine:
     """
 
     n_updates: CountFrom1
-    clf_cost: Number
+    clf_cost: NumberOrNull
     lm_cost: NumberOrNull
     lr: Number
     grad_norm: Number

@@ -59,7 +59,7 @@ class TensorBoard:
 
     def evaluation_line(self, line: Mapping[str, Any]) -> None:
         """Write the figures in a line of the log of evaluations; the line of settings has none."""
-        if "va_acc" in line:
+        if "va_cost" in line:
             self.evaluation(line["n_updates"], line)
 
     def close(self) -> None:

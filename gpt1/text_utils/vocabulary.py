@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,10 @@ from reprlib import repr as brief
 from typing import Any
 
 from gpt1.runtime.errors import InputError
-from gpt1.runtime.files import read_text
+from gpt1.runtime.files import read_bytes, read_text
+
+RELEASED_NAMES = ("encoder_bpe_40000.json", "vocab_40000.bpe")
+"""The names that vocabulary and merges have in the released layout, whatever their size."""
 
 
 def read_vocabulary(path: str | Path) -> dict[str, int]:
@@ -105,3 +109,13 @@ def require_match(
     for token in vocabulary:
         if token.endswith("</w>") and len(token) > len("x</w>") and token not in made:
             raise InputError(f"{path}: no merge makes {brief(token)} of the vocabulary; {remedy}")
+
+
+def vocabulary_sha256(files: tuple[Path, Path]) -> str:
+    """Return one SHA-256 for the content of the files of a vocabulary and its merges.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    each = [hashlib.sha256(read_bytes(path, "the vocabulary")).digest() for path in files]
+    return hashlib.sha256(b"".join(each)).hexdigest()

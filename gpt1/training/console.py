@@ -36,12 +36,13 @@ class Console(Listener):
     of the original, for programs to read. Everything else goes to stderr.
 
     Args:
-        n_examples: number of examples per update.
+        n_examples: number of examples per update, or of other units of work.
+        units: what they are called.
         quiet: print nothing but the lines of the original, on a terminal too.
     """
 
-    def __init__(self, n_examples: int, *, quiet: bool = False) -> None:
-        self._n_examples, self._quiet = n_examples, quiet
+    def __init__(self, n_examples: int, *, quiet: bool = False, units: str = "examples") -> None:
+        self._n_examples, self._quiet, self._units = n_examples, quiet, units
         self._is_table = not quiet and (sys.stdout.isatty() or "ipykernel" in sys.modules)
         self._bar: Any = None
         self._has_header = False
@@ -76,8 +77,9 @@ class Console(Listener):
         """Show the figures of an update in the bar, or in a line per :data:`LINE_EVERY` seconds."""
         now = time.monotonic()
         rate = (self._n_updates - self._n_begin) / max(now - self._started_at, 1e-9)
-        figures = f"loss {update.clf_cost:.2f}, lr {update.lr:.1e}"
-        speed = f"{rate * self._n_examples:.0f} examples/s"
+        loss = update.lm_cost if update.clf_cost is None else update.clf_cost
+        figures = f"loss {loss:.2f}, lr {update.lr:.1e}"
+        speed = f"{rate * self._n_examples:.0f} {self._units}/s"
         self._bar.set_postfix_str(f"{figures}, {speed}", refresh=False)
         if self._quiet or can_draw() or now - self._shown_at < LINE_EVERY:
             return
@@ -93,7 +95,7 @@ class Console(Listener):
         self._bar.set_postfix_str(f"evaluating: {100 * done // max(total, 1)} %")
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """Print epochs, updates, both costs, and both scores of the first metric."""
+        """Print epochs, updates, both costs, and the two figures after them."""
         self._bar.set_postfix_str("", refresh=False)
         names, figures = zip(*list(evaluation.figures.items())[:4], strict=True)
         costs, scores = figures[:2], figures[2:]
@@ -103,13 +105,17 @@ class Console(Listener):
             tqdm.write(" ".join(words))
             sys.stdout.flush()
             return
+        titles = [name.replace("tr_", "train ").replace("va_", "valid ") for name in names]
+        widths = [max(12, len(title) + 2) for title in titles]
         if not self._has_header:
-            titles = [name.replace("tr_", "train ").replace("va_", "valid ") for name in names]
-            tqdm.write(f"{'epoch':>6}{'update':>8}" + "".join(f"{title:>12}" for title in titles))
+            header = "".join(f"{title:>{n}}" for title, n in zip(titles, widths, strict=True))
+            tqdm.write(f"{'epoch':>6}{'update':>8}{header}")
             self._has_header = True
-        row = f"{evaluation.n_epochs:6}{evaluation.n_updates:8}"
-        row += "".join(f"{x:12.3f}" for x in costs) + "".join(f"{x:12.2f}" for x in scores)
-        tqdm.write(row + ("  best" if is_best else ""))
+        shown = [f"{x:.3f}" for x in costs] + [f"{x:.2f}" for x in scores]
+        row = "".join(f"{x:>{n}}" for x, n in zip(shown, widths, strict=True))
+        tqdm.write(
+            f"{evaluation.n_epochs:6}{evaluation.n_updates:8}{row}{'  best' if is_best else ''}"
+        )
 
     def closed(self) -> None:
         """Remove the progress bar."""

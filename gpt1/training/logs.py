@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1.results.log_lines import UpdateLine
-from gpt1.results.outputs import Outputs
+from gpt1.results.outputs import RunFiles
 from gpt1.results.tensorboard import TensorBoard
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
@@ -133,7 +133,7 @@ class Logs(Listener):
 
     def __init__(
         self,
-        outputs: Outputs,
+        outputs: RunFiles,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
     ) -> None:
