@@ -39,9 +39,7 @@ def write_corpus(directory: Path, n: int = N_SENTENCES, n_held_out: int = N_HELD
     n_vocab = len(encoder.encoder)
     tokens = np.concatenate(ids).astype(smallest_dtype(n_vocab))
     tokens.tofile(directory / TOKENS_FILE)
-    rows = [
-        (len(own), len(text.split()), len(text)) for own, text in zip(ids, texts, strict=True)
-    ]
+    rows = [(len(own), len(text.split()), len(text)) for own, text in zip(ids, texts, strict=True)]
     table = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(rows, 0)])
     np.save(directory / DOCUMENTS_FILE, table)
     held_out = table[-1] - table[n - n_held_out]

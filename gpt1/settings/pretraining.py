@@ -226,7 +226,7 @@ class PretrainSettings(
         names = ("opt", "lr", "lr_schedule", "max_grad_norm", "b1", "b2", "e", "l2", "vector_l2")
         return OptimizerSettings(
             **{name: getattr(self, name) for name in names},
-            lr_warmup=(self.warmup_updates or 0) / max(n_updates, 1),
+            lr_warmup=(self.warmup_updates or 0) / n_updates if n_updates else 0.0,
         )
 
     def paced(self) -> PretrainSettings:

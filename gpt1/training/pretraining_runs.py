@@ -490,7 +490,7 @@ def _check_disks(
 def _logged_settings(settings: PretrainSettings, job: Pretraining, ranks: Ranks) -> dict[str, Any]:
     """Return all settings, with the values from files and the machine in place of None."""
     sizes = {name: getattr(job.config, name) for name in ("n_ctx", *stored.DEFAULTS)}
-    found = {**sizes, "out": str(Path(settings.out).resolve()), "n_updates": job.n_updates}
+    found = {**sizes, "out": str(Path(settings.out).resolve())}
     return settings.as_flags() | found | facts_of_machine(ranks)
 
 
