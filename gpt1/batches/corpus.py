@@ -151,7 +151,7 @@ def _read_header(directory: Path) -> Header:
     values = parse_object(read_text(path, "the header of the corpus"), str(path), _REMEDY)
     if values.get("format") != FORMAT or values.get("version") != VERSION:
         raise InputError(
-            f"{path}: is not the header of a corpus of version {VERSION}, which this program reads; "
+            f"{path}: is not the header of a corpus of version {VERSION}, which alone is read; "
             f"{_REMEDY}"
         )
     header = typed(Header, values, str(path), _REMEDY)

@@ -191,8 +191,8 @@ PRETRAIN = Command(
   gpt1 pretrain --corpus corpus --out mymodel --size mini --n_iter 10
 
   # go on from existing weights, with text of another domain
-  gpt1 pretrain --corpus corpus --out mymodel --model_dir model/demo --n_updates 500 \\
-      --warmup_updates 50""",
+  gpt1 pretrain --corpus corpus --out mymodel --model_dir model/demo \\
+      --n_updates 500 --warmup_updates 50""",
 )
 
 
