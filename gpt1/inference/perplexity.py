@@ -79,7 +79,7 @@ def mean_cost(
             batch = own[begin : begin + n_batch]
             for each in stacked(batch):
                 _, ce = model.text_losses(each.to(ranks.device))
-                sums += [float(ce.double().sum()), ce.numel()]
+                sums += [float(ce.cpu().double().sum()), ce.numel()]  # no GPU of Apple has float64
             if progress is not None:
                 progress(begin + len(batch), len(own))
     nats, n = ranks.gather(sums).sum(0)

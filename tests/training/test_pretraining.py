@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from gpt1.batches.windows import Windows
 from gpt1.commands import cli
 from gpt1.inference.perplexity import mean_cost
 from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.results.log_lines import read_pretraining_log, read_updates
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.stopping import StopRequests
@@ -330,7 +332,8 @@ def test_a_run_learns_and_its_directory_is_a_model(
     corpus: Path, here: Path, transformers: ModuleType
 ) -> None:
     result = pretrain(corpus, "model", n_iter=4, eval_every=10, keep_every=20)
-    settings, *evaluations = rows("pretraining.jsonl")
+    settings = rows("pretraining.jsonl")[0]
+    evaluations = [asdict(line) for line in read_pretraining_log("log/pretraining.jsonl")]
     assert (settings["n_iter"], settings["n_updates"], settings["n_layer"]) == (4, None, 2)
     per_epoch = (((len(Corpus.open(corpus).train) + 1) // T) - 1) // (TOWERS * PER_TOWER)
     expected = {*range(per_epoch, 4 * per_epoch + 1, per_epoch), *range(10, 4 * per_epoch, 10)}
@@ -343,9 +346,9 @@ def test_a_run_learns_and_its_directory_is_a_model(
     assert last["va_word_ppl"] == pytest.approx(math.exp(per_word))
     assert last["tokens_per_second"] > 0
     assert [row["n_updates"] for row in result.history] == [row["n_updates"] for row in evaluations]
-    updates = rows("pretraining.updates.jsonl")
+    updates = read_updates("log/pretraining.updates.jsonl")
     assert len(updates) == 4 * per_epoch
-    assert {row["clf_cost"] for row in updates} == {None}
+    assert {update.clf_cost for update in updates} == {None}
     best = min(evaluations, key=lambda row: row["va_cost"])
     tokens = Corpus.open(corpus).held_out
     found = mean_cost(result.model.module, tokens, ALONE, n_batch=4)
