@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import tiny
 
-from gpt1.batches.corpus import DOCUMENTS_FILE, TOKENS_FILE, Header, smallest_dtype, vocabulary_of
+from gpt1.batches.corpus import (
+    DOCUMENTS_FILE,
+    TOKENS_FILE,
+    Header,
+    documents_head,
+    smallest_dtype,
+    vocabulary_of,
+)
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.vocabulary import RELEASED_NAMES, vocabulary_sha256
 
@@ -41,7 +48,8 @@ def write_corpus(directory: Path, n: int = N_SENTENCES, n_held_out: int = N_HELD
     tokens.tofile(directory / TOKENS_FILE)
     rows = [(len(own), len(text.split()), len(text)) for own, text in zip(ids, texts, strict=True)]
     table = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(rows, 0)])
-    np.save(directory / DOCUMENTS_FILE, table)
+    data = documents_head(n) + table.astype("<i8").tobytes()
+    (directory / DOCUMENTS_FILE).write_bytes(data)
     held_out = table[-1] - table[n - n_held_out]
     names = ("tokens", "words", "characters")
     Header(

@@ -206,22 +206,25 @@ def _map_documents(directory: Path, header: Header) -> npt.NDArray[np.int64]:
     Raises:
         InputError: it is missing or damaged, or does not fit the header.
     """
-    path = directory / DOCUMENTS_FILE
+    path, head = directory / DOCUMENTS_FILE, documents_head(header.n_documents)
+    shape = (header.n_documents + 1, 3)
     check_regular(path, "the table of documents")
-    table: Any = None
-    try:
-        with read_errors(path, "the table of documents"):
-            table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError):
-        pass  # NumPy's message names no remedy.
-    totals = [header.n_tokens, header.n_words, header.n_characters]
-    whole = (
-        isinstance(table, np.ndarray)
-        and table.dtype == np.dtype("<i8")
-        and table.shape == (header.n_documents + 1, 3)
-        and table[0].tolist() == [0, 0, 0]
-        and table[-1].tolist() == totals
-    )
-    if not whole:
-        raise InputError(f"{path}: is not the table of this corpus's documents; {_REMEDY}")
-    return table  # type: ignore[no-any-return]
+    with read_errors(path, "the table of documents"), open(path, "rb") as file:
+        is_whole = file.read(len(head)) == head
+        is_whole = is_whole and os.path.getsize(path) == len(head) + 8 * shape[0] * shape[1]
+    if is_whole:
+        table = np.memmap(path, "<i8", mode="r", offset=len(head), shape=shape)
+        totals = [header.n_tokens, header.n_words, header.n_characters]
+        if table[0].tolist() == [0, 0, 0] and table[-1].tolist() == totals:
+            return table
+    raise InputError(f"{path}: is not the table of this corpus's documents; {_REMEDY}")
+
+
+def documents_head(n_documents: int) -> bytes:
+    """Return the bytes before the numbers of ``documents.npy``, in version 1.0 of NumPy's format.
+
+    NumPy's own functions write other spaces in other versions, and raise errors of many kinds when
+    they read a damaged file.
+    """
+    text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({n_documents + 1}, 3), }}"
+    return b"\x93NUMPY\x01\x00v\x00" + f"{text:117}\n".encode()

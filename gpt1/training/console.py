@@ -95,7 +95,7 @@ class Console(Listener):
         self._bar.set_postfix_str(f"evaluating: {100 * done // max(total, 1)} %")
 
     def evaluated(self, evaluation: Evaluation, *, is_best: bool) -> None:
-        """Print epochs, updates, both costs, and the two figures after them."""
+        """Print epochs, updates, both costs, and both scores of the first metric."""
         self._bar.set_postfix_str("", refresh=False)
         names, figures = zip(*list(evaluation.figures.items())[:4], strict=True)
         costs, scores = figures[:2], figures[2:]
@@ -106,16 +106,16 @@ class Console(Listener):
             sys.stdout.flush()
             return
         titles = [name.replace("tr_", "train ").replace("va_", "valid ") for name in names]
-        widths = [max(12, len(title) + 2) for title in titles]
+        width = max(12, *(len(title) + 2 for title in titles))
         if not self._has_header:
-            header = "".join(f"{title:>{n}}" for title, n in zip(titles, widths, strict=True))
-            tqdm.write(f"{'epoch':>6}{'update':>8}{header}")
+            heads = "".join(f"{title:>{width}}" for title in titles)
+            tqdm.write(f"{'epoch':>6}{'update':>8}{heads}")
             self._has_header = True
-        shown = [f"{x:.3f}" for x in costs] + [f"{x:.2f}" for x in scores]
-        row = "".join(f"{x:>{n}}" for x, n in zip(shown, widths, strict=True))
-        tqdm.write(
-            f"{evaluation.n_epochs:6}{evaluation.n_updates:8}{row}{'  best' if is_best else ''}"
+        row = f"{evaluation.n_epochs:6}{evaluation.n_updates:8}"
+        row += "".join(f"{x:{width}.3f}" for x in costs) + "".join(
+            f"{x:{width}.2f}" for x in scores
         )
+        tqdm.write(row + ("  best" if is_best else ""))
 
     def closed(self) -> None:
         """Remove the progress bar."""
