@@ -100,11 +100,14 @@ def tower_gradients(
     Returns:
         Mean classification and language-model cost [2], on the rank's device.
     """
-    model, device = replica.model, replica.ranks.device
+    model, ranks, device = replica.model, replica.ranks, replica.ranks.device
     size = examples.n_examples // len(seeds)
+    parts = [
+        examples.take(slice(tower * size, (tower + 1) * size))
+        for tower in ranks.own_towers(len(seeds))
+    ]
 
-    def tower_loss(tower: int) -> tuple[Tensor, Tensor]:
-        part = examples.take(slice(tower * size, (tower + 1) * size))
+    def tower_loss(part: EncodedSplit) -> tuple[Tensor, Tensor]:
         batch = pack(part, model.config.clf_token, share_prefix=share_prefix)
         if device.type == "cuda":
             batch = batch.pin()  # so that the copy does not wait for the GPU
@@ -113,7 +116,7 @@ def tower_gradients(
         lm = torch.zeros_like(clf) if losses.lm is None else losses.lm.sum() / batch.n_sequences
         return losses.total, torch.stack([clf, lm.to(clf.dtype)])
 
-    return mean_over_towers(replica, tower_loss, seeds=seeds, precision=precision)
+    return mean_over_towers(replica, parts, tower_loss, seeds=seeds, precision=precision)
 
 
 def _tell_part(progress: Progress, before: int, total: int, done: int, _: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import count
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,37 +30,30 @@ from gpt1.training.towers import mean_over_towers
 
 def window_gradients(
     replica: Replica[DoubleHeadsModel],
-    windows: Tensor,
+    towers: Sequence[Tensor],
     *,
-    seeds: list[int],
+    seeds: Sequence[int],
     precision: str = "fp32",
 ) -> Tensor:
     """Compute the gradients of an update in the replica's model.
 
-    The windows are cut into as many towers as there are seeds; see
-    :func:`gpt1.training.towers.mean_over_towers`.
-
     Args:
         replica: holds the model in training mode, on the rank's device, with gradients of None.
-        windows: int64 [B, T], all windows of the update; B is a multiple of the number of towers.
-        seeds: the seed of each tower's dropout.
+        towers: the windows of each tower of this rank, int64 [B, T].
+        seeds: the seeds of the dropout of all towers.
         precision: as ``--precision``.
 
     Returns:
         0, since there is no classifier, and the mean language-model cost, [2].
     """
-    towers = windows.view(len(seeds), -1, windows.shape[1])
     device = replica.ranks.device
 
-    def tower_loss(tower: int) -> tuple[Tensor, Tensor]:
-        own = towers[tower]
-        if device.type == "cuda":
-            own = own.pin_memory()  # so that the copy does not wait for the GPU
-        loss, _ = replica.model.text_losses(own.to(device, non_blocking=True))
+    def tower_loss(windows: Tensor) -> tuple[Tensor, Tensor]:
+        loss, _ = replica.model.text_losses(windows.to(device, non_blocking=True))
         cost = loss.detach()
         return loss, torch.stack([torch.zeros_like(cost), cost])
 
-    return mean_over_towers(replica, tower_loss, seeds=seeds, precision=precision)
+    return mean_over_towers(replica, towers, tower_loss, seeds=seeds, precision=precision)
 
 
 class Pretraining:
@@ -121,13 +115,20 @@ class Pretraining:
                     return
                 yield starts[step * size : (step + 1) * size]
 
+    def prepare(self, work: Starts, ranks: Ranks) -> list[Tensor]:
+        """Read the windows of each tower of this rank, int64 [B, T]."""
+        towers = np.split(work, self.loop.n_gpu)
+        found = [self.windows.take(towers[tower]) for tower in ranks.own_towers(len(towers))]
+        # From pinned memory the copy to a GPU does not wait for the GPU.
+        return [each.pin_memory() for each in found] if ranks.device.type == "cuda" else found
+
     def gradients(self, replica: Replica[DoubleHeadsModel], work: Starts, update: int) -> Tensor:
         """Compute the gradients of an update, averaged over towers; return the costs [2]."""
         self._n_timed += 1
         loop = self.loop
         return window_gradients(
             replica,
-            self.windows.take(work),
+            self.prepare(work, replica.ranks),
             seeds=[tower_seed(loop.seed, update, tower) for tower in range(loop.n_gpu)],
             precision=self.precision,
         )

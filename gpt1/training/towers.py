@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,14 +13,13 @@ from gpt1.model import DoubleHeadsModel
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Replica
 
-TowerLoss = Callable[[int], tuple[Tensor, Tensor]]
-"""A function of the number of a tower. It returns the loss to differentiate, a scalar, and the
-classification cost and language-model cost for the log, [2], without gradient."""
+Part = TypeVar("Part")
 
 
 def mean_over_towers(
     replica: Replica[DoubleHeadsModel],
-    tower_loss: TowerLoss,
+    parts: Sequence[Part],
+    tower_loss: Callable[[Part], tuple[Tensor, Tensor]],
     *,
     seeds: Sequence[int],
     precision: str,
@@ -31,8 +31,10 @@ def mean_over_towers(
 
     Args:
         replica: holds the model in training mode, on the rank's device, with gradients of None.
-        tower_loss: computes the loss of a tower.
-        seeds: the seed of each tower's dropout.
+        parts: the parts of the batch that the towers of this rank compute.
+        tower_loss: a function of a part. It returns the loss to differentiate, a scalar, and the
+            classification cost and language-model cost for the log, [2], without gradient.
+        seeds: the seeds of the dropout of all towers.
         precision: as ``--precision``.
 
     Returns:
@@ -42,12 +44,13 @@ def mean_over_towers(
     towers = ranks.own_towers(len(seeds))
     costs = torch.zeros(2, device=ranks.device)
 
-    def loss_of(tower: int) -> Tensor:
+    def loss_of(tower: int, part: Part) -> Tensor:
         torch.manual_seed(seeds[tower])
-        loss, own = tower_loss(tower)
+        loss, own = tower_loss(part)
         costs.add_(own / len(towers))
         return loss
 
     with arithmetic(precision, ranks.device):
-        replica.backward([partial(loss_of, tower) for tower in towers])
+        losses = [partial(loss_of, *each) for each in zip(towers, parts, strict=True)]
+        replica.backward(losses)
     return ranks.mean(costs)

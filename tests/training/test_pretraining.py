@@ -103,7 +103,7 @@ def test_an_update_is_that_of_transformers(corpus: Path, transformers: ModuleTyp
     """Loss and gradients in float64, with gradients accumulated over two towers."""
     model, windows = small_model(), some_windows(corpus)
     expected, theirs = of_transformers(model, windows, transformers)
-    costs = window_gradients(Replica(model, ALONE), windows, seeds=[1, 2])
+    costs = window_gradients(Replica(model, ALONE), windows.chunk(TOWERS), seeds=[1, 2])
     assert costs[1].item() == pytest.approx(expected, rel=1e-6)  # the log has float32
     mean, ce = model.text_losses(windows)
     assert mean.item() == pytest.approx(expected, rel=1e-12)
@@ -152,7 +152,7 @@ def test_float32_is_as_close_as_its_roundings_allow(corpus: Path) -> None:
     ``we``; its error is measured by the largest sum of absolute products.
     """
     model, windows = small_model(torch.float32), some_windows(corpus)
-    costs = window_gradients(Replica(model, ALONE), windows, seeds=[1, 2])
+    costs = window_gradients(Replica(model, ALONE), windows.chunk(TOWERS), seeds=[1, 2])
     params = plain_params(model)
     terms = prediction_losses(params, windows) / windows[:, 1:].numel()
     grads = dict.fromkeys(params, torch.zeros(()))
