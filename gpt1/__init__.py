@@ -17,16 +17,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt1.inference.language_model import LanguageModel
     from gpt1.inference.language_model import open_model as load_pretrained
+    from gpt1.training.pretraining_runs import PretrainingResult, pretrain
     from gpt1.training.runs import Result, fine_tune
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "Result", "__version__", "fine_tune", "load_pretrained"]
+__all__ = [
+    "LanguageModel",
+    "PretrainingResult",
+    "Result",
+    "__version__",
+    "fine_tune",
+    "load_pretrained",
+    "pretrain",
+]
 
 _FOUND_IN = {
     "LanguageModel": "gpt1.inference.language_model:LanguageModel",
+    "PretrainingResult": "gpt1.training.pretraining_runs:PretrainingResult",
     "Result": "gpt1.training.runs:Result",
     "fine_tune": "gpt1.training.runs:fine_tune",
     "load_pretrained": "gpt1.inference.language_model:open_model",
+    "pretrain": "gpt1.training.pretraining_runs:pretrain",
 }
 
 

@@ -45,6 +45,7 @@ Change = Callable[[], object]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
     "gpt1.train",
+    "gpt1.training.pretraining_runs",
     "gpt1.training.runs",
     "torch._dynamo",
     "spacy.lang.en",
@@ -76,17 +77,18 @@ class Done:
     status: int
     stdout: str
     stderr: str
+    program: str = PROGRAM
 
     def messages(self) -> list[str]:
         """The lines by which the program says that something is wrong."""
         assert "Traceback" not in self.stderr, self.stderr
-        start = f"{PROGRAM}: "
+        start = f"{self.program}: "
         return [line for line in self.stderr.splitlines() if line.startswith(start)]
 
     def message(self) -> str:
         """Return the single message of the program, without the program's name."""
         (message,) = self.messages()
-        return message.removeprefix(f"{PROGRAM}: ")
+        return message.removeprefix(f"{self.program}: ")
 
 
 class Running:

@@ -213,7 +213,7 @@ Gradients = list[list[Array | None]]  # [update][parameter]
 
 
 def factor(schedule: str, x: float, warmup: float, ramp_scaled: bool = True) -> float:
-    """Return the factor of a schedule; a second implementation of the three schedules."""
+    """Return the factor of a schedule; a second implementation of the schedules."""
     rising = x <= warmup
     if schedule == "warmup_linear":
         if rising and not ramp_scaled:
@@ -221,6 +221,8 @@ def factor(schedule: str, x: float, warmup: float, ramp_scaled: bool = True) -> 
         return (x / warmup if rising else 1.0) * (1.0 - x)
     if schedule == "warmup_cosine":
         return x / warmup if rising else (1.0 + math.cos(math.pi * x)) / 2
+    if schedule == "warmup_then_cosine":
+        return x / warmup if rising else math.cos(math.pi / 2 * (x - warmup) / (1 - warmup)) ** 2
     return x / warmup if rising else 1.0
 
 

@@ -12,6 +12,8 @@ from gpt1.runtime.errors import report_errors
 
 COMMANDS = {
     "train": "fine-tune on ROCStories as the paper did, or on your own data, and predict",
+    "pretrain": "train a language model on text of your own",
+    "perplexity": "say how well a model predicts a text",
     "analysis": "say how good a submission is, and how sure that is",
     "predict": "predict the rows of your own file with a model that was trained on such rows",
     "score": "choose the endings of your own stories with a fine-tuned model",

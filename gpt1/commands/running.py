@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt1.runtime.demo import demo_dir
-from gpt1.runtime.errors import InputError, report_errors
+from gpt1.runtime.errors import InputError, Stopped, report_errors
+from gpt1.runtime.stopping import StopRequests, end_with_parent
 from gpt1.settings.command import Command, Values, as_flag
 from gpt1.settings.groups import OpenSettings
 from gpt1.settings.help import WIDTH
@@ -51,6 +54,52 @@ def run_one_of(
 def _run(command: Command, body: Body, argv: Sequence[str] | None) -> int:
     body(command.parse(argv))
     return 0
+
+
+def run_until_stopped(
+    program: str,
+    module: str,
+    body: Callable[[Sequence[str], StopRequests], int],
+    argv: Sequence[str],
+) -> int:
+    """Run a command that trains, and return its exit status.
+
+    If a signal ends the run, the message has the command that continues it.
+
+    Args:
+        program: the program's name, for messages.
+        module: the command by which Python starts the program, ``python -m ...``.
+        body: the function that does the work, of the words after the command's name and the
+            requests to end.
+        argv: these words.
+    """
+
+    def run() -> int:
+        if "WORLD_SIZE" in os.environ:
+            end_with_parent()
+        with StopRequests() as stop:
+            try:
+                return body(argv, stop)
+            except Stopped as error:
+                to_go_on = _command_to_resume(module, argv)
+                stopped = Stopped(error.request, f"{error}; to go on: {to_go_on}")
+                stopped.reported_elsewhere = os.environ.get("RANK", "0") != "0"
+                raise stopped from None
+
+    return report_errors(program, run)
+
+
+def is_restarted() -> bool:
+    """Return whether ``torchrun --max-restarts`` has started this run again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def _command_to_resume(module: str, argv: Sequence[str]) -> str:
+    """Return the command that continues a run."""
+    words = [*argv, *(["--resume"] if "--resume" not in argv else [])]
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    program = module.replace("python", "torchrun ...") if by_torchrun else module
+    return f"{program} {shlex.join(words)}"
 
 
 def _run_one_of(

@@ -6,17 +6,15 @@ flags appear at once.
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpt1.runtime.errors import Stopped, report_errors
+from gpt1.commands.running import is_restarted, run_until_stopped
 from gpt1.runtime.locks import RunLock
-from gpt1.runtime.stopping import StopRequests, end_with_parent
+from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.groups import OWN
 from gpt1.settings.training import Settings, parse
 
@@ -33,28 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     The status is 0 for success, 2 for bad input, 1 for other failures, 143 if SIGTERM ended the run
     and 130 if SIGINT ended it.
     """
-    return report_errors("gpt1 train", lambda: _main(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: Sequence[str]) -> int:
-    """Train; if a signal ends the run, add the command that continues it to the message."""
-    if "WORLD_SIZE" in os.environ:
-        end_with_parent()
-    with StopRequests() as stop:
-        try:
-            return _train(argv, stop)
-        except Stopped as error:
-            stopped = Stopped(error.request, f"{error}; to go on: {_command_to_resume(argv)}")
-            stopped.reported_elsewhere = os.environ.get("RANK", "0") != "0"
-            raise stopped from None
+    words = sys.argv[1:] if argv is None else argv
+    return run_until_stopped("gpt1 train", PROGRAM, _train, words)
 
 
 def _train(argv: Sequence[str], stop: StopRequests) -> int:
     """Check the command line, then train here or in as many processes as there are GPUs."""
     with stop.held():  # An interrupted import of NumPy or torch fails.
         settings = parse(argv)
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-            settings = replace(settings, resume=True)  # torchrun --max-restarts restarted it.
+        if is_restarted():
+            settings = replace(settings, resume=True)
         from gpt1.datasets import find_task
         from gpt1.runtime import launcher
         from gpt1.runtime.ranks import joined
@@ -88,14 +74,6 @@ def _print_report(result: Result, sources: Sources) -> None:
     assert labels is not None  # The validation split has labels.
     split = LabelledSplit(task=data.task, stem=stem, labels=labels, source=str(sources.data_dir))
     print(analyse(split, result.outputs.submissions[stem], result.outputs.log))
-
-
-def _command_to_resume(argv: Sequence[str]) -> str:
-    """Return the command that continues this run."""
-    words = [*argv, *(["--resume"] if "--resume" not in argv else [])]
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    program = PROGRAM.replace("python", "torchrun ...") if by_torchrun else PROGRAM
-    return f"{program} {shlex.join(words)}"
 
 
 def _announce_demo(settings: Settings, sources: Sources) -> None:

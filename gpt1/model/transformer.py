@@ -386,12 +386,15 @@ class DoubleHeadsModel(nn.Module):
         x = self.embed(we, batch.tokens, batch.positions)
         return self.transform(x, [Packed.of(batch)] * len(self.h))
 
-    def sequence_states(self, tokens: Tensor, attend: Packed | None = None) -> Tensor:
+    def sequence_states(
+        self, tokens: Tensor, attend: Packed | None = None, we: Tensor | None = None
+    ) -> Tensor:
         """Return the states of the last layer for plain sequences, without choices.
 
         Args:
             tokens: int64 [B, T], token ids.
             attend: an attention context on the grid (B, T) [the causal mask].
+            we: [V, D], the matrix ``we`` under this training step's dropout [drawn here].
 
         Returns:
             [B, T, D].
@@ -404,7 +407,8 @@ class DoubleHeadsModel(nn.Module):
             raise ValueError(f"{T} tokens; the model takes from 1 to {self.config.n_ctx}")
         first = self.config.first_position
         positions = torch.arange(first, first + T, device=tokens.device).repeat(B)
-        x = self.embed(self._dropped_we(), tokens.flatten(), positions)
+        we = self._dropped_we() if we is None else we
+        x = self.embed(we, tokens.flatten(), positions)
         contexts = [attend or Packed((B, T))] * len(self.h)
         return self.transform(x, contexts).view(B, T, -1)
 
@@ -452,6 +456,36 @@ class DoubleHeadsModel(nn.Module):
             return Losses(total, clf, None)
         mean_lm, lm = self._lm_losses(h, we, batch)
         return Losses(total + lm_coef * mean_lm, clf, lm)
+
+    def text_losses(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of generative pretraining on plain sequences (paper, section 3.1).
+
+        The softmax runs over the ``n_vocab`` rows of tokens. In fine-tuning (:meth:`losses`) it
+        runs over all rows of ``we``, as in the original.
+
+        Args:
+            tokens: int64 [B, T], token ids; T is at least 2.
+
+        Returns:
+            The mean of all predictions in nats (with gradient), and the cross entropy of each
+            token after the first of its sequence, [B, T - 1], which has no gradient.
+
+        Raises:
+            ValueError: T is less than 2 or more than ``n_ctx``.
+        """
+        B, T = tokens.shape
+        if T < 2:
+            raise ValueError(f"{T} tokens; a prediction needs at least 2")
+        we = self._dropped_we()
+        h = self.sequence_states(tokens, we=we)[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
+        share = torch.full(h.shape[:1], 1 / len(h), dtype=_at_least_float32(h), device=h.device)
+        mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            h.to(_matmul_dtype(h)),
+            we[: self.config.n_vocab],
+            tokens[:, 1:].flatten(),
+            share,
+        )
+        return mean, ce.view(B, T - 1)
 
     def forward(self, batch: Batch, lm_coef: float = 0.5) -> Losses:
         """Return :meth:`losses`."""

@@ -56,6 +56,19 @@ def warmup_cosine(x: float, warmup: float = 0.002) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(x, 1.0)))
 
 
+def warmup_then_cosine(x: float, warmup: float = 0.002) -> float:
+    """Return the factor of the learning rate: a linear ramp to 1, then half a cosine from 1 to 0.
+
+    The cosine starts at the end of the ramp, so that the factor never jumps, which is how the paper
+    describes pretraining (section 4.1). In :func:`warmup_cosine` it starts at x = 0. The arguments
+    are those of :func:`warmup_linear`.
+    """
+    if warmup > 0 and x <= warmup:
+        return x / warmup
+    rest = 1.0 - warmup
+    return 0.5 * (1.0 + math.cos(math.pi * min((x - warmup) / rest, 1.0))) if rest > 0 else 0.0
+
+
 def warmup_constant(x: float, warmup: float = 0.002) -> float:
     """Return the factor of the learning rate: a linear ramp to 1, then 1.
 
@@ -68,6 +81,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "warmup_linear": warmup_linear,
     "warmup_cosine": warmup_cosine,
     "warmup_constant": warmup_constant,
+    "warmup_then_cosine": warmup_then_cosine,
 }
 
 # ------------------------------------------------------------------------------- optimizer

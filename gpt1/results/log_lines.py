@@ -79,7 +79,8 @@ class UpdateLine:
 
     Attributes:
         n_updates: number of the update, from 1.
-        clf_cost: mean classification cost, in nats per example; not finite if the run diverged.
+        clf_cost: mean classification cost, in nats per example; not finite if the run diverged;
+            None in pretraining, which has no classifier.
         lm_cost: mean cost of the language model, in nats per token; None without that loss.
         lr: learning rate.
         grad_norm: norm of the gradient before clipping.
@@ -87,10 +88,32 @@ class UpdateLine:
     """
 
     n_updates: CountFrom1
-    clf_cost: Number
+    clf_cost: NumberOrNull
     lm_cost: NumberOrNull
     lr: Number
     grad_norm: Number
+    time: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingLine:
+    """One evaluation during pretraining, under the names of ``log/<desc>.jsonl``.
+
+    Attributes:
+        n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
+        tr_cost, va_cost: mean cost per token on training and on held-out text, in nats.
+        va_ppl, va_word_ppl: perplexity of the held-out text per token and per word.
+        tokens_per_second: speed of training since the evaluation before.
+        time: seconds since 1970.
+    """
+
+    n_epochs: Count
+    n_updates: Count
+    tr_cost: Number
+    va_cost: Number
+    va_ppl: Number
+    va_word_ppl: Number
+    tokens_per_second: Number
     time: Number
 
 
@@ -168,6 +191,21 @@ def read_run_log(path: str | Path) -> RunLog:
         counts = {name: figures.pop(name) for name in ("n_epochs", "n_updates", "time")}
         evaluations.append(LogLine(**counts, figures=figures))
     return RunLog(Path(path), settings, evaluations)
+
+
+def read_pretraining_log(path: str | Path) -> list[PretrainingLine]:
+    """Read the evaluations in the log of a pretraining run, in order.
+
+    Raises:
+        InputError: the file is missing, or has a line that pretraining does not write; the message
+            names the line and the field.
+    """
+    remedy = "name a log that gpt1 pretrain wrote."
+    rows = _objects(path, "the log of pretraining")[1:]
+    return [
+        typed(PretrainingLine, row, f"{path}, line {number}", remedy)
+        for number, row in enumerate(rows, 2)
+    ]
 
 
 def _metrics(line: Mapping[str, Any]) -> list[Metric]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from gpt1.results.submissions import probs_path, record_path
 from gpt1.runtime.errors import InputError
@@ -17,8 +18,83 @@ from gpt1.settings.training import Settings
 from gpt1.weights import locate
 
 
+class RunSettings(Protocol):
+    """The settings on which the files of every run depend."""
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+
+    @property
+    def log_dir(self) -> str:
+        """The directory of the logs."""
+
+    @property
+    def save_dir(self) -> str:
+        """The directory of the directories of checkpoints."""
+
+    @property
+    def tensorboard(self) -> str | None:
+        """The directory of TensorBoard's files."""
+
+
 @dataclass(frozen=True)
-class Outputs:
+class RunFiles:
+    """The files that every run writes: checkpoints and logs, whose names contain the run's name.
+
+    Attributes:
+        settings: the settings of the run.
+    """
+
+    settings: RunSettings
+
+    @property
+    def directory(self) -> Path:
+        """The directory of parameters and checkpoints."""
+        return Path(self.settings.save_dir) / self.settings.name
+
+    @property
+    def log(self) -> Path:
+        """The log of settings and evaluations, which the original writes, too."""
+        return Path(self.settings.log_dir) / f"{self.settings.name}.jsonl"
+
+    @property
+    def updates(self) -> Path:
+        """The log with one line per update."""
+        return Path(self.settings.log_dir) / f"{self.settings.name}.updates.jsonl"
+
+    def check_places(self) -> None:
+        """Check before any work that logs and checkpoints can be written.
+
+        Raises:
+            InputError: TensorBoard is to be used and is not installed.
+            Gpt1Error: a directory cannot be written.
+        """
+        if self.settings.tensorboard is not None:
+            if find_spec("tensorboard") is None:
+                raise missing_extra("tensorboard")
+            check_writable(Path(self.settings.tensorboard))
+        check_writable(self.log.parent)
+        check_writable(self.directory)
+
+    def claim(self, lock: RunLock) -> None:
+        """Lock out other runs of this name.
+
+        Raises:
+            InputError: another run of this name is running.
+        """
+        own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
+        lock.take(own, self.settings.name)
+
+    def remove_unfinished(self) -> None:
+        """Remove unfinished files of killed runs; the lock of the run must be held."""
+        remove_leftovers(self.directory, "checkpoint-*.safetensors")
+        for path in (self.log, self.updates):
+            remove_leftovers(path.parent, glob.escape(path.name))
+
+
+@dataclass(frozen=True)
+class Outputs(RunFiles):
     """The files of a run, whose names contain :attr:`gpt1.settings.training.Settings.name`.
 
     Attributes:
@@ -28,11 +104,6 @@ class Outputs:
 
     settings: Settings
     stems: Sequence[str] = ("ROCStories",)
-
-    @property
-    def directory(self) -> Path:
-        """The directory of parameters and checkpoints."""
-        return Path(self.settings.save_dir) / self.settings.name
 
     @property
     def best_params(self) -> Path:
@@ -48,16 +119,6 @@ class Outputs:
     def config(self) -> Path:
         """What the best parameters do not show: the number of heads, and the activation."""
         return self.directory / locate.CONFIG_FILE
-
-    @property
-    def log(self) -> Path:
-        """The log of settings and evaluations, which the original writes, too."""
-        return Path(self.settings.log_dir) / f"{self.settings.name}.jsonl"
-
-    @property
-    def updates(self) -> Path:
-        """The log with one line per update."""
-        return Path(self.settings.log_dir) / f"{self.settings.name}.updates.jsonl"
 
     @property
     def submission(self) -> Path:
@@ -113,31 +174,17 @@ class Outputs:
                 f"--desc {settings.name}: {self.directory} holds a model that no run has written; "
                 "give another --desc or --save_dir"
             )
-        if settings.tensorboard is not None:
-            if find_spec("tensorboard") is None:
-                raise missing_extra("tensorboard")
-            check_writable(Path(settings.tensorboard))
-        check_writable(self.log.parent)
-        check_writable(self.directory)
+        self.check_places()
         if settings.submit:
             check_writable(self.submission.parent)
             check_writable(self.submission.parent.parent)
-
-    def claim(self, lock: RunLock) -> None:
-        """Lock out other runs of this name.
-
-        Raises:
-            InputError: another run of this name is running.
-        """
-        own = [self.directory / ".lock", self.log.with_name(f".{self.settings.name}.lock")]
-        lock.take(own, self.settings.name)
 
     def remove_unfinished(self) -> None:
         """Remove unfinished files of killed runs; the lock of the run must be held."""
         for path in (self.best_params, *self.vocabulary, self.config):
             remove_leftovers(self.directory, path.name)
-        remove_leftovers(self.directory, "checkpoint-*.safetensors")
-        written = [self.log, self.updates]
+        super().remove_unfinished()
+        written = []
         for path in (*self.submissions.values(), *self.last_submissions.values()):
             written += [path, record_path(path), probs_path(path)]
         for path in written:

@@ -118,6 +118,25 @@ def _mallopt(*options: tuple[int, int]) -> None:
             libc.mallopt(option, value)
 
 
+def set_up(device: torch.device, *, precision: str, deterministic: bool) -> None:
+    """Set the arithmetic and the memory of this process for training.
+
+    Args:
+        device: the device that trains.
+        precision: a value of ``--precision``.
+        deterministic: whether every run gives the same bits on a GPU too.
+
+    Raises:
+        InputError: the device has no such precision.
+    """
+    check_precision(precision, device)
+    set_matmul_precision(precision)
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif deterministic:
+        make_deterministic()
+
+
 def make_deterministic() -> None:
     """Ask torch for GPU kernels whose results are the same bits every time.
 

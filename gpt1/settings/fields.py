@@ -125,6 +125,18 @@ def setting(
     return field(default=default, metadata=rules)
 
 
+def as_in(group: type, name: str, **changes: Any) -> Any:
+    """Declare a field that another group has too.
+
+    Args:
+        group: the other group.
+        name: the name of its field.
+        changes: arguments of :func:`setting` that are others here, such as ``default``.
+    """
+    (declared,) = (item for item in dataclasses.fields(group) if item.name == name)
+    return setting(**{"default": declared.default, **declared.metadata, **changes})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One declared setting.

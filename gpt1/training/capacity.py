@@ -216,9 +216,7 @@ def disk_needs(
         resumed: whether it goes on from a checkpoint. Otherwise it removes those that are there.
     """
     parameters = FLOAT_BYTES * n_parameters
-    old = checkpoint.checkpoints(outputs.directory)
-    kept = min(len(old), checkpoint.KEPT) if resumed else 0
-    saved = min(n_checkpoints, checkpoint.KEPT + 1 - kept) * IN_CHECKPOINT * parameters
+    saved = new_checkpoints(outputs.directory, n_parameters, n_checkpoints, resumed=resumed)
     if not resumed:
         if outputs.settings.submit:
             saved = max(parameters, saved + parameters - _size(outputs.best_params))
@@ -239,6 +237,18 @@ def disk_needs(
             more += sum(max(0, size - _size(path)) for path in written)
         needs.append(Need("--submission_dir", outputs.submission.parent, more))
     return needs
+
+
+def new_checkpoints(
+    directory: Path, n_parameters: int, n_checkpoints: int, *, resumed: bool
+) -> int:
+    """Return the bytes of the checkpoints that a run adds at most to those that are there.
+
+    The arguments are those of :func:`disk_needs`.
+    """
+    kept = min(len(checkpoint.checkpoints(directory)), checkpoint.KEPT) if resumed else 0
+    n = min(n_checkpoints, checkpoint.KEPT + 1 - kept)
+    return n * IN_CHECKPOINT * FLOAT_BYTES * n_parameters
 
 
 def check_disks(needs: Sequence[Need]) -> None:

@@ -36,12 +36,13 @@ class Console(Listener):
     of the original, for programs to read. Everything else goes to stderr.
 
     Args:
-        n_examples: number of examples per update.
+        n_examples: number of examples per update, or of other units of work.
+        units: what they are called.
         quiet: print nothing but the lines of the original, on a terminal too.
     """
 
-    def __init__(self, n_examples: int, *, quiet: bool = False) -> None:
-        self._n_examples, self._quiet = n_examples, quiet
+    def __init__(self, n_examples: int, *, quiet: bool = False, units: str = "examples") -> None:
+        self._n_examples, self._quiet, self._units = n_examples, quiet, units
         self._is_table = not quiet and (sys.stdout.isatty() or "ipykernel" in sys.modules)
         self._bar: Any = None
         self._has_header = False
@@ -76,8 +77,9 @@ class Console(Listener):
         """Show the figures of an update in the bar, or in a line per :data:`LINE_EVERY` seconds."""
         now = time.monotonic()
         rate = (self._n_updates - self._n_begin) / max(now - self._started_at, 1e-9)
-        figures = f"loss {update.clf_cost:.2f}, lr {update.lr:.1e}"
-        speed = f"{rate * self._n_examples:.0f} examples/s"
+        loss = update.lm_cost if update.clf_cost is None else update.clf_cost
+        figures = f"loss {loss:.2f}, lr {update.lr:.1e}"
+        speed = f"{rate * self._n_examples:.0f} {self._units}/s"
         self._bar.set_postfix_str(f"{figures}, {speed}", refresh=False)
         if self._quiet or can_draw() or now - self._shown_at < LINE_EVERY:
             return

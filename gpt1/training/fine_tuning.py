@@ -20,13 +20,13 @@ from gpt1.batches.task_data import TaskData
 from gpt1.inference.prediction import mean_cross_entropy, predict_logits
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.results.log_lines import UpdateLine
-from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.seeds import tower_seed
 from gpt1.settings.groups import DeviceSettings, LoopSettings
 from gpt1.tasks.task import describe_sources
 from gpt1.training.checkpoint import TrainState
 from gpt1.training.loop import Evaluation, Progress
+from gpt1.training.towers import mean_over_towers
 from gpt1.weights.stored import special_rows
 
 Rows = npt.NDArray[np.int64]
@@ -86,8 +86,7 @@ def tower_gradients(
 ) -> Tensor:
     """Compute the gradients of a batch in the replica's model (the original's ``mgpu_train``).
 
-    This rank computes its share of the towers, one after another. The gradients are then averaged
-    over all towers, and are the same on every rank.
+    See :func:`gpt1.training.towers.mean_over_towers`.
 
     Args:
         replica: holds the model in training mode, on the rank's device, with gradients of None.
@@ -99,22 +98,15 @@ def tower_gradients(
     Returns:
         Mean classification and language-model cost [2], on the rank's device.
     """
-    model, ranks, device = replica.model, replica.ranks, replica.ranks.device
-    towers = ranks.own_towers(len(seeds))
-    costs = torch.zeros(2, device=device)
+    model, device = replica.model, replica.ranks.device
 
-    def tower_loss(tower: int, batch: Batch) -> Tensor:
-        torch.manual_seed(seeds[tower])
+    def tower_loss(batch: Batch) -> tuple[Tensor, Tensor]:
         losses = model.losses(batch.to(device), lm_coef)
-        costs[0] += losses.clf.detach().mean() / len(towers)
-        if losses.lm is not None:
-            costs[1] += losses.lm.sum() / batch.n_sequences / len(towers)
-        return losses.total
+        clf = losses.clf.detach().mean()
+        lm = torch.zeros_like(clf) if losses.lm is None else losses.lm.sum() / batch.n_sequences
+        return losses.total, torch.stack([clf, lm.to(clf.dtype)])
 
-    with arithmetic(precision, device):
-        losses = [partial(tower_loss, *each) for each in zip(towers, batches, strict=True)]
-        replica.backward(losses)
-    return ranks.mean(costs)
+    return mean_over_towers(replica, batches, tower_loss, seeds=seeds, precision=precision)
 
 
 def tower_batches(
@@ -228,7 +220,7 @@ class FineTuning:
         """Return a warning if the costs of an update show that the run diverges, else None."""
         return divergence_warning(
             update.n_updates,
-            update.clf_cost,
+            update.clf_cost or 0.0,
             update.lm_cost or 0.0,
             n_classes=self.n_outcomes,
             n_rows=self.config.n_rows,

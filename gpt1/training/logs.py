@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1.results.log_lines import UpdateLine
-from gpt1.results.outputs import Outputs
+from gpt1.results.outputs import RunFiles
 from gpt1.results.tensorboard import TensorBoard
 from gpt1.runtime.errors import Gpt1Error
 from gpt1.runtime.files import atomic_write, unreadable
@@ -118,14 +118,15 @@ def _lines_until(path: Path, n_updates: int) -> list[str]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue  # A crash cut the line off.
-        if isinstance(values, Mapping) and _counts(values.get("n_updates", 0), n_updates):
+        if isinstance(values, Mapping) and _is_kept(values, n_updates):
             kept.append(line if line.endswith("\n") else line + "\n")
     return kept
 
 
-def _counts(found: object, n_updates: int) -> bool:
-    """Return whether a line's ``n_updates`` is a number that is at most that of the run."""
-    return type(found) is int and found <= n_updates
+def _is_kept(values: Mapping[str, Any], n_updates: int) -> bool:
+    """Return whether a line has the settings of a run, or is on its updates up to ``n_updates``."""
+    found = values.get("n_updates", 0)
+    return "desc" in values or (type(found) is int and found <= n_updates)
 
 
 class Logs(Listener):
@@ -143,7 +144,7 @@ class Logs(Listener):
 
     def __init__(
         self,
-        outputs: Outputs,
+        outputs: RunFiles,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
     ) -> None:

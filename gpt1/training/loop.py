@@ -85,7 +85,8 @@ class Job(Protocol[Work, Prepared]):
             update: the number of the update.
 
         Returns:
-            The classification cost and the language-model cost, [2].
+            The classification cost and the language-model cost, [2]; 0 for a loss that the job
+            does not have.
         """
 
     def warning(self, update: UpdateLine) -> str | None:
@@ -171,6 +172,7 @@ class Trainer:
         save_every: number of updates between checkpoints, in addition to those at the end of each
             epoch; 0 for no additional ones.
         with_lm: whether the job has a language-model loss.
+        with_clf: whether the job has a classifier's loss.
     """
 
     def __init__(
@@ -184,12 +186,13 @@ class Trainer:
         stop: StopRequests,
         save_every: int = 0,
         with_lm: bool = True,
+        with_clf: bool = True,
     ) -> None:
         self.job, self.state, self.ranks = job, state, ranks
         self.replica = Replica(state.model, ranks)
         self.checkpoints, self.stop = checkpoints, stop
         self.listeners = listeners if ranks.is_main else ()
-        self.save_every, self.with_lm = save_every, with_lm
+        self.save_every, self.with_lm, self.with_clf = save_every, with_lm, with_clf
         self._delay = 0 if ranks.device.type == "cpu" else GPU_DELAY
         self._waiting: list[_Waiting] = []
         self._recent: deque[tuple[int, Any]] = deque(maxlen=GPU_DELAY + 1)
@@ -286,7 +289,7 @@ class Trainer:
             self._check(each.n_updates, (clf, lm, norm))
             update = UpdateLine(
                 n_updates=each.n_updates,
-                clf_cost=clf,
+                clf_cost=clf if self.with_clf else None,
                 lm_cost=lm if self.with_lm else None,
                 lr=each.lr,
                 grad_norm=norm,

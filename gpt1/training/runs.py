@@ -308,12 +308,7 @@ def _set_up(settings: Settings, ranks: Ranks) -> Settings:
     if settings.fast:
         is_cuda = ranks.device.type == "cuda"
         settings = settings.made_fast(has_bf16=device.has_bf16(ranks.device), is_cuda=is_cuda)
-    device.check_precision(settings.precision, ranks.device)
-    device.set_matmul_precision(settings.precision)
-    if ranks.device.type == "cpu":
-        device.keep_freed_memory()
-    if settings.deterministic and ranks.device.type != "cpu":
-        device.make_deterministic()
+    device.set_up(ranks.device, precision=settings.precision, deterministic=settings.deterministic)
     # torchrun may have restarted the processes of some machines only: all ranks must resume.
     return replace(settings, resume=ranks.any_rank(settings.resume))
 
@@ -439,10 +434,7 @@ def make_optimizer(
 
 
 def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict[str, Any]:
-    """Return all settings, with the values from files and the machine in place of None.
-
-    ``run_id`` is new for each run: the record of a submission names the log by it.
-    """
+    """Return all settings, with the values from files and the machine in place of None."""
     cache = find_cache(settings.cache_dir, say)
     found = {
         "desc": settings.name,
@@ -450,12 +442,24 @@ def _logged_settings(settings: Settings, sources: Sources, ranks: Ranks) -> dict
         "model_dir": str(sources.model_dir),
         "encoder_path": str(sources.encoder_path),
         "bpe_path": str(sources.bpe_path),
-        "device": str(ranks.device),
         "cache_dir": str(cache.directory) if cache else SWITCHED_OFF,
+        "demo": sources.demo,
     }
-    versions = {"gpt1_version": gpt1.__version__, "torch_version": torch.__version__}
-    here = {"demo": sources.demo, "n_processes": ranks.world, "run_id": uuid.uuid4().hex}
-    return settings.as_flags() | found | here | versions
+    return settings.as_flags() | found | facts_of_machine(ranks)
+
+
+def facts_of_machine(ranks: Ranks) -> dict[str, Any]:
+    """Return what the log of a run records besides settings: device, processes, versions.
+
+    ``run_id`` is new for each run: the record of a submission names the log by it.
+    """
+    return {
+        "device": str(ranks.device),
+        "n_processes": ranks.world,
+        "run_id": uuid.uuid4().hex,
+        "gpt1_version": gpt1.__version__,
+        "torch_version": torch.__version__,
+    }
 
 
 def _check_disks(

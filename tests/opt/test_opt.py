@@ -27,7 +27,14 @@ from reference import (
     transcribe,
 )
 
-from gpt1.opt.adam import SCHEDULES, OpenAIAdam, warmup_constant, warmup_cosine, warmup_linear
+from gpt1.opt.adam import (
+    SCHEDULES,
+    OpenAIAdam,
+    warmup_constant,
+    warmup_cosine,
+    warmup_linear,
+    warmup_then_cosine,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -126,6 +133,12 @@ def distance(a: list[Array], b: list[Array]) -> float:
         (warmup_cosine, 0.5, 0.002, 0.5),
         (warmup_cosine, 1.0, 0.002, 0.0),
         (warmup_cosine, 1.5, 0.002, 0.0),
+        (warmup_then_cosine, 0.25, 0.5, 0.5),
+        (warmup_then_cosine, 0.5, 0.5, 1.0),
+        (warmup_then_cosine, 0.75, 0.5, 0.5),
+        (warmup_then_cosine, 0.25, 0.0, 0.5 + 0.25 * math.sqrt(2)),
+        (warmup_then_cosine, 1.0, 0.5, 0.0),
+        (warmup_then_cosine, 1.5, 0.5, 0.0),
         (warmup_constant, 0.001, 0.002, 0.5),
         (warmup_constant, 0.002, 0.002, 1.0),
         (warmup_constant, 1.5, 0.002, 1.0),

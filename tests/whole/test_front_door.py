@@ -11,14 +11,17 @@ import pytest
 
 import gpt1
 from gpt1.inference.language_model import LanguageModel, open_model
+from gpt1.training.pretraining_runs import PretrainingResult, pretrain
 from gpt1.training.runs import Result, fine_tune
 
 ROOT = Path(__file__).parents[2]
 OFFERED = {
     "LanguageModel": LanguageModel,
+    "PretrainingResult": PretrainingResult,
     "Result": Result,
     "fine_tune": fine_tune,
     "load_pretrained": open_model,
+    "pretrain": pretrain,
 }
 
 
@@ -51,7 +54,7 @@ def test_the_public_names_are_those_of_the_rooms() -> None:
         assert name in dir(gpt1)
 
 
-@pytest.mark.parametrize("name", ["fine_tune", "load_pretrained"])
+@pytest.mark.parametrize("name", ["fine_tune", "load_pretrained", "pretrain"])
 def test_no_module_hides_a_public_function(name: str) -> None:
     """A submodule of the same name would replace the function once it is imported."""
     code = f"""

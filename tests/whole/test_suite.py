@@ -42,6 +42,8 @@ def test_leaves_a_child():
 # For each command, a test that runs it successfully.
 COMMAND_TESTS = {
     "train": ("test_train", "test_a_whole_run_ends_well_and_is_silent_on_stderr"),
+    "pretrain": ("test_pretraining", "test_a_run_learns_and_its_directory_is_a_model"),
+    "perplexity": ("test_pretraining", "test_the_perplexity_of_a_text"),
     "analysis": ("test_analysis", "test_script_from_another_directory"),
     "predict": ("test_own_runs", "test_predict_gives_the_submission_and_the_scores"),
     "score": ("test_score", "test_test_set_gets_the_choices_of_the_submission"),
