@@ -122,13 +122,15 @@ class Pretraining:
         # From pinned memory the copy to a GPU does not wait for the GPU.
         return [each.pin_memory() for each in found] if ranks.device.type == "cuda" else found
 
-    def gradients(self, replica: Replica[DoubleHeadsModel], work: Starts, update: int) -> Tensor:
+    def gradients(
+        self, replica: Replica[DoubleHeadsModel], prepared: Sequence[Tensor], update: int
+    ) -> Tensor:
         """Compute the gradients of an update, averaged over towers; return the costs [2]."""
         self._n_timed += 1
         loop = self.loop
         return window_gradients(
             replica,
-            self.prepare(work, replica.ranks),
+            prepared,
             seeds=[tower_seed(loop.seed, update, tower) for tower in range(loop.n_gpu)],
             precision=self.precision,
         )
