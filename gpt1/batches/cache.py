@@ -66,13 +66,15 @@ class Cache:
         with suppress(OSError):
             os.utime(path)  # It is the last one to be removed now.
         file = io.BytesIO(content)
-        return EncodedSplit(lengths=np.load(file), ids=np.load(file))
+        return EncodedSplit(
+            lengths=np.load(file, allow_pickle=False), ids=np.load(file, allow_pickle=False)
+        )
 
     def save(self, key: str, split: EncodedSplit) -> None:
         """Keep a split without its labels, and remove old files of more than the largest size."""
         file = io.BytesIO()
         for array in (split.lengths, split.ids):
-            np.save(file, array)
+            np.save(file, array, allow_pickle=False)
         content = file.getbuffer()
         if len(content) > MOST_BYTES:
             return

@@ -56,7 +56,8 @@ def tsv_rows(
         names = [name.strip() for name in line.split("\t")]
         _check_header(where, names, columns)
     places = [names.index(column) for column in columns]
-    least, most = len(names) if least is None else least, len(names)
+    least = max(len(names) if least is None else least, *(place + 1 for place in places))
+    most = len(names)
     where = ""
     for where, line in lines:
         fields = line.split("\t")
