@@ -13,7 +13,8 @@ import numpy as np
 from gpt1.batches.cache import WORTH_CACHING, Cache, key_of
 from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.encoding import Encoding, Texts, encode_examples, n_characters
-from gpt1.tasks import Example, Task
+from gpt1.runtime.errors import InputError
+from gpt1.tasks import ChoiceIndex, Example, Task
 from gpt1.tasks.targets import Labels, Target
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
@@ -86,7 +87,10 @@ def load_task_data(
     def encode(examples: Sequence[Example]) -> EncodedSplit:
         texts = [example.texts for example in examples]
         body = partial(encode_examples, encoding, n_processes=n_processes, verbose=verbose)
-        return _through(cache, encoding, texts, body)
+        split = _through(cache, encoding, texts, body)
+        if isinstance(task.target, ChoiceIndex):
+            _check_answers(split, examples)
+        return split
 
     train, valid = encode(splits.train), encode(splits.valid)
     predicted = {
@@ -104,6 +108,20 @@ def load_task_data(
         n_vocab=len(encoder.encoder),
         n_ctx=max(split.longest for split in (train, valid, *predicted.values())),
     )
+
+
+def _check_answers(split: EncodedSplit, examples: Sequence[Example]) -> None:
+    """Refuse answers that lose all their text in the encoder, such as a lone ``&nbsp;``.
+
+    Raises:
+        InputError: the right answer, or all answers but one, have no tokens.
+    """
+    for there, example in zip(split.lengths > 0, examples, strict=True):
+        if there.sum() < 2 or not (example.label is None or there[int(example.label)]):
+            raise InputError(
+                f"{example.source}: an answer has no text that the model can read; write it "
+                "otherwise, or delete the example."
+            )
 
 
 def _through(

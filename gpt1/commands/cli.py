@@ -11,7 +11,7 @@ from gpt1.commands.running import known_command, list_of_commands
 from gpt1.runtime.errors import report_errors
 
 COMMANDS = {
-    "train": "fine-tune on ROCStories as the paper did, or on your own data, and predict",
+    "train": "fine-tune on a data set of the paper or on your own data, and predict",
     "pretrain": "train a language model on text of your own",
     "perplexity": "say how well a model predicts a text",
     "analysis": "say how good a submission is, and how sure that is",

@@ -73,11 +73,11 @@ def _score(values: Values) -> None:
     model = open_model(values[OpenSettings], COMMAND.program)
 
     from gpt1.inference import scoring
-    from gpt1.tasks import ChoiceIndex
+    from gpt1.tasks.shapes import first_answer, has_answers
 
     remedy = "--params FILE, such as save/rocstories/best_params.jl"
     task = scoring.task_of(model, remedy)
-    if not isinstance(task.target, ChoiceIndex):
+    if not has_answers(task.layout) or first_answer(task.layout) != 1:
         raise InputError(f"{model.source} was not trained to choose; use gpt1 predict, or {remedy}")
     examples = list(zip(*stories[:3], strict=True))
     logits = logits_of(model, examples, task, given, program=COMMAND.program, noun="stories")

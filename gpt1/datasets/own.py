@@ -37,6 +37,7 @@ from gpt1.tasks import (
     Layout,
     Metric,
     Splits,
+    StoryChoices,
     Target,
     Task,
     TaskRecord,
@@ -285,7 +286,10 @@ def _row(where: str, example: object, layout: Layout, *, is_test: bool) -> Row:
     """Return an example, texts first and the label last, as a row."""
     values = tuple(example) if isinstance(example, tuple | list) else (example,)
     *texts, label = values if values else (None,)
-    is_label = isinstance(label, str | Real) and not isinstance(label, bool)
+    # A text at the end of a test example may be its last answer: only a number is a label there.
+    is_text_a_label = not (is_test and has_answers(layout))
+    is_label = isinstance(label, str) if is_text_a_label else False
+    is_label = is_label or (isinstance(label, Real) and not isinstance(label, bool))
     if is_label and are_texts(layout, texts):
         return Row(where, tuple(map(str, texts)), str(label))
     if is_test and are_texts(layout, values):
@@ -541,6 +545,6 @@ def read_to_predict(
     for row in rows:
         _check_texts(form, row)
     if isinstance(target, ChoiceIndex):
-        target = _choice(form, named=bool(record.columns))
+        target = _choice(form, named=not isinstance(layout, StoryChoices))
     labels = [_label(form, target, row) for row in rows if row.label]
     return Unlabelled([row.texts for row in rows], labels or None, target)

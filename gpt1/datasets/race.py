@@ -109,7 +109,7 @@ def _race(name: str, title: str, *levels: str) -> Task:
     return Task(
         name=name,
         title=title,
-        folders=("RACE", "race"),
+        folders=("RACE", "race", title, name),
         files=(tuple(f"{split}/{level}" for split in _SPLITS for level in levels),),
         remedy=(
             "ask for RACE at https://www.cs.cmu.edu/~glai1/data/race/ and put its folders train, "

@@ -19,11 +19,12 @@ from gpt1.inference.prediction import predict_logits
 from gpt1.runtime.device import check_precision, set_matmul_precision
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks
-from gpt1.settings.groups import LoopSettings, ModelSettings
-from gpt1.tasks.layouts import StoryChoices, max_part_length
+from gpt1.settings.groups import LEAST_N_CTX, LoopSettings, ModelSettings
+from gpt1.tasks.layouts import Classification, StoryChoices
 from gpt1.tasks.record import TaskRecord
 from gpt1.tasks.shapes import text_names
 from gpt1.tasks.targets import ChoiceIndex
+from gpt1.text_utils.special import N_SPECIAL
 
 N_BATCH = LoopSettings().batch_size
 """Number of examples per batch, by default as in the evaluations of training."""
@@ -94,20 +95,24 @@ def encode_examples(
         uncut = task.layout.sequences(whole, model.special, 2 * sum(map(len, whole)) + 8)
         sequences = task.layout.sequences(whole, model.special, n_ctx or task.n_ctx)
         if max(map(len, sequences)) > rows:
-            _check_room(model, index)
+            _check_room(model, task, index)
             sequences = task.layout.sequences(whole, model.special, rows)
+        if not any(sequences):
+            raise InputError(f"example {index + 1}: no answer has text; give at least one")
         found.append(sequences)
         n_cut += sequences != uncut
     return EncodedSplit.of(found, model.special), n_cut
 
 
-def _check_room(model: OpenedModel, index: int) -> None:
+def _check_room(model: OpenedModel, task: TaskRecord, index: int) -> None:
     """Raise an error if the model has too few position rows for a token of each text."""
     rows = model.module.config.n_ctx
-    if max_part_length(rows) < 1:
+    least = N_SPECIAL if isinstance(task.layout, Classification) else LEAST_N_CTX
+    if rows < least:
         raise InputError(
-            f"example {index} is too long: the model in {model.source} has {rows} position rows "
-            "only, too few to cut a text to; leave it out, or use a model trained on longer ones"
+            f"example {index + 1} is too long: the model in {model.source} has {rows} position "
+            "rows only, too few to cut a text to; leave it out, or use a model trained on longer "
+            "ones"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -93,7 +94,9 @@ class Result:
     def metrics(self) -> dict[str, float]:
         """The best validation score of the first metric; all test scores if labels are known."""
         task = self.data.task
-        found = {f"valid_{task.metrics[0].title}": self.best_score}
+        found = {}
+        if math.isfinite(self.best_score):  # Without an evaluation there is no score.
+            found[f"valid_{task.metrics[0].title}"] = self.best_score
         if self.predictions:
             stem, predictions = next(iter(self.predictions.items()))
             labels = self.data.labels[stem]
@@ -299,7 +302,8 @@ def _summarize(result: Result) -> list[str]:
         lines.append(f"next: gpt1 predict FILE --model_dir {outputs.directory}")
     elif settings.submit:
         own = outputs.submissions[result.labelled]
-        lines.append(f"next: gpt1 analysis {own} --log {outputs.log}")
+        place = f" --data_dir {shlex.quote(settings.data_dir)}" if settings.data_dir else ""
+        lines.append(f"next: gpt1 analysis {own} --log {outputs.log}{place}")
     return lines
 
 

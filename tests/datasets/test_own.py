@@ -403,6 +403,14 @@ def test_tuples_are_the_same_task_as_a_file(tmp_path: Path) -> None:
     assert {each.source for each in both} == {f"train, example {n}" for n in range(1, 11)}
 
 
+def test_the_last_answer_of_a_test_example_is_not_taken_for_a_label() -> None:
+    train = [("2+2", "3", "4", "5", 1), ("1+1", "2", "3", "1", 0)] * 4
+    test = [("2+1", "3", "4", "1"), ("2+0", "1", "2", "3", 1)]
+    one, other = splits(in_memory(train, "--shape", "choice", test=test)).predicted["own"]
+    assert (one.texts, one.label) == (("2+1", "3", "4", "1"), None)
+    assert (other.texts, other.label) == (("2+0", "1", "2", "3"), 1)
+
+
 def test_labels_in_python() -> None:
     assert in_memory([("a", 1), ("b", np.int64(0))] * 2, *CLASSIFICATION).target == Classes(
         ("0", "1")

@@ -112,5 +112,5 @@ def test_a_model_of_hardly_any_rows_is_named(run: Run) -> None:
     small.init_parameters()
     short = dataclasses.replace(opened, module=small)
     assert scores(short, (["so"], ["won"], ["ran"])).shape == (1, 2)
-    with pytest.raises(InputError, match=r"example 1 is too long: .* 5 position rows only"):
+    with pytest.raises(InputError, match=r"example 2 is too long: .* 5 position rows only"):
         scores(short, (["so", "so so"], ["won"] * 2, ["ran"] * 2))

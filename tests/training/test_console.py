@@ -90,7 +90,9 @@ def test_a_pipe_gets_the_originals_lines_and_all_else_goes_to_stderr(
     results = said[said.index("written:") + 1 : -1]
     assert len(results) == 4
     assert all(Path(name.strip()).is_file() for name in results)
-    assert re.fullmatch(r"next: gpt1 analysis \S+ROCStories\.tsv --log \S+\.jsonl", said[-1])
+    assert re.fullmatch(
+        r"next: gpt1 analysis \S+ROCStories\.tsv --log \S+\.jsonl --data_dir \S+", said[-1]
+    )
     assert "\r" not in done.stderr
 
 

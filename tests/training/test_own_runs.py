@@ -201,6 +201,25 @@ def test_a_list_without_record(
         found.predict(["anna ran"])
 
 
+def test_answers_that_lose_all_their_text_are_refused(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The encoder removes a lone ``&nbsp;``, which is visible in the file."""
+    with pytest.raises(InputError, match="example 1: no answer has text"):
+        place.models["choice"].predict([("Ada had a kite.", "&nbsp;", "&nbsp;")])
+    file = tmp_path / "a.csv"
+    rows = ["Ada had a kite.,It was a kite.,It was a cake.,1"] * 9 + [
+        "Ben had a cake.,A kite.,&nbsp;,2"
+    ]
+    file.write_text("\n".join(["context,answer1,answer2,label", *rows, ""]))
+    words = ["--dataset", "own", "--shape", "choice", "--train_file", str(file)]
+    words += ["--valid_file", str(file), "--model_dir", str(place.task.model_dir)]
+    assert train.main([*words, "--log_dir", str(tmp_path), "--save_dir", str(tmp_path)]) == 2
+    assert (
+        "a.csv, line 11: an answer has no text that the model can read" in capsys.readouterr().err
+    )
+
+
 def test_a_record_of_another_model(place: Place, tmp_path: Path) -> None:
     place.model("classification").save(tmp_path / "hub")
     path = tmp_path / "hub" / "config.json"
