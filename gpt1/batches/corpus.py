@@ -18,6 +18,7 @@ The last tokens are held out for validation.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -114,6 +115,18 @@ class Corpus:
         return cls(
             directory, header, _map_tokens(directory, header), _map_documents(directory, header)
         )
+
+    def check_tokens(self) -> None:
+        """Check that the ids are those that were written.
+
+        Raises:
+            InputError: they are not; the file is damaged.
+        """
+        path = self.directory / TOKENS_FILE
+        if file_sha256(path) != self.header.tokens_sha256:
+            raise InputError(
+                f"{path}: is damaged: its SHA-256 is not that in {HEADER_FILE}; {_REMEDY}"
+            )
 
     @property
     def train(self) -> npt.NDArray[Any]:
@@ -228,3 +241,12 @@ def documents_head(n_documents: int) -> bytes:
     """
     text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({n_documents + 1}, 3), }}"
     return b"\x93NUMPY\x01\x00v\x00" + f"{text:117}\n".encode()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

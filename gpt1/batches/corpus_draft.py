@@ -6,7 +6,6 @@ is complete, so that nothing half-written has the name of a corpus.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from gpt1.batches.corpus import (
     Corpus,
     Header,
     documents_head,
+    file_sha256,
     smallest_dtype,
     vocabulary_of,
 )
@@ -147,8 +147,14 @@ class Draft(ExitStack):
         with write_errors(path):
             path.touch()
             file = self.enter_context(io.FileIO(path, "r+"))
+            is_short = file.seek(0, os.SEEK_END) < n_bytes
             file.truncate(n_bytes)
             file.seek(n_bytes)
+        if is_short:  # The caller removes the draft.
+            raise InputError(
+                f"{path}: was cut short or removed since an earlier process wrote it; start the "
+                "same command again, which begins anew"
+            )
         return file
 
     def add(self, ids: bytes, n_words: int) -> None:
@@ -194,14 +200,17 @@ class Draft(ExitStack):
             InputError: there is no text, or none would be left to train on or to hold out.
         """
         assert self.progress is not None
-        sizes, before = self.progress.sizes, self._train_sizes(held_out)
         n_documents = self.progress.n_documents
+        if n_documents == 0:
+            raise InputError("the texts hold no words; name other files")
+        sizes = self._sizes_of(n_documents)  # without blank documents at the end
+        before = self._train_sizes(held_out, sizes)
         self._write_documents()
         Header(
             dtype=self.dtype.name,
             n_vocab=self.n_vocab,
             vocabulary_sha256=vocabulary_sha256(self.vocabulary),
-            tokens_sha256=_sha256(self.directory / TOKENS_FILE),
+            tokens_sha256=file_sha256(self.directory / TOKENS_FILE),
             n_documents=n_documents,
             **asdict(sizes),
             n_held_out_documents=_n_held_out(n_documents, held_out),
@@ -222,21 +231,22 @@ class Draft(ExitStack):
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _train_sizes(self, held_out: float) -> Sizes:
-        """Return the sizes of what comes before the held-out part."""
+    def _sizes_of(self, n_documents: int) -> Sizes:
+        """Return the sizes of the first documents, at least one."""
+        with open(self.directory / _ENDS, "rb") as file:
+            file.seek((n_documents - 1) * 3 * 8)
+            return Sizes(*np.frombuffer(file.read(3 * 8), "<i8").tolist())
+
+    def _train_sizes(self, held_out: float, sizes: Sizes) -> Sizes:
+        """Return the sizes of what comes before the held-out part of a corpus of these sizes."""
         assert self.progress is not None
         n_documents = self.progress.n_documents
-        if n_documents == 0:
-            raise InputError("the texts hold no words; name other files")
         if not held_out:
-            return self.progress.sizes
+            return sizes
         if n_documents > 1:
-            row = n_documents - _n_held_out(n_documents, held_out)
-            with open(self.directory / _ENDS, "rb") as file:
-                file.seek((row - 1) * 3 * 8)
-                return Sizes(*np.frombuffer(file.read(3 * 8), "<i8").tolist())
+            return self._sizes_of(n_documents - _n_held_out(n_documents, held_out))
         split = self.progress.split
-        if split is None or not 0 < split.n_tokens < self.progress.sizes.n_tokens:
+        if split is None or not 0 < split.n_tokens < sizes.n_tokens:
             raise InputError(
                 f"--holdout {held_out:g}: the texts are one document, and no newline is where "
                 "its end could be held out; give --holdout 0 or more text"
@@ -280,12 +290,3 @@ def _check_free(out: Path) -> None:
 def _n_held_out(n_documents: int, held_out: float) -> int:
     """Return how many documents are held out, in whole or in part."""
     return min(max(round(n_documents * held_out), 1), max(n_documents - 1, 1)) if held_out else 0
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -175,7 +175,7 @@ def _encode(sources: Sequence[Source], draft: Draft, held_out: float, n_processe
             draft.add(*body)
         progress.sizes.n_characters += len(located.piece.text)
         progress.place = located.after
-        if located.may_split:
+        if located.may_split and not progress.n_documents:
             progress.split = replace(progress.sizes)
         if located.piece.ends_document:
             draft.end_document()

@@ -136,7 +136,6 @@ def read_pieces(
         InputError: a file is not text, or a line is no JSON; the message names file and line.
         Gpt1Error: a file cannot be read.
     """
-    held_out = held_out if len(sources) == 1 else 0.0
     for index in range(start.source, len(sources)):
         source = sources[index]
         place = start if index == start.source else Place(index)
@@ -166,8 +165,7 @@ def _pieces_of_lines(
         if not line.isspace():
             text = _text_of(line, source.path, place.line)
             data = _bytes_of(text)
-            is_only = len(line) == source.n_bytes
-            split = _split_point(len(data), held_out if is_only else 0.0)
+            split = _split_point(len(data), held_out)
             rest = data[place.offset :].decode("utf-8", "surrogatepass")
             yield from _located([rest], place, split)
         place = Place(place.source, line=place.line + len(line))

@@ -256,7 +256,8 @@ class Trainer:
     def _is_saved(self, update: int) -> bool:
         """Return whether a checkpoint is written after an update."""
         every = self.save_every
-        return update % self.job.updates_per_epoch == 0 or bool(every and update % every == 0)
+        ends = update % self.job.updates_per_epoch == 0 or update == self.job.n_updates
+        return ends or bool(every and update % every == 0)
 
     def _update(self, update: int, work: Any, prepared: Any) -> None:
         """Make one update: the gradients of all towers averaged, then the optimizer."""

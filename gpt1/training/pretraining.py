@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import count
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -88,6 +87,7 @@ class Pretraining:
             **settings,
             "model": asdict(config),
             "data": corpus.header.tokens_sha256,
+            "n_held_out_tokens": corpus.header.n_held_out_tokens,
         }
         self._restart_clock()
 
@@ -95,11 +95,6 @@ class Pretraining:
     def tokens_per_update(self) -> int:
         """The number of tokens of an update, those included that are not predicted."""
         return self.loop.batch_size * self.config.n_ctx
-
-    @property
-    def n_epochs(self) -> int:
-        """The number of epochs that the run begins."""
-        return ceil(self.n_updates / self.updates_per_epoch)
 
     def work(self) -> Iterator[Starts]:
         """Yield the starts of the windows of each update.

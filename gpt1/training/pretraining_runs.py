@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import shutil
@@ -39,7 +38,7 @@ from gpt1.text_utils.vocabulary import vocabulary_sha256
 from gpt1.training import capacity
 from gpt1.training.checkpoint import KEPT, Checkpoints, TrainState
 from gpt1.training.console import Console, say
-from gpt1.training.logs import History, Keeper, Logs
+from gpt1.training.logs import History, Keeper, Logs, first_line
 from gpt1.training.loop import Evaluation, Listener, Trainer
 from gpt1.training.pretraining import Pretraining
 from gpt1.training.runs import facts_of_machine, make_optimizer
@@ -120,7 +119,19 @@ class PretrainingFiles(RunFiles):
         for flag, path in inputs.items():
             if path is not None and out.resolve() == Path(path).resolve():
                 raise InputError(f"--out {out}: is read by {flag}; name another directory")
-        if out.is_dir() and not self._is_own():
+        recorded = first_line(self.log).get("out") if settings.resume else None
+        is_own = isinstance(recorded, str) and Path(recorded).resolve() == out.resolve()
+        if isinstance(recorded, str) and not is_own:
+            raise InputError(
+                f"--out {out}: the run that --resume goes on with writes to {recorded}; name that "
+                "directory, or give another --desc to start anew"
+            )
+        if not settings.resume and (kept := self.all_kept()):
+            raise InputError(
+                f"--desc {settings.name}: an earlier run has kept {kept[0]}; give another --desc, "
+                "or remove its kept models"
+            )
+        if out.is_dir() and not is_own:
             check_no_foreign_files(out, "released")
             if any(out.iterdir()):
                 raise InputError(
@@ -129,17 +140,6 @@ class PretrainingFiles(RunFiles):
                 )
         self.check_places()
         check_writable(out)
-
-    def _is_own(self) -> bool:
-        """Return whether this is a resumed run, and its log says that it writes to ``--out``."""
-        try:
-            with open(self.log, encoding="utf-8") as file:
-                first = json.loads(file.readline())
-        except (OSError, ValueError, RecursionError):
-            return False
-        recorded = first.get("out") if isinstance(first, dict) else None
-        is_same = isinstance(recorded, str) and Path(recorded).resolve() == self.out.resolve()
-        return self.settings.resume and is_same
 
     def remove_unfinished(self) -> None:
         """Remove unfinished files of killed runs; the lock of the run must be held."""
@@ -251,6 +251,8 @@ def _prepare(settings: PretrainSettings, ranks: Ranks) -> tuple[Pretraining, Ope
         InputError: a file is missing or malformed, or does not fit the flags.
     """
     corpus = Corpus.open(settings.corpus)
+    if ranks.is_main:
+        corpus.check_tokens()
     encoder = TextEncoder(*corpus.vocabulary, check_merges=True)
     config, params = _sizes_and_params(settings, corpus)
     source = settings.model_dir or f"--size {settings.size}"
@@ -406,7 +408,10 @@ class _KeepEvery(Listener):
 
     def stepped(self, n_updates: int) -> None:
         """Keep the model, if it is its turn."""
-        if n_updates % self._files.settings.keep_every == 0:
+        parameters = self._model.module.parameters()
+        is_due = n_updates % self._files.settings.keep_every == 0
+        # The training loop reports a parameter that is not finite.
+        if is_due and all(bool(p.isfinite().all()) for p in parameters):
             write_model(self._files.kept(n_updates), self._model)
 
 
@@ -460,10 +465,8 @@ def write_model(directory: Path, model: OpenedModel) -> None:
         n_vocab=config.n_vocab,
         n_special=config.n_special,
         n_head=config.n_head,
+        afn=config.afn,
     )
-    if config.afn != stored.DEFAULTS["afn"]:
-        facts = {"n_head": config.n_head, "afn": config.afn}
-        locate.write_json(directory / locate.CONFIG_FILE, facts)
 
 
 def _check_disks(

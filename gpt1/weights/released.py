@@ -187,6 +187,7 @@ def save_released(
     n_vocab: int,
     n_special: int = N_SPECIAL,
     n_head: int,
+    afn: str = "gelu",
 ) -> None:
     """Write a checkpoint in the released layout, which :func:`load_released` reads bit for bit.
 
@@ -225,10 +226,11 @@ def save_released(
         np.save(data, shard, allow_pickle=False)
         with atomic_write(model_dir / name) as file:
             file.write(data.getbuffer())
-    if n_head == RELEASED_N_HEAD:
+    facts = {"n_head": n_head, **({} if afn == "gelu" else {"afn": afn})}
+    if facts == {"n_head": RELEASED_N_HEAD}:
         (model_dir / CONFIG_FILE).unlink(missing_ok=True)
     else:
-        write_json(model_dir / CONFIG_FILE, {"n_head": n_head})
+        write_json(model_dir / CONFIG_FILE, facts)
     write_json(model_dir / SHAPES_FILE, [list(shape) for shape in shapes.values()])
 
 

@@ -369,6 +369,36 @@ def test_other_texts_or_settings_begin_anew(
     assert content(tmp_path / "corpus") == expected
 
 
+def test_blank_documents_at_the_ends_are_left_out(
+    make: Callable[..., Corpus], tmp_path: Path
+) -> None:
+    plain = make(json_lines(tmp_path / "x.jsonl", TEXTS), held_out=0.3)
+    expected = [plain.tokens.tolist(), plain.documents[-1, :2].tolist(), plain.held_out.tolist()]
+    shutil.rmtree(tmp_path / "corpus")
+    found = make(json_lines(tmp_path / "y.jsonl", [" ", *TEXTS, " ", "\n"]), held_out=0.3)
+    found.check_tokens()
+    assert [found.tokens.tolist(), found.documents[-1, :2].tolist(), found.held_out.tolist()] == (
+        expected
+    )
+
+
+def test_a_draft_that_has_lost_ids_is_not_gone_on_with(
+    make: Callable[..., Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = json_lines(tmp_path / "x.jsonl", TEXTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_draft.Draft, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(path)
+    (tokens,) = tmp_path.glob(".corpus.unfinished/tokens.bin")
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    with pytest.raises(InputError):
+        make(path)
+    found = make(path)
+    found.check_tokens()
+    assert found.tokens.any()
+
+
 def test_one_process_at_a_time_makes_a_corpus(
     make: Callable[..., Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,12 +98,6 @@ def test_the_end_of_the_only_document_begins_after_a_newline(
     assert later == found[index + 1 :]
 
 
-def test_of_several_documents_none_is_cut_for_the_held_out_part(tmp_path: Path) -> None:
-    lines = lines_file(tmp_path / "x.jsonl", "a\nb\nc\n", "d\ne\n")
-    found = read_pieces(find_sources([str(lines)]), held_out=0.5)
-    assert not any(located.may_split for located in found)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -483,6 +484,34 @@ def test_wrong_settings_are_named(
         pretrain(given.pop("corpus"), "model", **given)
     assert message in str(error.value)
     assert not list(Path().rglob("*.jsonl"))
+
+
+def test_a_run_does_not_go_on_with_another_split_or_place(corpus: Path, here: Path) -> None:
+    pretrain(corpus, "model")
+    other = small_corpus.write_corpus(here / "other", n_held_out=60)
+    with pytest.raises(InputError, match="the run that resume goes on with writes to "):
+        pretrain(corpus, "elsewhere", resume=True)
+    assert not Path("elsewhere").exists()
+    with pytest.raises(InputError, match="n_held_out_tokens was "):
+        pretrain(other, "model", resume=True)
+
+
+def test_damaged_ids_are_noticed_before_training(corpus: Path, here: Path) -> None:
+    damaged = shutil.copytree(corpus, here / "damaged")
+    ids = bytearray((damaged / "tokens.bin").read_bytes())
+    ids[40] ^= 1
+    (damaged / "tokens.bin").write_bytes(ids)
+    with pytest.raises(InputError, match=r"tokens\.bin: is damaged"):
+        pretrain(damaged, "model")
+
+
+def test_kept_models_of_an_earlier_run_stay(corpus: Path, here: Path) -> None:
+    pretrain(corpus, "model", keep_every=2)
+    kept = sorted(Path("save").rglob("model-*"))
+    assert kept
+    with pytest.raises(InputError, match="an earlier run has kept "):
+        pretrain(corpus, "second", keep_every=4)
+    assert sorted(Path("save").rglob("model-*")) == kept
 
 
 def test_a_model_is_not_overwritten(corpus: Path, here: Path) -> None:

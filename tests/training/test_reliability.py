@@ -49,6 +49,7 @@ from gpt1.commands import train
 from gpt1.datasets import story_cloze as datasets
 from gpt1.results.log_lines import read_updates
 from gpt1.runtime import launcher, ranks
+from gpt1.runtime.errors import report_errors
 from gpt1.settings.training import Settings
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
@@ -544,7 +545,7 @@ class Group:
 def _start_processes(flags: list[str], directory: Path) -> int:
     (directory / "pids").mkdir(exist_ok=True)
     body = partial(_note_and_train, directory / "pids")
-    return train.report_errors("gpt1 train", lambda: launcher.start_processes(body, flags, 2))
+    return report_errors("gpt1 train", lambda: launcher.start_processes(body, flags, 2))
 
 
 def _note_and_train(pids: Path, argv: list[str]) -> int:
