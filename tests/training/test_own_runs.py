@@ -206,7 +206,7 @@ def test_answers_that_lose_all_their_text_are_refused(
 ) -> None:
     """The encoder removes a lone ``&nbsp;``, which is visible in the file."""
     with pytest.raises(InputError, match="example 1: no answer has text"):
-        place.models["choice"].predict([("Ada had a kite.", "&nbsp;", "&nbsp;")])
+        place.model("choice").predict([("Ada had a kite.", "&nbsp;", "&nbsp;")])
     file = tmp_path / "a.csv"
     rows = ["Ada had a kite.,It was a kite.,It was a cake.,1"] * 9 + [
         "Ben had a cake.,A kite.,&nbsp;,2"
