@@ -332,7 +332,8 @@ class DoubleHeadsModel(nn.Module):
     """The Transformer with a language-model head and a classifier, for packed batches.
 
     The matrix ``we`` [V, D] holds the rows of tokens, special tokens and positions. It is both the
-    input embedding and the output matrix of the language model, whose softmax runs over all V rows.
+    input embedding and the output matrix of the language model. The softmax runs over all V rows in
+    fine-tuning, as in the original, and over the rows of tokens in pretraining.
 
     Args:
         config: sizes and dropout rates.

@@ -228,8 +228,8 @@ def _read(
 def _write_hub(target: Path, model: _Model) -> list[str]:
     hub.write_hub(target, model.params, model.vocabulary, model.config, model.task)
     notes = [
-        "transformers computes the language model's softmax over token rows alone, gpt1 over "
-        "position rows too: the logits are equal, the probabilities and losses are not",
+        "transformers computes the language model's softmax over token rows alone, fine-tuning in "
+        "gpt1 over position rows too: the logits are equal, those losses are not",
         "training in transformers differs: dropout applies to sums of embeddings, not to rows of "
         f"the matrix; the dropout rates written are the original's, {hub.PDROP}",
         "transformers' tokenizer gives other ids for some texts (docs/hub.md): encode texts with "
