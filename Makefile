@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c c
 RUN = $(VENV)/.installed-run
 ALL = $(VENV)/.installed-all
 
-.PHONY: train test test-all lint clean
+.PHONY: train test test-all lint site clean
 
 train: $(RUN)  ## fine-tune on what is there: data/ and model/, else the bundled demo
 	$(VENV)/bin/python -m gpt1.train --dataset rocstories --submit
@@ -27,6 +27,9 @@ lint: $(ALL)  ## style, types, and which room imports which
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
+site: $(ALL)  ## the documentation as pages in build/site/, with its links checked
+	$(VENV)/bin/python scripts/make_site.py
+
 clean:  ## remove the virtual environment and caches, never results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
 
@@ -40,6 +43,6 @@ $(RUN): $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(ALL): $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo "Installing into $(VENV) with the tools for tests (a few minutes the first time) ..."
-	$(PIP) -e '.[test,lint]'
+	@echo "Installing into $(VENV) with the tools for tests and pages (a few minutes the first time) ..."
+	$(PIP) -e '.[test,lint,site]'
 	@touch $@ $(RUN)

@@ -80,7 +80,8 @@ class PlainGPT(nn.Module):
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         for block in self.h:
             x = block(x)
-        return x @ self.tokens.weight.T
+        logits: Tensor = x @ self.tokens.weight.T
+        return logits
 
     @torch.no_grad()
     def copy_values(self, model: DoubleHeadsModel) -> None:
@@ -161,7 +162,8 @@ def update(
     The original multiplies the weight decay by the bias corrections of Adam, too, and adds `e` to
     the root of v before its correction. AdamW gets a decay and an epsilon of which that follows.
     """
-    assert settings.n_updates is not None and settings.warmup_updates is not None
+    assert settings.n_updates is not None
+    assert settings.warmup_updates is not None
     assert settings.lr is not None
     schedule = SCHEDULES[settings.lr_schedule]
     root = math.sqrt(1 - settings.b2**t)
@@ -171,7 +173,7 @@ def update(
         group["betas"], group["eps"] = (settings.b1, settings.b2), settings.e / root
         group["weight_decay"] = group["l2"] * root / (1 - settings.b1**t)
     loss = loss_of(model, ids)
-    loss.backward()
+    torch.autograd.backward(loss)
     if settings.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
