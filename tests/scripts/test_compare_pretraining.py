@@ -11,18 +11,8 @@ import pytest
 import small_corpus
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_pretraining.py"
-FLAGS = [
-    "--size=tiny",
-    "--n_ctx=8",
-    "--n_embd=16",
-    "--n_head=4",
-    "--n_batch=3",
-    "--n_gpu=2",
-    "--n_updates=40",
-    "--warmup_updates=5",
-    "--lr=0.01",
-    "--seed=7",
-]
+FLAGS = ["--size=tiny", "--n_ctx=8", "--n_embd=16", "--n_head=4", "--n_batch=3", "--n_gpu=2"]
+FLAGS += ["--n_updates=40", "--warmup_updates=5", "--lr=0.01", "--seed=7"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
