@@ -109,7 +109,7 @@ def _with_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> Table:
     """Return the rows by the names of the columns, which the first row holds."""
     line, header = next(lines, (1, []))
     columns = [name.strip() for name in header]
-    twice = [name for name in columns if columns.count(name) > 1]
+    twice = [name for name in columns if name and columns.count(name) > 1]
     if not any(columns):
         raise InputError(
             f"{path}, line {line}: the line is blank or missing, but the names of the columns were "

@@ -95,6 +95,15 @@ def test_values_of_json_are_texts(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_without_names_are_not_read(tmp_path: Path) -> None:
+    """A spreadsheet writes such columns after the last one, and pandas writes one for its index."""
+    path = tmp_path / "a.csv"
+    path.write_text(",text,label,,\n0,good,1,,\n1,bad,0,,x\n")
+    found = splits(classified(path, "--valid_file", path)).train
+    assert [example.texts for example in found] == [("good",), ("bad",)]
+    assert labels(found) == [1, 0]
+
+
 def test_files_are_found_in_data_dir(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "text,label", MOODS)
     assert len(splits(classified(Path("a.csv"), "--data_dir", tmp_path)).train) == 8
