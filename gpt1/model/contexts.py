@@ -110,7 +110,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p:
     The dropout masks are the same, so that the results differ by rounding alone.
     """
     is_fused = q.device.type != "cpu" or (p == 0 and q.dtype != torch.bfloat16)
-    if is_fused or visible is not None:
+    # torch.compile makes its own kernels of attention(), but cannot look into the function below.
+    if is_fused or visible is not None or torch.compiler.is_compiling():
         return attention(q, k, v, visible, p)
     found: Tensor = _CausalAttention.apply(q, k, v, p)  # type: ignore[no-untyped-call]
     return found
@@ -133,7 +134,7 @@ class _CausalAttention(torch.autograd.Function):
         G, H, T, K = q.shape
         mask = drawn_mask((G, H, T, T), p) if p else None
         out = q.new_empty(G, T, H, K).transpose(1, 2)  # heads_last need not copy it
-        for g, rows, seen in _CausalAttention.blocks(G, T):
+        for g, rows, seen in _query_blocks(G, T):
             weights = _weights_of_last(q[g, :, rows], k[g, :, seen])
             if mask is not None:
                 weights = weights * mask[g, :, rows, seen]
@@ -150,7 +151,7 @@ class _CausalAttention(torch.autograd.Function):
         d_out = grads[0] * ctx.scale
         dtype = torch.promote_types(q.dtype, torch.float32)
         dq, dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (q, k, v))
-        for g, rows, seen in _CausalAttention.blocks(G, T):
+        for g, rows, seen in _query_blocks(G, T):
             query, key, value, d = q[g, :, rows], k[g, :, seen], v[g, :, seen], d_out[g, :, rows]
             weights = _weights_of_last(query, key)
             d_weights = torch.bmm(d, value.transpose(1, 2)).to(dtype)
@@ -166,13 +167,14 @@ class _CausalAttention(torch.autograd.Function):
         scale = K**-0.5
         return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(q.dtype), dv.to(q.dtype), None
 
-    @staticmethod
-    def blocks(G: int, T: int) -> Iterator[tuple[int, slice, slice]]:
-        """Yield each sequence, some of its queries, and the positions that the last of them sees."""
-        for g in range(G):
-            for begin in range(0, T, _CausalAttention.QUERIES):
-                end = min(begin + _CausalAttention.QUERIES, T)
-                yield g, slice(begin, end), slice(end)
+
+def _query_blocks(G: int, T: int) -> Iterator[tuple[int, slice, slice]]:
+    """Yield a sequence, some of its queries, and the positions that the last one of them sees."""
+    size = _CausalAttention.QUERIES
+    for g in range(G):
+        for begin in range(0, T, size):
+            end = min(begin + size, T)
+            yield g, slice(begin, end), slice(end)
 
 
 def _weights_of_last(q: Tensor, k: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt1.batches.packing import Batch
-from gpt1.model.contexts import Attend, ClassifyOnly, Packed
+from gpt1.model.contexts import Attend, ClassifyOnly, Packed, causal_attention
 from gpt1.model.dropout import dropout, dropped_matrix, keep_mask
 from gpt1.text_utils.special import N_SPECIAL
 
@@ -478,7 +478,8 @@ class DoubleHeadsModel(nn.Module):
         if T < 2:
             raise ValueError(f"{T} tokens; a prediction needs at least 2")
         we = self._dropped_we()
-        h = self.sequence_states(tokens, we=we)[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
+        attend = Packed((B, T), attention=causal_attention)
+        h = self.sequence_states(tokens, attend, we)[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
         share = torch.full(h.shape[:1], 1 / len(h), dtype=_at_least_float32(h), device=h.device)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h.to(_matmul_dtype(h)),
