@@ -161,9 +161,9 @@ class _CausalAttention(torch.autograd.Function):
                 dropped = weights * kept
                 d_weights.mul_(kept)
             ds = torch._softmax_backward_data(d_weights, weights, -1, dtype).to(q.dtype)
-            dv[g, :, seen] += torch.bmm(dropped.to(q.dtype).transpose(1, 2), d)
+            dv[g, :, seen].add_(torch.bmm(dropped.to(q.dtype).transpose(1, 2), d))
             dq[g, :, rows] = torch.bmm(ds, key)
-            dk[g, :, seen] += torch.bmm(ds.transpose(1, 2), query)
+            dk[g, :, seen].add_(torch.bmm(ds.transpose(1, 2), query))
         scale = K**-0.5
         return dq.mul_(scale).to(q.dtype), dk.mul_(scale).to(q.dtype), dv.to(q.dtype), None
 
@@ -186,7 +186,7 @@ def _weights_of_last(q: Tensor, k: Tensor) -> Tensor:
     """
     Q = q.shape[1]
     scores = torch.bmm(q * k.shape[-1] ** -0.5, k.transpose(1, 2))
-    scores[:, :, -Q:] += torch.full((Q, Q), -math.inf, dtype=q.dtype).triu_(1)
+    scores[:, :, -Q:].add_(torch.full((Q, Q), -math.inf, dtype=q.dtype).triu_(1))
     return torch.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
