@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--batches", type=positive, nargs="+", default=[1, 2, 4],
         help="windows per backward pass, of which each takes its best [1 2 4]")  # fmt: skip
     add("--windows", type=positive, default=8, help="windows per update [8]")
-    add("--memory_batch", type=positive, default=4, help="batch when memory is measured [4]")
+    add("--memory_batch", type=positive, default=8, help="batch when memory is measured [8]")
     add("--trials", type=positive, default=2, help="updates that count to find the best batch [2]")
     add("--rounds", type=positive, default=3, help="rounds that count [3]")
     add(

@@ -6,17 +6,17 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from peers import NO_DROPOUT
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import harness, pretraining
 from benchmarks.plain_gpt import PlainGPT
 from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.runtime.device import return_large_blocks
+from gpt1.runtime import device as devices
 
 ROOT = Path(__file__).parents[2]
 MODULES = [
@@ -59,7 +59,7 @@ def test_help_of_a_benchmark_runs_nothing(
 
 
 TINY = ("--n_layer", "1", "--n_embd", "8", "--n_head", "2", "--n_ctx", "6", "--n_vocab", "11")
-FEW = ("--windows", "4", "--memory_batch", "2", "--trials", "1", "--rounds", "1", "--no_compile")
+FEW = ("--windows", "4", "--memory_batch", "2", "--trials", "1", "--rounds", "1")
 
 
 class _InThisProcess:
@@ -91,8 +91,9 @@ def test_pretraining_is_compared_in_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pretraining, "Worker", _InThisProcess)
-    found = compare_in_small(tmp_path / "a.json", "--precision", "fp32", "--batches", "1", "2")
-    return_large_blocks()  # undoes what a run sets for its process
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: None)  # It cannot be undone.
+    flags = ("--precision", "fp32", "--no_compile", "--batches", "1", "2")
+    found = compare_in_small(tmp_path / "a.json", *flags)
     speeds = {}
     for side in (pretraining.OURS, pretraining.TRANSFORMERS, pretraining.PLAIN):
         figures = found[f"fp32 {side}"]
@@ -111,13 +112,14 @@ def test_pretraining_is_compared_in_small(
 @pytest.mark.slow
 @pytest.mark.usefixtures("transformers")
 def test_pretraining_is_compared_in_processes_of_their_own(tmp_path: Path) -> None:
-    flags = ("--precision", "fp32", "--batches", "2", "--no_memory")
+    flags = ("--precision", "fp32", "--no_compile", "--batches", "2", "--no_memory")
     found = compare_in_small(tmp_path / "a.json", *flags)
     assert found["fp32 gpt1"]["way"] == "gpt1, batch 2"
 
 
+@pytest.mark.usefixtures("one_thread", "transformers")
 def test_without_a_compiler_the_eager_model_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transformers: ModuleType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class WithoutCompiler(_InThisProcess):
         def __init__(self, start: Callable[..., harness.Answer], *arguments: Any) -> None:
@@ -128,13 +130,10 @@ def test_without_a_compiler_the_eager_model_is_measured(
                 self._answer = lambda work: "No working C++ compiler found"
 
     monkeypatch.setattr(pretraining, "Worker", WithoutCompiler)
-    monkeypatch.setattr(
-        "test_benchmarks.FEW", tuple(flag for flag in FEW if flag != "--no_compile")
-    )
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: None)
     found = compare_in_small(
         tmp_path / "a.json", "--precision", "fp32", "--batches", "2", "--no_memory"
     )
-    return_large_blocks()
     assert found["tried fp32 plain PyTorch, compiled, batch 2"] == "No working C++ compiler found"
     assert found["fp32 plain PyTorch"]["way"] == "plain PyTorch, batch 2"
 
@@ -159,10 +158,8 @@ def test_the_plain_model_does_the_same_work() -> None:
     torch.testing.assert_close(theirs, ours.we.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_products_of_a_training_step_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_products_of_a_training_step_are_counted() -> None:
     """torch's own counter finds the count, apart from the half of attention that is not seen."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = ModelConfig(
         n_vocab=11, n_special=0, n_ctx=6, n_embd=8, n_head=2, n_layer=2, **NO_DROPOUT
     )
