@@ -6,6 +6,8 @@ the embedding of the tokens. Axes: B windows, T positions, D width, H heads, K h
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,7 +65,8 @@ class PlainGPT(nn.Module):
         config = ours.config
         self.tokens.weight.copy_(ours.we[: config.n_vocab])
         self.positions.weight.copy_(ours.we[config.first_position :])
-        for plain, block in zip(self.h, ours.h, strict=True):
+        layers: Any = zip(self.h, ours.h, strict=True)
+        for plain, block in layers:
             linear = {
                 "c_attn": block.attn.c_attn,
                 "attn_proj": block.attn.c_proj,
