@@ -143,7 +143,7 @@ def draw_windows(config: ModelConfig, n: int, batch: int) -> list[Tensor]:
     """Draw n windows of random tokens, in parts of ``batch`` windows."""
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(0, config.n_vocab, (n, config.n_ctx), generator=generator)
-    return list(windows.split(batch))
+    return list(torch.split(windows, batch))
 
 
 def prepare(args: argparse.Namespace, way: Way, precision: str) -> Callable[[str], float | str]:
@@ -179,7 +179,8 @@ def alone(args: argparse.Namespace, way: Way, precision: str) -> float | str:
     failed = [each for each in found if not isinstance(each, float)]
     if failed:
         return str(failed[0] or "the process was ended by the system, perhaps without memory")
-    return min(found[WARM_UP:])
+    seconds: float = min(found[WARM_UP:])
+    return seconds
 
 
 def fastest(args: argparse.Namespace, side: str, precision: str) -> tuple[Way, dict[str, Any]]:
