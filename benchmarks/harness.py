@@ -15,12 +15,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpt1.inference.decoding import PreparedLinear
 from gpt1.runtime.device import has_bf16, processor_name
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.files import atomic_write
@@ -46,6 +48,45 @@ def synchronize(device: torch.device | None) -> None:
         torch.cuda.synchronize(device)
     elif device is not None and device.type == "mps":
         torch.mps.synchronize()
+
+
+def matmul_rates(
+    device: torch.device, precision: str, *, rows: int = 832, width: int = 768, n_out: int = 40558
+) -> dict[str, float]:
+    """Measure FLOP/s of the matrix products in GPT-1; a multiply-add counts as two.
+
+    Args:
+        device: where the products are computed.
+        precision: fp32 or bf16.
+        rows: tokens in a product.
+        width: the width of the model.
+        n_out: the rows of its output matrix.
+
+    Returns:
+        The best rate of ``torch.mm`` and, on a CPU where torch has oneDNN, that of oneDNN's product
+        with a matrix that was put into oneDNN's own layout before. In bf16, and with some builds of
+        torch in fp32, ``torch.mm`` calls oneDNN itself.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best: dict[str, float] = {}
+    for k, n in ((width, 4 * width), (4 * width, width), (width, 3 * width), (width, n_out)):
+        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, k), (k, n)))
+        out = torch.empty(rows, n, device=device, dtype=dtype)
+        products: dict[str, Callable[[], Any]] = {"torch.mm": partial(torch.mm, a, b, out=out)}
+        prepared = PreparedLinear(b, None, dtype)
+        if prepared.is_packed:
+            products["oneDNN"] = partial(prepared.product, a)
+        rounds = 10 if device.type == "cpu" else 100
+        for name, product in products.items():
+            product()
+            seconds = min(timed(partial(_repeat, product, rounds), device) for _ in range(3))
+            best[name] = max(best.get(name, 0.0), rounds * 2 * rows * k * n / seconds)
+    return best
+
+
+def _repeat(body: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        body()
 
 
 def in_turns(

@@ -28,6 +28,7 @@ from benchmarks.harness import (
     Worker,
     in_turns,
     machine,
+    matmul_rates,
     parser,
     peak_gib,
     positive,
@@ -193,24 +194,6 @@ class Peer:
         return np.concatenate(found)
 
 
-def matmul_rate(device: torch.device, precision: str) -> float:
-    """Measure FLOP/s of the matrix products in GPT-1; a multiply-add counts as two."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    best = 0.0
-    for m, k, n in ((832, 768, 3072), (832, 3072, 768), (832, 768, 2304), (832, 768, 40558)):
-        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
-        out = torch.empty(m, n, device=device, dtype=dtype)
-        torch.mm(a, b, out=out)
-        rounds = 10 if device.type == "cpu" else 100
-
-        def products(a: Tensor = a, b: Tensor = b, out: Tensor = out, rounds: int = rounds) -> None:
-            for _ in range(rounds):
-                torch.mm(a, b, out=out)
-
-        best = max(best, rounds * 2 * m * k * n / timed(products, device))
-    return best
-
-
 def flop_per_story(stories: EncodedSplit, config: ModelConfig, *, shared: bool) -> dict[str, float]:
     """Count FLOP per story in matrix products on real tokens, for training and prediction."""
     batch = pack(stories, config.clf_token, share_prefix=shared)
@@ -255,7 +238,7 @@ def compare(args: argparse.Namespace, stories: EncodedSplit) -> dict[str, Any]:
         worker.ask("peak")  # The machine's limit must not be measured while the workers start.
     found: dict[str, Any] = {}
     for precision in args.precision:
-        rate = matmul_rate(args.device, precision)
+        rate = matmul_rates(args.device, precision)["torch.mm"]
         for work in ("train", "predict"):
             # Prediction always shares prefixes.
             names = VARIANTS if work == "train" else VARIANTS[::2]

@@ -236,12 +236,14 @@ class PreparedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map float32 [N, n_in] to float32 [N, n_out]."""
-        x = x.to(self.dtype)
+        return self.product(x.to(self.dtype)).float()
+
+    def product(self, x: Tensor) -> Tensor:
+        """Map [N, n_in] to [N, n_out], both of type ``dtype``."""
         if self.is_packed:
-            x = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
-        else:
-            x = F.linear(x, self.w, self.b)
-        return x.float()
+            made: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")
+            return made
+        return F.linear(x, self.w, self.b)
 
 
 def _pack(w: Tensor) -> Tensor | None:

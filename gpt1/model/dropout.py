@@ -31,10 +31,10 @@ def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
         return (
             torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(1 - p)
         )
-    return _kept(shape, p).to(like.dtype).mul_(1 / (1 - p))
+    return drawn_mask(shape, p).to(like.dtype).mul_(1 / (1 - p))
 
 
-def _kept(shape: Sequence[int], p: float) -> Tensor:
+def drawn_mask(shape: Sequence[int], p: float) -> Tensor:
     """Return booleans that are true with probability 1 - p, rounded to a multiple of 2**-16."""
     n = torch.Size(shape).numel()
     dropped = min(round(p * _VALUES), _VALUES - 1)
@@ -69,7 +69,7 @@ class _DroppedMatrix(torch.autograd.Function):
         kept = torch.empty(w.shape, dtype=torch.bool)
         dropped = torch.empty_like(w)
         for rows in _row_slices(w):
-            kept[rows] = mask = _kept(w[rows].shape, p)
+            kept[rows] = mask = drawn_mask(w[rows].shape, p)
             dropped[rows] = mask.to(w.dtype).mul_(ctx.value).mul_(w[rows])
         ctx.save_for_backward(kept)
         return dropped

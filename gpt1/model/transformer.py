@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt1.batches.packing import Batch
-from gpt1.model.contexts import Attend, ClassifyOnly, Packed
+from gpt1.model.contexts import Attend, ClassifyOnly, Packed, causal_attention
 from gpt1.model.dropout import dropout, dropped_matrix, keep_mask
 from gpt1.text_utils.special import N_SPECIAL
 
@@ -271,7 +271,12 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, w: Tensor, targets: Tensor, weights: Tensor
+        ctx: Any,
+        h: Tensor,
+        w: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        n_rows: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the weighted sum and the cross entropy of each row.
 
@@ -285,18 +290,19 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             w: [V, D], the output matrix.
             targets: int64 [R], rows of ``w``.
             weights: [R].
+            n_rows: number of rows of ``w`` over which the softmax runs, the first ones [all].
 
         Returns:
             The sum, and the cross entropy of each row, [R], which has no gradient.
         """
-        matrix = w.to(h.dtype)
+        matrix = w[:n_rows].to(h.dtype)
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ce = torch.empty_like(weights)
         dh = torch.empty_like(h) if with_gradient else None
         dw = torch.zeros_like(w, dtype=_at_least_float32(w)) if with_gradient else None
         chunks = _equal_slices(h.shape[0], _WeightedCrossEntropy.ROWS)
         # One buffer serves all chunks: to allocate so much memory takes as long as to fill it.
-        buffer = h.new_empty(chunks[0].stop if chunks else 0, w.shape[0])
+        buffer = h.new_empty(chunks[0].stop if chunks else 0, len(matrix))
         is_mixed = dw is not None and dw.dtype != h.dtype
         product = torch.empty_like(matrix) if is_mixed else None
         for rows in chunks:
@@ -313,19 +319,21 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 d = p.mul_(weight / total).scatter_add_(1, target, -weight).to(h.dtype)
                 torch.mm(d, matrix, out=dh[rows])
                 if product is None:
-                    dw.addmm_(d.T, h[rows])
+                    dw[:n_rows].addmm_(d.T, h[rows])
                 else:
-                    dw += torch.mm(d.T, h[rows], out=product)
+                    dw[:n_rows].add_(torch.mm(d.T, h[rows], out=product))
         ctx.save_for_backward(dh, dw)
         ctx.w_dtype = w.dtype
         ctx.mark_non_differentiable(ce)
         return (ce * weights).sum(), ce
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Multiply the gradients that the forward pass computed by the gradient of the sum."""
+        # A copy of the gradient of w would be made while all activations are still in memory. torch
+        # refuses a second backward pass, because these tensors have changed.
         dh, dw = ctx.saved_tensors
-        return dh * grads[0], (dw * grads[0]).to(ctx.w_dtype), None, None
+        return dh.mul_(grads[0]), dw.mul_(grads[0]).to(ctx.w_dtype), None, None, None
 
 
 class DoubleHeadsModel(nn.Module):
@@ -478,13 +486,15 @@ class DoubleHeadsModel(nn.Module):
         if T < 2:
             raise ValueError(f"{T} tokens; a prediction needs at least 2")
         we = self._dropped_we()
-        h = self.sequence_states(tokens, we=we)[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
+        attend = Packed((B, T), attention=causal_attention)
+        h = self.sequence_states(tokens, attend, we)[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
         share = torch.full(h.shape[:1], 1 / len(h), dtype=_at_least_float32(h), device=h.device)
         mean, ce = _WeightedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             h.to(_matmul_dtype(h)),
-            we[: self.config.n_vocab],
+            we,
             tokens[:, 1:].flatten(),
             share,
+            self.config.n_vocab,
         )
         return mean, ce.view(B, T - 1)
 

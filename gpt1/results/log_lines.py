@@ -103,7 +103,7 @@ class PretrainingLine:
         n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
         tr_cost, va_cost: mean cost per token on training and on held-out text, in nats.
         va_ppl, va_word_ppl: perplexity of the held-out text per token and per word.
-        tokens_per_second: speed of training since the evaluation before.
+        tokens_per_second: speed of the updates since the evaluation before, without set-up.
         time: seconds since 1970.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -66,6 +66,7 @@ class Pretraining:
         eval_every: number of updates between evaluations, besides the end of each epoch; 0 for no
             additional ones.
         settings: the settings that a resumed run must share, besides model and data.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Pretraining:
         precision: str,
         eval_every: int,
         settings: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.corpus, self.loop, self.config = corpus, loop, config
         self.precision, self.eval_every = precision, eval_every
@@ -89,7 +91,7 @@ class Pretraining:
             "data": corpus.header.tokens_sha256,
             "n_held_out_tokens": corpus.header.n_held_out_tokens,
         }
-        self._restart_clock()
+        self._clock, self._began, self._n_timed = clock, 0.0, 0
 
     @property
     def tokens_per_update(self) -> int:
@@ -121,6 +123,8 @@ class Pretraining:
         self, replica: Replica[DoubleHeadsModel], prepared: Sequence[Tensor], update: int
     ) -> Tensor:
         """Compute the gradients of an update, averaged over towers; return the costs [2]."""
+        if not self._n_timed:  # What the program did before is not training.
+            self._began = self._clock()
         self._n_timed += 1
         loop = self.loop
         return window_gradients(
@@ -166,7 +170,6 @@ class Pretraining:
             n_tokens=len(held_out),
             n_words=self.corpus.header.n_held_out_words,
         )
-        self._restart_clock()
         return Evaluation(
             n_epochs=state.n_updates // self.updates_per_epoch,
             n_updates=state.n_updates,
@@ -180,13 +183,13 @@ class Pretraining:
             score=-valid.cost,
         )
 
-    def _restart_clock(self) -> None:
-        self._began, self._n_timed = time.monotonic(), 0
-
     def _tokens_per_second(self) -> float:
-        """Return the speed of training since the last evaluation; 0 if no update was made since."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        return round(self._n_timed * self.tokens_per_update / seconds, 1)
+        """Return the speed of the updates since the last evaluation; 0 if there were none.
+
+        The time begins with the first of these updates.
+        """
+        n, self._n_timed = self._n_timed * self.tokens_per_update, 0
+        return round(n / max(self._clock() - self._began, 1e-9), 1)
 
     def identity(self) -> Mapping[str, Any]:
         """Return the settings, model and data that a resumed run must share."""

@@ -14,9 +14,11 @@ import pytest
 import tiny
 import torch
 from padded import Padded
+from torch import Tensor
 
 from gpt1.batches.packing import pack
 from gpt1.commands.train import main
+from gpt1.model import contexts
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig, _WeightedCrossEntropy
 from gpt1.runtime.errors import InputError
 from gpt1.settings.training import Settings, parse
@@ -193,3 +195,56 @@ def test_what_cannot_be_compared_is_said(
         script["main"]([*task.flags, "--device", "cpu", "--n_gpu", "1", *words])
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def heads(dtype: torch.dtype, T: int) -> Tensor:
+    """Random queries, keys and values of two sequences, [3, 2 * T, H, K]."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 2 * T, 3, 4, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("T", [1, 4, 10])
+def test_causal_attention_is_attention_in_blocks(
+    T: int, p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same dropout masks, values and gradients, whether the last block is full or not."""
+    monkeypatch.setattr(contexts._CausalAttention, "QUERIES", 4)
+    found = []
+    for way in (
+        lambda q, k, v: contexts.attention(q, k, v, None, p),
+        lambda q, k, v: contexts._CausalAttention.apply(q, k, v, p),
+    ):
+        x = heads(torch.float64, T).requires_grad_()
+        torch.manual_seed(0)
+        out = contexts.heads_last(way(*(contexts.heads_first(each, (2, T)) for each in x)))
+        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        found.append((out, x.grad))
+    for plain, blocks in zip(*found, strict=True):
+        torch.testing.assert_close(blocks, plain, rtol=1e-12, atol=1e-12 * plain.abs().max().item())
+
+
+def test_causal_attention_keeps_one_byte_per_weight() -> None:
+    T, kept = 10, []
+    q, k, v = (
+        contexts.heads_first(each, (2, T)) for each in heads(torch.float32, T).requires_grad_()
+    )
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        contexts.causal_attention(q, k, v, None, 0.1)
+    weights = [x for x in kept if x.numel() >= 2 * 3 * T * T]
+    assert [(x.dtype, x.shape) for x in weights] == [(torch.bool, (2, 3, T, T))]
+
+
+def test_pretraining_uses_causal_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        contexts._CausalAttention,
+        "apply",
+        lambda q, k, v, p: calls.append(p) or torch.zeros_like(q),
+    )
+    model = DoubleHeadsModel(
+        ModelConfig(n_vocab=7, n_special=0, n_ctx=6, n_embd=4, n_head=2, n_layer=2)
+    )
+    model.init_parameters()
+    model.train().text_losses(torch.tensor([[1, 2, 3, 4, 5, 6]]))
+    assert calls == [0.1, 0.1]

@@ -597,6 +597,23 @@ def test_cross_entropy_of_far_apart_logits_is_finite() -> None:
     assert h.grad.tolist() == [[1, -1]]
 
 
+def test_cross_entropy_over_the_first_rows() -> None:
+    """The other rows get a gradient of 0, and a second backward pass is refused."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 3, 6, 6, 2])
+    weights = torch.full((5,), 0.2, dtype=torch.float64)
+    total, _ = gpt1_model._WeightedCrossEntropy.apply(h, w, targets, weights, 7)
+    expected = F.cross_entropy(h @ w[:7].T, targets)
+    assert_close(total, expected, 1e-12)
+    found = torch.autograd.grad(total, [h, w], retain_graph=True)
+    for one, other in zip(found, torch.autograd.grad(expected, [h, w]), strict=True):
+        assert_close(one, other, 1e-12)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(total, [h, w])
+
+
 def cross_entropy_gradient(
     h: torch.Tensor, w: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:

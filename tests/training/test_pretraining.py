@@ -362,6 +362,46 @@ def test_a_run_learns_and_its_directory_is_a_model(
     assert theirs.config.vocab_size == header.n_vocab
 
 
+def test_the_speed_is_that_of_training_alone(corpus: Path) -> None:
+    """Set-up, evaluations and checkpoints take no part of the time."""
+    now = [5.0]
+    given = {"corpus": str(corpus), "out": "unused", **FLAGS, "n_updates": 3}
+    job = Pretraining(
+        Corpus.open(corpus),
+        PretrainSettings.of(PRETRAIN.values(given)).paced(),
+        config=SMALL,
+        precision="fp32",
+        eval_every=1,
+        settings={},
+        clock=lambda: now[0],
+    )
+    model = small_model()
+    optimizer = make_optimizer(
+        model, PretrainSettings(corpus="", out="", lr=0.0).optimizer(3), n_updates=3
+    )
+    state = TrainState(model=model, optimizer=optimizer, best_score=-math.inf)
+    replica = Replica(model, ALONE)
+
+    def speed() -> float:
+        return job.evaluate(state, ALONE, lambda done, total: None).figures["tokens_per_second"]
+
+    def update(number: int, seconds: float) -> None:
+        work = next(job.work())
+        job.gradients(replica, job.prepare(work, ALONE), number)
+        now[0] += seconds
+
+    now[0] += 100  # the set-up
+    assert speed() == 0  # as in a run that is resumed before its evaluation
+    now[0] += 50
+    update(1, 2.0)
+    update(2, 4.0)
+    tokens = T * TOWERS * PER_TOWER
+    assert speed() == 2 * tokens / 6
+    now[0] += 30  # the evaluation and the checkpoint
+    update(3, 8.0)
+    assert speed() == tokens / 8
+
+
 def test_a_model_goes_on_from_given_weights(corpus: Path, here: Path) -> None:
     first = pretrain(corpus, "first")
     first.model.save("hub")
