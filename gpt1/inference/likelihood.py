@@ -91,9 +91,10 @@ def _log_probs(module: DoubleHeadsModel, h: Tensor, targets: Tensor) -> Tensor:
     """
     rows = module.we[: module.config.n_vocab]
     found = [h.new_zeros(0, dtype=torch.promote_types(h.dtype, torch.float32))]
-    for states, own in zip(h.split(_ROWS), targets.split(_ROWS), strict=True):
-        logits = (states @ rows.T).to(found[0].dtype)
-        found.append(logits.log_softmax(-1).gather(1, own[:, None])[:, 0])
+    for begin in range(0, len(targets), _ROWS):
+        part = slice(begin, begin + _ROWS)
+        logits = (h[part] @ rows.T).to(found[0].dtype)
+        found.append(logits.log_softmax(-1).gather(1, targets[part, None])[:, 0])
     return torch.cat(found)
 
 
