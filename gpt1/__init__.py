@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt1.inference.language_model import LanguageModel
     from gpt1.inference.language_model import open_model as load_pretrained
+    from gpt1.inference.zeroshot import ZeroshotResult, zeroshot
     from gpt1.training.pretraining_runs import PretrainingResult, pretrain
     from gpt1.training.runs import Result, fine_tune
 
@@ -25,19 +26,23 @@ __all__ = [
     "LanguageModel",
     "PretrainingResult",
     "Result",
+    "ZeroshotResult",
     "__version__",
     "fine_tune",
     "load_pretrained",
     "pretrain",
+    "zeroshot",
 ]
 
 _FOUND_IN = {
     "LanguageModel": "gpt1.inference.language_model:LanguageModel",
     "PretrainingResult": "gpt1.training.pretraining_runs:PretrainingResult",
     "Result": "gpt1.training.runs:Result",
+    "ZeroshotResult": "gpt1.inference.zeroshot:ZeroshotResult",
     "fine_tune": "gpt1.training.runs:fine_tune",
     "load_pretrained": "gpt1.inference.language_model:open_model",
     "pretrain": "gpt1.training.pretraining_runs:pretrain",
+    "zeroshot": "gpt1.inference.zeroshot:zeroshot",
 }
 
 

@@ -34,7 +34,8 @@ class Batch:
         segments: int64 [G, T], 0 for a token that all later tokens of its block may see, s + 1 for
             a token that only those of sequence s may see; None if each block is one sequence.
         grid: (G, T); T is the length of the longest block.
-        clf_rows: int64 [B, S], the packed tokens that are the first ``_classify_`` of a sequence.
+        clf_rows: int64 [B, S], the packed tokens that are the first ``_classify_`` of a sequence;
+            [B, 0] if the sequences have none.
         lm_rows: int64 [R], the packed tokens after which the language model predicts a token.
         lm_targets: int64 [R], the rows of ``we`` that it must predict.
         lm_example: int64 [R], the examples of these targets.
@@ -186,7 +187,7 @@ def pack(split: EncodedSplit, clf_token: int, *, share_prefix: bool) -> Batch:
     """
     present = split.lengths > 0
     found = [
-        [_with_positions(ids, clf_token) for ids in split.sequences(b)]
+        [_with_positions(ids, clf_token + 1) for ids in split.sequences(b)]
         for b in range(split.n_examples)
     ]
     shared = [_common_prefix([ids for ids in each if len(ids)], clf_token) for each in found]
@@ -198,7 +199,7 @@ def pack(split: EncodedSplit, clf_token: int, *, share_prefix: bool) -> Batch:
         counts = np.diag(np.maximum(split.lengths[b].astype(np.int64) - 1, 0))
         prefix = shared[b] if share_prefix else 0
         first = next(ids for ids in sequences if len(ids))
-        missing = _with_positions(np.append(first[:prefix, 0], clf_token), clf_token)
+        missing = _with_positions(np.append(first[:prefix, 0], clf_token), clf_token + 1)
         sequences = [ids if len(ids) else missing for ids in sequences]
         if share_prefix:
             _add_with_shared_prefix(packing, b, sequences, counts, clf_token, prefix)
@@ -207,9 +208,44 @@ def pack(split: EncodedSplit, clf_token: int, *, share_prefix: bool) -> Batch:
     return _to_batch(packing, split.targets, present, with_segments=share_prefix)
 
 
-def _with_positions(ids: npt.NDArray[np.int64], clf_token: int) -> npt.NDArray[np.int64]:
-    """Return the rows of ``we`` for tokens and positions, [length, 2]."""
-    return np.stack([ids, clf_token + 1 + np.arange(len(ids))], axis=1)
+def pack_answers(split: EncodedSplit, first_position: int) -> Batch:
+    """Pack contexts and their answers, to predict the tokens of the answers and no others.
+
+    A block is an example: its context once, then each answer without its last token, which is
+    predicted and not read. No answer sees another one, and each answer's positions follow those of
+    the context. There is no ``_classify_`` token, and an answer that is missing has no targets.
+
+    Args:
+        split: the examples. The first sequence of each is its context, of at least one token; the S
+            others are its answers.
+        first_position: the row of ``we`` for position 0.
+    """
+    lengths = split.lengths[:, 1:].astype(np.int64)
+    packing = _Packing([], [], [], [], [], [], [], [])
+    for b, own_lengths in enumerate(lengths):
+        context, *answers = split.sequences(b)
+        counts = np.diag(own_lengths)
+        after = first_position + len(context)
+        rests = [_with_positions(answer[:-1], after) for answer in answers]
+        parts = [_with_positions(context, first_position), *rests]
+        begin = packing.add_block(parts, list(range(len(parts)))) + len(context)
+        last = begin - 1  # The first token of every answer is predicted after the context.
+        for s, (answer, rest) in enumerate(zip(answers, rests, strict=True)):
+            rows = np.concatenate([[last], begin + np.arange(len(rest))])[: len(answer)]
+            packing.add_targets(b, rows, answer, counts[s])
+            begin += len(rest)
+        packing.clf_rows.append([])
+    return _to_batch(packing, None, lengths > 0, with_segments=lengths.shape[1] > 1)
+
+
+def _with_positions(ids: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:
+    """Return the rows of ``we`` for tokens and positions, [length, 2].
+
+    Args:
+        ids: token ids.
+        first: the row of ``we`` for the position of the first one.
+    """
+    return np.stack([ids, first + np.arange(len(ids))], axis=1)
 
 
 def _first_classify(sequence: npt.NDArray[np.int64], clf_token: int) -> int:
@@ -305,7 +341,7 @@ def _to_batch(
         slots=tensor(slots),
         segments=segments,
         grid=(G, T),
-        clf_rows=torch.tensor(packing.clf_rows),
+        clf_rows=torch.tensor(packing.clf_rows, dtype=torch.int64),
         lm_rows=tensor(packing.lm_rows),
         lm_targets=tensor(packing.lm_targets),
         lm_example=tensor(packing.lm_example),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from gpt1.batches.cache import WORTH_CACHING, Cache, key_of
 from gpt1.batches.encoded import EncodedSplit
@@ -86,10 +87,9 @@ def load_task_data(
 
     def encode(examples: Sequence[Example]) -> EncodedSplit:
         texts = [example.texts for example in examples]
-        body = partial(encode_examples, encoding, n_processes=n_processes, verbose=verbose)
-        split = _through(cache, encoding, texts, body)
+        split = encode_split(encoding, texts, cache=cache, n_processes=n_processes, verbose=verbose)
         if isinstance(task.target, ChoiceIndex):
-            _check_answers(split, examples)
+            check_answers(split.lengths, examples)
         return split
 
     train, valid = encode(splits.train), encode(splits.valid)
@@ -110,13 +110,17 @@ def load_task_data(
     )
 
 
-def _check_answers(split: EncodedSplit, examples: Sequence[Example]) -> None:
+def check_answers(lengths: npt.NDArray[np.int32], examples: Sequence[Example]) -> None:
     """Refuse answers that lose all their text in the encoder, such as a lone ``&nbsp;``.
+
+    Args:
+        lengths: [n, C], the number of tokens of each answer.
+        examples: the n examples.
 
     Raises:
         InputError: the right answer, or all answers but one, have no tokens.
     """
-    for there, example in zip(split.lengths > 0, examples, strict=True):
+    for there, example in zip(lengths > 0, examples, strict=True):
         if there.sum() < 2 or not (example.label is None or there[int(example.label)]):
             raise InputError(
                 f"{example.source}: an answer has no text that the model can read; write it "
@@ -124,13 +128,22 @@ def _check_answers(split: EncodedSplit, examples: Sequence[Example]) -> None:
             )
 
 
-def _through(
-    cache: Cache | None,
+def encode_split(
     encoding: Encoding,
     texts: Sequence[Texts],
-    encode: Callable[[Sequence[Texts]], EncodedSplit],
+    *,
+    cache: Cache | None = None,
+    n_processes: int = 1,
+    verbose: bool = False,
 ) -> EncodedSplit:
-    """Return encoded texts from the cache, or encode them and keep them there."""
+    """Return encoded texts from the cache, or encode them and keep them there.
+
+    Args:
+        encoding: how texts become sequences.
+        texts: the texts of each example.
+        cache, n_processes, verbose: see :func:`load_task_data`.
+    """
+    encode = partial(encode_examples, encoding, n_processes=n_processes, verbose=verbose)
     if cache is None or n_characters(texts) < WORTH_CACHING:
         return encode(texts)
     key = key_of(encoding, texts)

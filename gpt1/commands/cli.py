@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "fine-tune on a data set of the paper or on your own data, and predict",
     "pretrain": "train a language model on text of your own",
     "perplexity": "say how well a model predicts a text",
+    "zeroshot": "predict a data set with a model that was never fine-tuned",
     "analysis": "say how good a submission is, and how sure that is",
     "predict": "predict the rows of your own file with a model that was trained on such rows",
     "score": "choose the endings of your own stories with a fine-tuned model",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1.runtime.demo import demo_dir
+from gpt1.runtime.demo import is_demo_dir
 from gpt1.runtime.errors import InputError, Stopped, report_errors
 from gpt1.runtime.stopping import StopRequests, end_with_parent
 from gpt1.settings.command import Command, Values, as_flag
@@ -226,10 +226,7 @@ def find_data_dir(data_dir: str | None, program: str, task: Task) -> Path:
         program: the program's name, for the note that the demo is used.
         task: the task of the data set.
     """
-    if data_dir is not None:
-        return task.folder(data_dir)
-    data, demo = task.folder("data"), demo_dir("data")
-    if task.is_in(data) or task.missing(demo):
-        return data
-    note(program, f"no {task.title} in {data}/, using the demo in {demo}/")
-    return demo
+    folder = task.find_folder(data_dir)
+    if data_dir is None and is_demo_dir("data", folder):
+        note(program, f"no {task.title} in {task.folder('data')}/, using the demo in {folder}/")
+    return folder

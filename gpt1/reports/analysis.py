@@ -122,11 +122,11 @@ def report(
     score = metric.compute(submission, split.labels)
     parts.append(f"{f'{own} {_name(metric)}:':<{len(valid)}} {score:.2f}")
     parts += ["", *([] if run is None else [run])]
-    parts += _score_lines(split.title, submission, split)
+    parts += score_lines(split.title, submission, split)
     if not isinstance(task.target, Grades):
         parts += ["", _table(submission, split)]
     if other is not None:
-        parts += ["", *_score_lines("Second submission", other, split)]
+        parts += ["", *score_lines("Second submission", other, split)]
         parts += _comparisons(submission, other, split)
     return "\n".join(parts)
 
@@ -265,7 +265,7 @@ def _name(metric: Metric) -> str:
     return metric.title.capitalize()
 
 
-def _score_lines(what: str, predictions: Labels, split: LabelledSplit) -> list[str]:
+def score_lines(what: str, predictions: Labels, split: LabelledSplit) -> list[str]:
     """Return a line for each metric of the task, with its 95 % interval."""
     lines = []
     for metric in split.task.metrics:

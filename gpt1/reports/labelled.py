@@ -121,10 +121,6 @@ def _read_predicted(task: Task, folder: Path, stem: str) -> dict[str, list[Examp
     """Read the splits that a run predicts, or the test split alone where that is possible."""
     if task.read_test is not None and not stem.endswith(".dev"):
         return {task.submission: task.read_test(folder)}
-    missing = task.missing(folder)
-    if missing:
-        names = " and ".join(f"'{name}'" for name in missing)
-        raise InputError(
-            f"{folder}/ has no {names}: {task.remedy}, or name their directory with --data_dir"
-        )
+    if problem := task.problem(folder):
+        raise InputError(problem)
     return dict(task.read(folder).predicted)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt1.runtime.demo import demo_dir
 from gpt1.tasks.layouts import Layout
 from gpt1.tasks.metrics import Metric
 from gpt1.tasks.record import TaskRecord
@@ -124,6 +125,25 @@ class Task:
         ]
         shares = [len(names) / len(form) for names, form in zip(lacks, self.files, strict=True)]
         return lacks[shares.index(min(shares))]
+
+    def find_folder(self, data_dir: str | Path | None) -> Path:
+        """Return the folder of the data set in ``data_dir``.
+
+        If that is None, it is the folder in ``data/``, or the bundled demo while ``data/`` holds no
+        file of the data set and the demo has them all, as in training.
+        """
+        if data_dir is not None:
+            return self.folder(data_dir)
+        data, demo = self.folder("data"), demo_dir("data")
+        is_own = self.is_in(data) or not self.files or self.missing(demo)
+        return data if is_own else demo
+
+    def problem(self, folder: str | Path) -> str | None:
+        """Return a message that names the files that a folder lacks; None if it has them all."""
+        missing = self.missing(folder)
+        names = " and ".join(f"'{name}'" for name in missing)
+        remedy = f"{self.remedy}, or name their directory with --data_dir"
+        return f"{folder}/ has no {names}: {remedy}" if missing else None
 
     def record(self, n_ctx: int) -> TaskRecord:
         """Return what a model keeps that was trained on this task.

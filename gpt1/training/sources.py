@@ -82,14 +82,8 @@ def _is_demo(settings: SourceSettings, task: Task) -> bool:
 
 def _missing_data(sources: Sources, task: Task) -> list[str]:
     """A problem if the run lacks files of the data set."""
-    missing = task.missing(sources.data_dir)
-    if not missing:
-        return []
-    names = " and ".join(f"'{name}'" for name in missing)
-    return [
-        f"{sources.data_dir}/ has no {names}: {task.remedy}, or name their directory with "
-        "--data_dir"
-    ]
+    problem = task.problem(sources.data_dir)
+    return [] if problem is None else [problem]
 
 
 def _missing_model(settings: SourceSettings, sources: Sources) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 import gpt1
 from gpt1.inference.language_model import LanguageModel, open_model
+from gpt1.inference.zeroshot import ZeroshotResult, zeroshot
 from gpt1.training.pretraining_runs import PretrainingResult, pretrain
 from gpt1.training.runs import Result, fine_tune
 
@@ -19,9 +20,11 @@ OFFERED = {
     "LanguageModel": LanguageModel,
     "PretrainingResult": PretrainingResult,
     "Result": Result,
+    "ZeroshotResult": ZeroshotResult,
     "fine_tune": fine_tune,
     "load_pretrained": open_model,
     "pretrain": pretrain,
+    "zeroshot": zeroshot,
 }
 
 
@@ -54,7 +57,7 @@ def test_the_public_names_are_those_of_the_rooms() -> None:
         assert name in dir(gpt1)
 
 
-@pytest.mark.parametrize("name", ["fine_tune", "load_pretrained", "pretrain"])
+@pytest.mark.parametrize("name", ["fine_tune", "load_pretrained", "pretrain", "zeroshot"])
 def test_no_module_hides_a_public_function(name: str) -> None:
     """A submodule of the same name would replace the function once it is imported."""
     code = f"""
