@@ -88,4 +88,6 @@ class PlainGPT(nn.Module):
         for block in self.h:
             x = block(x)
         logits = F.linear(x[:, :-1], self.tokens.weight)
-        return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+        # Autocast gives bfloat16 logits, whose cross entropy would be too coarse.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import pytest
 import small_corpus
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_pretraining.py"
+from benchmarks import pretraining_losses
+
 FLAGS = ["--size=tiny", "--n_ctx=8", "--n_embd=16", "--n_head=4", "--n_batch=3", "--n_gpu=2"]
 FLAGS += ["--n_updates=40", "--warmup_updates=5", "--lr=0.01", "--seed=7"]
 
@@ -18,21 +18,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def compare(tmp_path: Path) -> Callable[..., int]:
-    """The script's ``main``, with globals that a test may replace."""
+def compare(tmp_path: Path) -> Callable[[], int]:
+    """A comparison in small."""
     corpus = small_corpus.write_corpus(tmp_path / "corpus", 80, 10)
-    script = runpy.run_path(str(SCRIPT))
 
-    def run(**replaced: Any) -> int:
-        script["main"].__globals__.update(replaced)
-        status: int = script["main"]([f"--corpus={corpus}", *FLAGS])
-        return status
+    def run() -> int:
+        return pretraining_losses.main([f"--corpus={corpus}", *FLAGS])
 
     return run
 
 
 def test_both_models_learn_alike(
-    compare: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    compare: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run has several epochs and two towers, and the loss falls."""
     assert compare() == 0
@@ -44,7 +41,7 @@ def test_both_models_learn_alike(
 
 @pytest.mark.parametrize("difference", ["decay", "eps", "post-norm"])
 def test_a_difference_is_noticed(
-    compare: Callable[..., int], difference: str, monkeypatch: pytest.MonkeyPatch
+    compare: Callable[[], int], difference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plain model of another kind is farther from gpt1 than rounding goes."""
     from torch import nn, optim

@@ -1,14 +1,14 @@
 """Pretrain twice, with gpt1 and with a plain PyTorch model, and compare the losses.
 
-The plain model is written with the layers that PyTorch brings: post-norm blocks of `nn.Linear` and
-`nn.LayerNorm`, `scaled_dot_product_attention`, `cross_entropy` and `AdamW`. Both runs have the same
+The plain model is that of benchmarks/plain_gpt.py, with PyTorch's AdamW. Both runs have the same
 initial values, the same windows in the same order, and no dropout. The plain model runs in float64,
 too: its losses are taken for exact, and tell how large the rounding errors of float32 are.
 
-    python scripts/compare_pretraining.py --corpus out/corpus --size mini --n_updates 200
+    python -m benchmarks.pretraining_losses --corpus out/corpus --size mini --n_updates 200
 
 All other flags are those of `gpt1 pretrain`. The exit status is 1 if gpt1's losses are farther
-from the exact ones than twice the largest distance of the plain model in float32.
+from the exact ones than twice the largest distance of the plain model in float32, or if the
+perplexities of the held-out text differ by 1 %.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from benchmarks.plain_gpt import PlainGPT
 from gpt1.batches.corpus import Corpus
 from gpt1.batches.windows import Windows, in_order, stacked
 from gpt1.inference.language_model import make_model
-from gpt1.model import DoubleHeadsModel, ModelConfig
+from gpt1.model import ModelConfig
 from gpt1.opt import SCHEDULES
 from gpt1.runtime.errors import report_errors
 from gpt1.settings.pretraining import PRETRAIN, PretrainSettings
@@ -40,62 +40,6 @@ SHOWN = 10
 """Number of updates that the table shows."""
 ROUNDING = 1e-6
 """The distance of two losses of a few nats that differ by a rounding or two in float32."""
-
-
-class Block(nn.Module):
-    """A layer of the paper: attention and a feed-forward network, each added and then normed."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        D = config.n_embd
-        self.n_head = config.n_head
-        self.c_attn, self.attn_c_proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
-        self.c_fc, self.mlp_c_proj = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
-        self.ln_1, self.ln_2 = nn.LayerNorm(D, eps=1e-5), nn.LayerNorm(D, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the states after the layer from those before it, [B, T, D]."""
-        q, k, v = (
-            each.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-            for each in self.c_attn(x).chunk(3, dim=-1)
-        )
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
-        n = self.ln_1(x + self.attn_c_proj(a))
-        m = self.mlp_c_proj(F.gelu(self.c_fc(n), approximate="tanh"))
-        out: Tensor = self.ln_2(n + m)
-        return out
-
-
-class PlainGPT(nn.Module):
-    """A language model of the paper's architecture, written with PyTorch's own layers."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(config.n_vocab, config.n_embd)
-        self.positions = nn.Embedding(config.n_ctx, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Compute the logits of the token after each position, [B, T, n_vocab]."""
-        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
-        for block in self.h:
-            x = block(x)
-        logits: Tensor = x @ self.tokens.weight.T
-        return logits
-
-    @torch.no_grad()
-    def copy_values(self, model: DoubleHeadsModel) -> None:
-        """Take the values of gpt1's parameters, which hold the transposes of `nn.Linear`'s."""
-        n_vocab = model.config.n_vocab
-        self.tokens.weight.copy_(model.we[:n_vocab])
-        self.positions.weight.copy_(model.we[n_vocab:])
-        values = dict(model.named_parameters())
-        for name, own in self.h.named_parameters():
-            ending = {"weight": "g" if ".ln_" in name else "w", "bias": "b"}
-            path, kind = name.replace("_c_proj", ".c_proj").rsplit(".", 1)
-            path = path.replace("c_attn", "attn.c_attn").replace("c_fc", "mlp.c_fc")
-            value = values[f"h.{path}.{ending[kind]}"]
-            own.copy_(value.T if value.dim() == 2 else value)
 
 
 class Outcome(NamedTuple):
@@ -111,16 +55,15 @@ def of_gpt1(settings: PretrainSettings) -> tuple[Outcome, ModelConfig]:
         places = {"out": f"{place}/model", "log_dir": place, "save_dir": place}
         found = pretrain(**{**settings.as_flags(), **places}, verbose=False)
         losses = [each.lm_cost or 0.0 for each in found.updates]
-        # The opened model has rows for special tokens, which pretraining does not have.
-        config = replace(found.model.module.config, n_special=0)
+        # Pretraining has no rows for special tokens, and the opened model has dropout.
+        config = replace(found.model.module.config, n_special=0, **dict.fromkeys(DROPOUTS, 0.0))
         return Outcome(losses, found.history[-1]["va_ppl"]), config
 
 
 def of_plain(config: ModelConfig, settings: PretrainSettings, dtype: torch.dtype) -> Outcome:
     """Make the run with the plain model."""
     corpus = Corpus.open(settings.corpus)
-    model = PlainGPT(config).to(dtype)
-    model.copy_values(make_model(config, {}, "", seed=settings.seed))
+    model = PlainGPT(make_model(config, {}, "", seed=settings.seed)).to(dtype)
     windows = Windows(corpus.train, config.n_ctx)
     per_epoch = windows.n_windows // settings.batch_size
     assert settings.n_updates is not None
@@ -131,15 +74,9 @@ def of_plain(config: ModelConfig, settings: PretrainSettings, dtype: torch.dtype
         losses.append(step(update + 1, windows.take(starts[begin : begin + settings.batch_size])))
     with torch.no_grad():
         held_out = stacked(in_order(corpus.held_out, config.n_ctx))
-        costs = [loss_of(model, row[None], reduction="sum") for ids in held_out for row in ids]
+        costs = [model(row[None]).item() * (len(row) - 1) for ids in held_out for row in ids]
     n = sum(ids[:, 1:].numel() for ids in held_out)
-    return Outcome(losses, math.exp(sum(each.item() for each in costs) / n))
-
-
-def loss_of(model: PlainGPT, ids: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the cross entropy of each next token of windows [B, T]."""
-    logits = model(ids)[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction=reduction)
+    return Outcome(losses, math.exp(sum(costs) / n))
 
 
 def make_step(model: PlainGPT, settings: PretrainSettings) -> partial[float]:
@@ -172,13 +109,13 @@ def update(
         group["lr"] = settings.lr * schedule(t / settings.n_updates, warmup)
         group["betas"], group["eps"] = (settings.b1, settings.b2), settings.e / root
         group["weight_decay"] = group["l2"] * root / (1 - settings.b1**t)
-    loss = loss_of(model, ids)
+    loss = model(ids)
     torch.autograd.backward(loss)
     if settings.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item()
+    return float(loss.detach())
 
 
 def compare(settings: PretrainSettings) -> int:
@@ -207,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = PRETRAIN.parse([*as_arguments(given), *flags])
         return compare(PretrainSettings.of(values).paced())
 
-    return report_errors("compare_pretraining", run)
+    return report_errors("benchmarks.pretraining_losses", run)
 
 
 def as_arguments(given: dict[str, object]) -> list[str]:
