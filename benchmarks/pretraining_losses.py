@@ -56,7 +56,8 @@ def of_gpt1(settings: PretrainSettings) -> tuple[Outcome, ModelConfig]:
         found = pretrain(**{**settings.as_flags(), **places}, verbose=False)
         losses = [each.lm_cost or 0.0 for each in found.updates]
         # Pretraining has no rows for special tokens, and the opened model has dropout.
-        config = replace(found.model.module.config, n_special=0, **dict.fromkeys(DROPOUTS, 0.0))
+        config = replace(found.model.module.config, n_special=0)
+        config = replace(config, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
         return Outcome(losses, found.history[-1]["va_ppl"]), config
 
 
