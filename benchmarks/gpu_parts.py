@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from benchmarks import generation, training
 from benchmarks.gpu_data import read_ids, stand_in_corpus, stand_in_data
 from benchmarks.gpu_profile import summarize
 from benchmarks.harness import machine, parser, peak_gib, synchronize, timed, write_json
+from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.task_data import TaskData
 from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.runtime import device as devices
@@ -285,7 +286,7 @@ def fine_tuning(bench: Bench, *, fast: bool) -> None:
     initial = {name: p.clone() for name, p in model.state_dict().items()}
     if settings.compile:
         model.compile_layers()
-    short = Settings(**{**_fields(settings), "n_iter": 1})
+    short = replace(settings, n_iter=1)
     first, _ = whole_run(bench, short, model, first_of(data, bench.size.first))
     bench.add({"first run, with compilation": first, "graphs of the first run": n_graphs()})
     model.load_state_dict(initial)
@@ -304,23 +305,15 @@ def fine_tuning(bench: Bench, *, fast: bool) -> None:
     )
 
 
-def _fields(settings: Settings) -> dict[str, Any]:
-    """Return the settings by their names."""
-    return {**settings.as_flags(), "given": settings.given}
-
-
 def first_of(data: TaskData, n: Sequence[int]) -> TaskData:
     """Return the first examples of each split."""
     train, valid, test = (slice(0, each) for each in n)
-    return TaskData(
-        task=data.task,
+    return replace(
+        data,
         train=data.train.take(train),
         valid=data.valid.take(valid),
         predicted={name: split.take(test) for name, split in data.predicted.items()},
-        labels=dict.fromkeys(data.labels),
         sources=data.sources[train],
-        n_vocab=data.n_vocab,
-        n_ctx=data.n_ctx,
     )
 
 
@@ -457,8 +450,8 @@ def flop_per_token(config: ModelConfig) -> dict[str, float]:
     """Count the FLOP of a training step per token of pretraining.
 
     Returns:
-        Those of the products with parameters, and those of attention, of whose scores the causal
-        mask leaves half. The last token of a window, which predicts nothing, counts as the others.
+        Those of the products with parameters, and those of attention, half of whose scores the
+        causal mask removes. The last token of a window, which predicts nothing, counts, too.
     """
     D, L, T = config.n_embd, config.n_layer, config.n_ctx
     return {
@@ -559,36 +552,49 @@ def part_peer(bench: Bench) -> None:
     model = bench.fine_tuned(data)
     test = next(iter(data.predicted.values()))
     predicted = [data.train.take(slice(0, data.valid.n_examples)), data.valid] * 3 + [test]
-    config, batch = model.config, Settings().batch_size
+    config = model.config
     del model
-    n_updates = 3 * (data.train.n_examples // batch)
     for precision in ("bf16", "fp32"):
-        devices.set_up(bench.device, precision=precision, deterministic=False)
-        peer = training.Peer(config, bench.device)
         bench.reset_peak()
-        for step in range(2):
-            peer.train(data.train.take(slice(step, step + batch)), precision, 1)
-        peer.predict(data.valid, precision)
-
-        def updates(peer: training.Peer = peer, precision: str = precision) -> None:
-            for step in range(n_updates):
-                begin = step * batch % (data.train.n_examples - batch + 1)
-                peer.train(data.train.take(slice(begin, begin + batch)), precision, 1)
-
-        def predictions(peer: training.Peer = peer, precision: str = precision) -> None:
-            for split in predicted:
-                peer.predict(_with_targets(split), precision)
-
-        seconds = {"updates": timed(updates, bench.device)}
-        seconds["evaluations and test set"] = timed(predictions, bench.device)
-        bench.add({precision: {"updates": n_updates, "seconds": seconds, **bench.peak()}})
+        bench.add({precision: _measure_peer(bench, config, data.train, predicted, precision)})
 
 
-def _with_targets(split: Any) -> Any:
+def _measure_peer(
+    bench: Bench,
+    config: ModelConfig,
+    train: EncodedSplit,
+    predicted: Sequence[EncodedSplit],
+    precision: str,
+) -> Figures:
+    """Time transformers: all updates of three epochs in one tower, and all predictions."""
+    devices.set_up(bench.device, precision=precision, deterministic=False)
+    peer, size = training.Peer(config, bench.device), Settings().batch_size
+    per_epoch = train.n_examples // size
+
+    def updates(n: int) -> None:
+        for step in range(n):
+            begin = step % per_epoch * size
+            peer.train(train.take(slice(begin, begin + size)), precision, 1)
+
+    def predictions() -> None:
+        for split in predicted:
+            peer.predict(_with_targets(split), precision)
+
+    updates(2)
+    peer.predict(_with_targets(predicted[0].take(slice(0, size))), precision)
+    n = 3 * per_epoch
+    seconds = {
+        "updates": timed(partial(updates, n), bench.device),
+        "evaluations and test set": timed(predictions, bench.device),
+    }
+    return {"updates": n, "seconds": seconds, **bench.peak()}
+
+
+def _with_targets(split: EncodedSplit) -> EncodedSplit:
     """Return a split with targets, which the benchmark of transformers takes everywhere."""
     if split.targets is not None:
         return split
-    return type(split)(split.ids, split.lengths, targets=np.zeros(split.n_examples, np.int32))
+    return replace(split, targets=np.zeros(split.n_examples, np.int32))
 
 
 def require_transformers_or_leave_out() -> None:
