@@ -254,11 +254,11 @@ def run(args: argparse.Namespace) -> int:
     if args.ids is not None and not args.ids.is_file():
         raise InputError(f"{args.ids}: there is no such file; make it with --make_ids")
     args.out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + args.seconds
+    end = time.monotonic() + args.patience * TOTAL
     parts: list[Part] = []
     with tempfile.TemporaryDirectory(prefix="gpt1-gpu-", ignore_cleanup_errors=True) as directory:
         for name in args.parts:
-            limit = min(SECONDS[name], end - time.monotonic())
+            limit = min(args.patience * SECONDS[name], end - time.monotonic())
             if limit < LEAST:
                 parts.append(Part(name=name, state=f"{LEFT_OUT}: no time was left"))
             else:
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("ids", type=Path, nargs="?", metavar="IDS.npz", help="real token ids [drawn ones]")
     add("--small", action="store_true", help="in small, to try the program")
     add("--parts", nargs="+", choices=list(SECONDS), default=list(SECONDS), help="[all parts]")
-    add("--seconds", type=positive, default=TOTAL, help=f"time of all parts together [{TOTAL}]")
+    add("--patience", type=positive, default=1, help="multiply all time limits by this [1]")
     add("--make_ids", type=Path, metavar="IDS.npz", help="only encode ROCStories to this file")
     add("--data_dir", type=Path, default=Path("data"), help="the real CSVs [data]")
     add("--model_dir", type=Path, default=Path("model"), help="vocabulary and merges [model]")

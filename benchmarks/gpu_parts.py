@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,7 @@ def watch_pretraining(bench: Bench, watcher: Watch, *, n_gpu: int, is_compiled: 
         n_batch=size.windows // n_gpu,
         n_gpu=n_gpu,
         n_updates=watcher.n_updates,
+        warmup_updates=watcher.n_updates,
         precision="bf16",
     ).paced()
     config = pretrained_config(size)
@@ -465,9 +467,7 @@ def flop_per_token(config: ModelConfig) -> dict[str, float]:
 
 def part_machine(bench: Bench) -> None:
     """Describe the machine, and measure its products and copies."""
-    packages = ("transformers", "triton", "pytest", "hypothesis", "spacy", "ftfy")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    bench.add({**machine(bench.device), "packages that are missing": missing})
+    bench.add({**machine(bench.device), "versions of packages": package_versions()})
     if bench.is_cuda:
         query = "--query-gpu=name,driver_version,memory.total,clocks.sm,power.limit"
         with suppress(OSError):
@@ -485,6 +485,25 @@ def part_machine(bench: Bench) -> None:
             rate = training.matmul_rate(bench.device, precision)
             bench.add({f"TFLOP/s of GPT-1's products, {precision}": round(rate / 1e12, 3)})
     bench.add({"TB/s of a copy, read and write": round(copy_rate(bench) / 1e12, 3)})
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of packages that the parts use, and of those that they do without."""
+    found = {}
+    for name in ("transformers", "triton", "numpy", "pytest", "filelock", "spacy", "ftfy"):
+        found[name] = "missing"
+        if is_installed(name):
+            with suppress(PackageNotFoundError):
+                found[name] = version(name)
+    return found
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package could be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def product_rate(bench: Bench, precision: str) -> float:
@@ -547,7 +566,8 @@ def part_pretraining(bench: Bench) -> None:
 
 def part_peer(bench: Bench) -> None:
     """Measure transformers on the work of the whole fine-tuning, without files."""
-    require_transformers_or_leave_out()
+    if not is_installed("transformers"):
+        raise InputError("left out: transformers is not installed")
     data = bench.data()
     model = bench.fine_tuned(data)
     test = next(iter(data.predicted.values()))
@@ -597,12 +617,6 @@ def _with_targets(split: EncodedSplit) -> EncodedSplit:
     return replace(split, targets=np.zeros(split.n_examples, np.int32))
 
 
-def require_transformers_or_leave_out() -> None:
-    """Leave a part out if transformers is not installed."""
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError("left out: transformers is not installed")
-
-
 def part_profile(bench: Bench) -> None:
     """Profile an update of fine-tuning with ``--fast``, and one of pretraining."""
     for name, settings in (
@@ -649,7 +663,7 @@ def _digest(model: DoubleHeadsModel) -> str:
 
 def part_generation(bench: Bench) -> None:
     """Measure generation, by itself and beside transformers."""
-    has_peer = importlib.util.find_spec("transformers") is not None
+    has_peer = is_installed("transformers")
     if not has_peer:
         bench.add({"transformers": "left out: not installed"})
     for no_peer in (True, False) if has_peer else (True,):

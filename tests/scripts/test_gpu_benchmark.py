@@ -66,9 +66,8 @@ def test_the_whole_program_runs_in_small_on_a_cpu(
     make_ids(ids, task.data_dir, task.model_dir)
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     command = [str(SCRIPT), str(out), str(ids), "--device", "cpu", "--small"]
-    done = subprocess.run(
-        [*command, "--seconds", "3000"], env=without_text, capture_output=True, text=True
-    )
+    command += ["--patience", "100"]  # The machine may be busy.
+    done = subprocess.run(command, env=without_text, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 1 <= len(list(out.iterdir())) <= 8
     found = json.loads((out / "gpu.json").read_text())
@@ -80,7 +79,8 @@ def test_the_whole_program_runs_in_small_on_a_cpu(
         for name, state in states.items()
         if state not in ("done", may_be_missing.get(name))
     } == {}
-    assert found["figures"]["machine"]["packages that are missing"][-2:] == ["spacy", "ftfy"]
+    versions = found["figures"]["machine"]["versions of packages"]
+    assert (versions["spacy"], versions["ftfy"]) == ("missing", "missing")
     assert found["figures"]["deterministic"]["default flags: the bits are equal"] is True
     assert found["compared"]["fast: seconds without files"] > 0
     assert "the kernels that take longest" in (out / "profile.txt").read_text()
@@ -105,7 +105,8 @@ def test_a_part_that_fails_ends_no_other(
     monkeypatch.setattr(gpu, "LEAST", 0)
     monkeypatch.setattr(gpu, "command", command)
     out = tmp_path / "out"
-    given = [str(out), "--device", "cpu", "--small", "--seconds", "5000"]
+    monkeypatch.setattr(gpu, "TOTAL", 10_000)
+    given = [str(out), "--device", "cpu", "--small"]
     assert gpu.main(given) == 1
     parts = json.loads((out / "gpu.json").read_text())["parts"]
     assert [part["state"] for part in parts.values()] == [
@@ -124,8 +125,11 @@ def test_a_part_that_fails_ends_no_other(
     assert gpu.main([*given, "--parts", "good", "absent"]) == 0
 
 
-def test_no_part_starts_when_no_time_is_left(tmp_path: Path) -> None:
-    given = [str(tmp_path), "--device", "cpu", "--small", "--seconds", "5", "--parts", "fast"]
+def test_no_part_starts_when_no_time_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "TOTAL", gpu.LEAST - 1)
+    given = [str(tmp_path), "--device", "cpu", "--small", "--parts", "fast"]
     assert gpu.main(given) == 0
     states = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert states["fast"]["state"] == "left out: no time was left"
