@@ -180,7 +180,7 @@ def compared(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         with suppress(KeyError):
             ours = figures[part]["whole run"]["seconds"]
             found[f"{part}: seconds of the whole fine-tuning, files included"] = ours["whole"]
-            computed = ours["updates"] + ours["evaluations"] + ours["test set"]
+            computed = ours["updates"] + ours["evaluations"] + ours["predictions"]
             found[f"{part}: seconds without files"] = round(computed, 3)
             theirs = sum(figures["peer"][precision]["seconds"].values())
             found[f"{part}: times the speed of transformers in {precision}"] = theirs / computed

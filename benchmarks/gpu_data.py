@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def make_ids(path: Path, data_dir: Path, model_dir: Path) -> None:
     settings = Settings(data_dir=str(data_dir), model_dir=str(model_dir), n_transfer=-1)
     data = load_data(settings, find_sources(settings, ROCSTORIES), verbose=False)
     test = next(iter(data.predicted.values()))
-    arrays = {"n_vocab": np.array(data.n_vocab)}
+    arrays: dict[str, Any] = {"n_vocab": np.array(data.n_vocab)}
     for name, split in zip(SPLITS, (data.train, data.valid, test), strict=True):
         arrays |= {f"{name}_ids": split.ids, f"{name}_lengths": split.lengths}
         if split.targets is not None:
@@ -78,14 +79,18 @@ def stand_in_data(n: Sequence[int], n_vocab: int) -> TaskData:
 
 
 def _task_data(splits: Sequence[EncodedSplit], n_vocab: int) -> TaskData:
-    """Join training, validation and test stories to the data of a run."""
+    """Join the splits to the data of a run, which predicts test and validation stories."""
     train, valid, test = splits
+    stem = ROCSTORIES.submission
+    predicted = {stem: test, f"{stem}.dev": valid}
     return TaskData(
         task=ROCSTORIES,
         train=train,
         valid=valid,
-        predicted={ROCSTORIES.submission: replace(test, labels=None, targets=None)},
-        labels={ROCSTORIES.submission: None},
+        predicted={
+            name: replace(split, labels=None, targets=None) for name, split in predicted.items()
+        },
+        labels=dict.fromkeys(predicted),
         sources=[f"story {number}" for number in range(train.n_examples)],
         n_vocab=n_vocab,
         n_ctx=max(split.longest for split in splits),

@@ -71,7 +71,7 @@ class Size:
         new_tokens: tokens to generate.
     """
 
-    model: Mapping[str, int]
+    model: Mapping[str, Any]
     n_vocab: int
     stories: tuple[int, int, int]
     first: tuple[int, int, int]
@@ -241,7 +241,7 @@ def trainer_of(
 def whole_run(
     bench: Bench, settings: Settings, model: DoubleHeadsModel, data: TaskData
 ) -> tuple[Figures, History]:
-    """Fine-tune, evaluate, keep checkpoints and the best parameters, and predict the test set.
+    """Fine-tune, evaluate, keep checkpoints and the best parameters, and predict as --submit does.
 
     Returns:
         The seconds of each kind of work and of all, and the figures that the run logged.
@@ -264,7 +264,7 @@ def whole_run(
             trainer.train(resumed=False)
             with spans.span("best parameters"):
                 from_list(model, read_params(best), str(best))
-            with spans.span("test set"):
+            with spans.span("predictions"):
                 for split in data.predicted.values():
                     job.predict(model, split, ranks)
     seconds = {name: round(value, 3) for name, value in spans.seconds.items()}
@@ -570,8 +570,8 @@ def part_peer(bench: Bench) -> None:
         raise InputError("left out: transformers is not installed")
     data = bench.data()
     model = bench.fine_tuned(data)
-    test = next(iter(data.predicted.values()))
-    predicted = [data.train.take(slice(0, data.valid.n_examples)), data.valid] * 3 + [test]
+    evaluated = [data.train.take(slice(0, data.valid.n_examples)), data.valid]
+    predicted = [*evaluated * 3, *data.predicted.values()]
     config = model.config
     del model
     for precision in ("bf16", "fp32"):
@@ -605,7 +605,7 @@ def _measure_peer(
     n = 3 * per_epoch
     seconds = {
         "updates": timed(partial(updates, n), bench.device),
-        "evaluations and test set": timed(predictions, bench.device),
+        "evaluations and predictions": timed(predictions, bench.device),
     }
     return {"updates": n, "seconds": seconds, **bench.peak()}
 

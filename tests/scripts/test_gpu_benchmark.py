@@ -195,5 +195,5 @@ def test_a_profile_shows_gaps_kernels_and_waits(tmp_path: Path) -> None:
     waits = "waits of the program for the GPU (the last one is the profiler's)"
     assert found[waits] == {"cudaStreamSynchronize": 1}
     kernels, _, gaps = found["text"].partition("the longest gaps")
-    assert textwrap.dedent(kernels.splitlines()[-3]).split() == ["0.300", "1", "gemm"]
+    assert textwrap.dedent(kernels.splitlines()[-4]).split() == ["0.300", "1", "gemm"]
     assert gaps.split()[-2:] == ["0.200", "gemm"]
