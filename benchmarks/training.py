@@ -63,13 +63,13 @@ PREDICTED_STORIES = 3 * 2 * 374 + 1871
 VARIANTS = ("peer", "ours", "ours, shared prefix")
 
 
-def draw_stories(n: int, seed: int) -> EncodedSplit:
+def draw_stories(n: int, seed: int, n_vocab: int = N_VOCAB) -> EncodedSplit:
     """Draw stories of random tokens whose lengths are distributed as in ROCStories."""
     rng = np.random.default_rng(seed)
 
     def texts(deciles: Sequence[int]) -> list[list[int]]:
         lengths = np.interp(rng.random(n), np.linspace(0, 1, len(deciles)), deciles).round()
-        return [rng.integers(1, N_VOCAB, int(length)).tolist() for length in lengths]
+        return [rng.integers(1, n_vocab, int(length)).tolist() for length in lengths]
 
     labels = rng.integers(0, 2, n).tolist()
     stories, *endings = (texts(each) for each in (STORY_DECILES, ENDING_DECILES, ENDING_DECILES))
@@ -77,7 +77,7 @@ def draw_stories(n: int, seed: int) -> EncodedSplit:
         ending[:] = [
             ids[: N_CTX - 3 - len(story)] for ids, story in zip(ending, stories, strict=True)
         ]
-    special, layout = SpecialTokens.after(N_VOCAB), StoryChoices()
+    special, layout = SpecialTokens.after(n_vocab), StoryChoices()
     examples = [
         layout.sequences(texts, special, 512) for texts in zip(stories, *endings, strict=True)
     ]

@@ -48,6 +48,7 @@ _PRELOADED = [
     "gpt1.training.pretraining_runs",
     "gpt1.training.runs",
     "torch._dynamo",
+    "ftfy",
     "spacy.lang.en",
 ]
 _PRELOADED += ["joblib", "safetensors.torch"]

@@ -147,9 +147,10 @@ def make_deterministic() -> None:
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False  # No uninitialized memory is ever read.
     torch.backends.cudnn.benchmark = False
-    # The backward passes of these two attention kernels add numbers in no fixed order.
+    # The backward passes of these attention kernels add numbers in no fixed order.
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def environment(device: torch.device, world: int) -> dict[str, str | int]:

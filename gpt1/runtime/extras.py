@@ -1,4 +1,4 @@
-"""Import optional dependencies where they are needed, and say how to install a missing one."""
+"""Import a library where it is needed, and say how to install a missing optional one."""
 
 from __future__ import annotations
 
@@ -33,3 +33,26 @@ def missing_extra(extra: str) -> InputError:
         f"{PACKAGES[extra]} is missing: run pip install -e '.[{extra}]' in the directory of the "
         "project"
     )
+
+
+class _Late:
+    """A stand-in for a module, which imports the module when one of its names is first asked for.
+
+    Args:
+        module: the module.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._module), name)
+
+
+def late(module: str) -> Any:
+    """Return a stand-in for a module, which is imported when one of its names is first used.
+
+    The libraries that read text take half a second to import. A machine that computes on token ids
+    made elsewhere need not have them.
+    """
+    return _Late(module)

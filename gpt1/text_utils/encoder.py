@@ -18,12 +18,14 @@ from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
-import ftfy
 from tqdm import tqdm
 
 from gpt1.runtime.errors import InputError
+from gpt1.runtime.extras import late
 from gpt1.text_utils.vocabulary import read_merges, read_vocabulary, require_match
 from gpt1.text_utils.words import SPACY_RULES, EnglishWords, repair, text_standardize
+
+ftfy = late("ftfy")
 
 _CACHE_ENTRIES = 1 << 16
 _LONGEST_KEY = 64  # characters; with the number of entries it bounds each cache to some tens of MB

@@ -12,12 +12,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ftfy
-from spacy import util
-from spacy.lang.en import English
-from spacy.symbols import ORTH
-from spacy.tokenizer import Tokenizer
-from spacy.vocab import Vocab
+from gpt1.runtime.extras import late
+
+ftfy = late("ftfy")
+spacy_util = late("spacy.util")
+spacy_english = late("spacy.lang.en")
+spacy_symbols = late("spacy.symbols")
+spacy_tokenizer = late("spacy.tokenizer")
+spacy_vocab = late("spacy.vocab")
 
 SPACY_RULES = ("2.0", "installed")
 
@@ -32,8 +34,9 @@ _OTHER_SPACE = re.compile(r"[^\S\n]+")
 _MOST_LEXEMES = 1 << 18
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 
-LONGEST_SEGMENT: int = ftfy.TextFixerConfig().max_decode_length
-"""Characters of a line that ftfy repairs together; it cuts longer lines after so many."""
+LONGEST_SEGMENT = 1_000_000
+"""Characters of a line that ftfy repairs together; it cuts longer lines after so many (its
+``max_decode_length``)."""
 
 # Letters, then perhaps a possessive, then perhaps a mark. No prefix, suffix or infix rule of
 # spaCy's English matches ASCII letters alone; "'s" is a suffix, and so is "." after a small letter;
@@ -180,8 +183,8 @@ class EnglishWords:
 def _special_cases(rules: str) -> dict[str, list[str]]:
     """Return spaCy's English special cases and their words, for one of ``SPACY_RULES``."""
     cases: dict[str, list[str]] = {
-        case: [token[ORTH] for token in tokens]
-        for case, tokens in English.Defaults.tokenizer_exceptions.items()
+        case: [token[spacy_symbols.ORTH] for token in tokens]
+        for case, tokens in spacy_english.English.Defaults.tokenizer_exceptions.items()
     }
     if rules == "2.0":
         vintage = json.loads(Path(__file__).with_name("spacy_vintage.json").read_text("utf-8"))
@@ -193,13 +196,13 @@ def _special_cases(rules: str) -> dict[str, list[str]]:
 
 def _tokenizer(cases: dict[str, list[str]]) -> Any:
     """Return spaCy's English tokenizer with the given special cases, without a pipeline."""
-    defaults: Any = English.Defaults
-    return Tokenizer(
-        Vocab(),
-        rules={case: [{ORTH: word} for word in words] for case, words in cases.items()},
-        prefix_search=util.compile_prefix_regex(defaults.prefixes).search,
-        suffix_search=util.compile_suffix_regex(defaults.suffixes).search,
-        infix_finditer=util.compile_infix_regex(defaults.infixes).finditer,
+    defaults, orth = spacy_english.English.Defaults, spacy_symbols.ORTH
+    return spacy_tokenizer.Tokenizer(
+        spacy_vocab.Vocab(),
+        rules={case: [{orth: word} for word in words] for case, words in cases.items()},
+        prefix_search=spacy_util.compile_prefix_regex(defaults.prefixes).search,
+        suffix_search=spacy_util.compile_suffix_regex(defaults.suffixes).search,
+        infix_finditer=spacy_util.compile_infix_regex(defaults.infixes).finditer,
         token_match=defaults.token_match,
         url_match=defaults.url_match,
     )

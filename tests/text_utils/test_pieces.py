@@ -196,6 +196,7 @@ def test_repair_is_what_ftfy_does(text: str) -> None:
 
 def test_a_segment_is_as_long_as_ftfys() -> None:
     assert words.LONGEST_SEGMENT == pieces.LONGEST_SEGMENT == 1_000_000
+    assert ftfy.TextFixerConfig().max_decode_length == words.LONGEST_SEGMENT
     line = "é" * 999_999 + "&am" + "p;"
     assert repair(line) == line  # the entity is cut in two
     assert repair(line[5:]) == line[5:-5] + "&"
