@@ -31,7 +31,15 @@ import torch
 from benchmarks import generation, training
 from benchmarks.gpu_data import read_ids, stand_in_corpus, stand_in_data
 from benchmarks.gpu_profile import summarize
-from benchmarks.harness import machine, parser, peak_gib, synchronize, timed, write_json
+from benchmarks.harness import (
+    machine,
+    matmul_rates,
+    parser,
+    peak_gib,
+    synchronize,
+    timed,
+    write_json,
+)
 from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.task_data import TaskData
 from gpt1.model import DoubleHeadsModel, ModelConfig
@@ -482,7 +490,7 @@ def part_machine(bench: Bench) -> None:
         rate = product_rate(bench, precision)
         bench.add({f"TFLOP/s of large products, {precision}": round(rate / 1e12, 3)})
         if bench.is_cuda:  # A CPU would take long.
-            rate = training.matmul_rate(bench.device, precision)
+            rate = matmul_rates(bench.device, precision)["torch.mm"]
             bench.add({f"TFLOP/s of GPT-1's products, {precision}": round(rate / 1e12, 3)})
     bench.add({"TB/s of a copy, read and write": round(copy_rate(bench) / 1e12, 3)})
 
