@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt1.commands.running import note, run_until_stopped
-from gpt1.runtime.errors import Gpt1Error
+from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.reproduction import REPRODUCE, ReproductionSettings
 
@@ -34,45 +35,83 @@ def _reproduce(argv: Sequence[str], stop: StopRequests) -> int:
     """Make the runs that are not finished, and write the report."""
     with stop.held():  # An interrupted import of NumPy or torch fails.
         settings = ReproductionSettings.of(COMMAND.parse(argv))
+        if "WORLD_SIZE" in os.environ:
+            raise InputError("torchrun: several runs at a time are made with --jobs; start without")
+        from gpt1.reproduction.jobs import start_jobs
         from gpt1.reproduction.outcomes import Place
         from gpt1.reproduction.plan import make_plan
-        from gpt1.reproduction.report import write_report, write_tables
+    stop.where = "no run was under way, and the results of finished runs are kept"
     stop.check()
     place = Place(Path(settings.out))
     if settings.report:
-        _show_written(write_report(place))
+        _report(place)
         return 0
     plan = make_plan(settings)
     _show_plan(plan, place, with_runs=settings.dry_run)
     if settings.dry_run:
         return 0
-    stop.where = "no run is under way, and the finished runs are kept"
+    n_left = sum(not place.is_done(run) for run in plan.runs)
+    jobs = _jobs(settings, argv)[:n_left]
+    try:
+        status = start_jobs(work, jobs) if len(jobs) > 1 else _make_runs(settings, plan, place)
+    except Gpt1Error:
+        _report(place, may_be_empty=True)
+        raise
+    _report(place, may_be_empty=status != 0)
+    return status
+
+
+def _jobs(settings: ReproductionSettings, argv: Sequence[str]) -> list[list[str]]:
+    """Return the words of the command line of each process that makes runs."""
+    import torch
+
+    n_gpus = torch.cuda.device_count() if settings.device is None else 0
+    places = [["--device", f"cuda:{number}"] for number in range(n_gpus)] or [[]]
+    return [
+        [*argv, *places[number % len(places)]] for number in range(settings.jobs or len(places))
+    ]
+
+
+def work(argv: Sequence[str]) -> int:
+    """Make runs in one of several processes; return the exit status as :func:`main` does."""
+
+    def body() -> int:
+        from gpt1.reproduction.outcomes import Place
+        from gpt1.reproduction.plan import make_plan
+
+        settings = ReproductionSettings.of(COMMAND.parse(argv))
+        return _make_runs(settings, make_plan(settings), Place(Path(settings.out)))
+
+    def run() -> int:
+        with StopRequests():
+            return body()
+
+    return report_errors(COMMAND.program, run)
+
+
+def _make_runs(settings: ReproductionSettings, plan: Plan, place: Place) -> int:
+    """Make the runs of a plan in this process."""
     import gpt1
+    from gpt1.reproduction.report import write_tables
     from gpt1.reproduction.running import Functions, Work, make_runs
     from gpt1.training.console import say
 
-    work = Work(
-        place=place,
-        functions=Functions(
-            fine_tune=gpt1.fine_tune,
-            zeroshot=lambda *args, **flags: gpt1.zeroshot(*args, **flags),
+    left = make_runs(
+        plan.runs,
+        Work(
+            place=place,
+            functions=Functions(
+                fine_tune=gpt1.fine_tune,
+                zeroshot=lambda *args, **flags: gpt1.zeroshot(*args, **flags),
+            ),
+            say=lambda message: say(f"{COMMAND.program}: {message}"),
+            finished=lambda: write_tables(place),
+            keep_models=settings.keep_models,
+            verbose=settings.verbose,
         ),
-        say=lambda message: say(f"{COMMAND.program}: {message}"),
-        finished=lambda: write_tables(place),
-        keep_models=settings.keep_models,
-        verbose=settings.verbose,
     )
-    try:
-        left = make_runs(plan.runs, work)
-    except Gpt1Error:
-        _show_written(write_report(place))
-        raise
     if left:
-        note(
-            COMMAND.program,
-            f"other processes are still making {len(left)} of the runs; they write the report, too",
-        )
-    _show_written(write_report(place))
+        note(COMMAND.program, f"other processes are making the last {len(left)} runs")
     return 0
 
 
@@ -82,20 +121,27 @@ def _show_plan(plan: Plan, place: Place, *, with_runs: bool) -> None:
 
     for text in plan.notes:
         note(COMMAND.program, text)
-    outcomes = place.outcomes()
     for run in plan.runs if with_runs else ():
         print(f"{'done' if place.is_done(run) else 'left'}  {command_of(run, place)}")
     n_left = sum(not place.is_done(run) for run in plan.runs)
-    seconds, n_unknown = time_left(plan.runs, outcomes)
+    seconds, n_unknown = time_left(plan.runs, place.outcomes())
     text = f"{len(plan.runs)} runs, {n_left} of them left"
     if n_left > n_unknown:
-        text += f"; {n_left - n_unknown} take about {shown_time(seconds)}, one after another"
-    if n_unknown and n_left > n_unknown:
-        text += f", and of {n_unknown} no similar run is finished"
+        known = "these" if not n_unknown else f"{n_left - n_unknown} of these"
+        text += f"; {known} take about {shown_time(seconds)}, one after another"
     note(COMMAND.program, text)
 
 
-def _show_written(paths: Sequence[Path]) -> None:
-    """Print the files of a report."""
-    for path in paths:
+def _report(place: Place, *, may_be_empty: bool = False) -> None:
+    """Write the report and print the paths of its files.
+
+    Args:
+        place: the directory of the results.
+        may_be_empty: whether to write nothing if no run is finished, and not to fail.
+    """
+    from gpt1.reproduction.report import write_report
+
+    if may_be_empty and not place.outcomes():
+        return
+    for path in write_report(place, lambda text: note(COMMAND.program, text)):
         print(path)

@@ -161,11 +161,14 @@ def _fine_tune(run: PlannedRun, work: Work, start: float) -> Outcome:
     flags = {**run.flags, **work.place.output_flags(run.name)}
     resumed = bool(checkpoints(Path(flags["save_dir"], run.name)))
     try:
-        result = work.functions.fine_tune(run.dataset, resume=True, verbose=work.verbose, **flags)
+        result = work.functions.fine_tune(
+            run.dataset, resume=resumed, verbose=work.verbose, **flags
+        )
     except KeyboardInterrupt as error:
         if isinstance(error.__context__, Stopped):  # It knows which signal it was.
             raise error.__context__ from None
         raise
+    config = result.model.module.config
     log = read_runs([result.outputs.log])[0] if result.settings.n_iter else None
     return Outcome(
         **_identity(run),
@@ -176,9 +179,10 @@ def _fine_tune(run: PlannedRun, work: Work, start: float) -> Outcome:
         resumed=resumed,
         command=command_of(run, work.place),
         facts={
-            "model": str(result.settings.model_dir),
-            "n_layer": result.model.module.config.n_layer,
-            "n_parameters": capacity.n_parameters(result.model.module.config),
+            "model": "" if log is None else str(log.settings.get("model_dir")),
+            "n_layer": config.n_layer,
+            "n_embd": config.n_embd,
+            "n_parameters": capacity.n_parameters(config),
             **_versions(str(result.model.module.we.device)),
         },
     )

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from gpt1.datasets import TASKS
 from gpt1.reports.statistics import median_interval
 from gpt1.reproduction.outcomes import Outcome, Score
+from gpt1.settings.reproduction import FULL, LAYERS, NO_PRETRAINING, ZEROSHOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,7 @@ class Summary:
     Attributes:
         configuration, settings, data, what, dataset, n_transfer, n_updates, series: as in
             :class:`gpt1.reproduction.outcomes.Outcome`.
+        n_layer: the number of layers of the model, if it is known.
         split: the stem of the submission of the split.
         is_test: whether it is a test split.
         metric: the title of the metric.
@@ -36,6 +39,7 @@ class Summary:
     dataset: str
     n_transfer: int | None
     n_updates: int | None
+    n_layer: int | None
     series: str
     split: str
     is_test: bool
@@ -52,6 +56,13 @@ class Summary:
     def median(self) -> float:
         """The median of the scores."""
         return median(self.scores.values())
+
+    @property
+    def transferred(self) -> int:
+        """The layers that were transferred: -1 for nothing, n_layer for full fine-tuning."""
+        if self.what == NO_PRETRAINING:
+            return -1
+        return (self.n_layer or 0) if self.n_transfer is None else self.n_transfer
 
     @property
     def lowest(self) -> float:
@@ -85,6 +96,7 @@ def _summary(group: list[tuple[Outcome, Score]]) -> Summary:
     middle = median(values)
     typical = min(scores, key=lambda each: abs(each.score - middle))
     of_seeds = median_interval(values) or (None, None)
+    n_layer = outcome.facts.get("n_layer")
     train = [each.train_score for each, _ in group if each.train_score is not None]
     return Summary(
         configuration=outcome.configuration,
@@ -94,6 +106,7 @@ def _summary(group: list[tuple[Outcome, Score]]) -> Summary:
         dataset=outcome.dataset,
         n_transfer=outcome.n_transfer,
         n_updates=outcome.n_updates,
+        n_layer=None if n_layer is None else int(n_layer),
         series=outcome.series,
         split=score.split,
         is_test=score.is_test,
@@ -118,3 +131,36 @@ def reported(summaries: Iterable[Summary]) -> list[Summary]:
 def _experiment(summary: Summary) -> tuple[Any, ...]:
     run = (summary.what, summary.dataset, summary.n_transfer, summary.n_updates)
     return (summary.series or summary.configuration, summary.data, *run)
+
+
+def layer_points(summaries: Iterable[Summary]) -> dict[tuple[str, str, str], list[Summary]]:
+    """Return the scores against the layers transferred, by configuration, data and split.
+
+    The experiment ``layers`` has all points but the ends: the run without pretraining has -1, since
+    not even embeddings are transferred, and full fine-tuning transfers all layers.
+    """
+    points: dict[tuple[str, str, str], list[Summary]] = {}
+    for each in summaries:
+        is_first = each.metric == TASKS[each.dataset].metrics[0].title
+        if is_first and each.what in (LAYERS, FULL, NO_PRETRAINING):
+            points.setdefault((each.configuration, each.data, each.split), []).append(each)
+    return {
+        key: sorted(found, key=lambda each: each.transferred)
+        for key, found in points.items()
+        if any(each.what == LAYERS for each in found)
+    }
+
+
+def updates_points(
+    summaries: Iterable[Summary],
+) -> dict[tuple[str, str, str, str], list[Summary]]:
+    """Return the zero-shot scores against updates, by series, data, split and metric."""
+    points: dict[tuple[str, str, str, str], list[Summary]] = {}
+    for each in summaries:
+        is_first = each.metric == TASKS[each.dataset].metrics[0].title
+        if is_first and each.what == ZEROSHOT:
+            key = (each.series, each.data, each.split, each.metric)
+            points.setdefault(key, []).append(each)
+    return {
+        key: sorted(found, key=lambda each: each.n_updates or 0) for key, found in points.items()
+    }

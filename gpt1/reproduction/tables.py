@@ -9,8 +9,8 @@ from typing import Any
 from gpt1.datasets import TASKS
 from gpt1.reproduction import paper
 from gpt1.reproduction.outcomes import Outcome
-from gpt1.reproduction.summaries import Summary, reported
-from gpt1.settings.reproduction import FULL, LAYERS, NO_PRETRAINING, ZEROSHOT
+from gpt1.reproduction.summaries import Summary, layer_points, reported, updates_points
+from gpt1.settings.reproduction import FULL, ZEROSHOT
 
 MISSING = "-"
 _INTRODUCTION = """\
@@ -37,7 +37,7 @@ def results_page(
     Args:
         outcomes: the results of the finished runs.
         summaries: their summaries.
-        figures: the file names of the pictures, by the experiment that they show.
+        figures: the titles of the pictures by the names of their files.
     """
     shown = reported(summaries)
     parts = [_INTRODUCTION]
@@ -56,10 +56,8 @@ def results_page(
             *_ablations(of_these, of),
             *_layers(of_these, of),
         ]
-    zeroshot = [each for each in shown if each.what == ZEROSHOT]
-    for series in dict.fromkeys(each.series for each in zeroshot):
-        parts += _zeroshot(series, [each for each in zeroshot if each.series == series])
-    parts += [f"![{what}]({file})\n" for what, file in figures.items()]
+    parts += _zeroshot(shown)
+    parts += [f"![{title}]({file})\n" for file, title in figures.items()]
     commands = "\n".join(each.command for each in outcomes)
     parts.append(f"## Commands\n\nEach run alone:\n\n```text\n{commands}\n```\n")
     return "\n".join(parts)
@@ -71,8 +69,8 @@ def _description(outcomes: Sequence[Outcome]) -> str:
     flags = " ".join(f"`--{name} {_spelled(value)}`" for name, value in settings.items())
     facts = [
         f"{len(outcomes)} finished runs",
-        f"model: {_all(outcomes, 'model')}, {_all(outcomes, 'n_layer')} layers",
-        f"{_all(outcomes, 'n_parameters')} parameters",
+        f"model: {_all(outcomes, 'model')}; {_all(outcomes, 'n_layer')} layers of width "
+        f"{_all(outcomes, 'n_embd')}",
         f"settings besides the defaults: {flags or 'none'}",
         f"device: {_all(outcomes, 'device')}",
         f"gpt1 {_all(outcomes, 'gpt1_version')}, torch {_all(outcomes, 'torch_version')}",
@@ -191,46 +189,23 @@ def _score_of_task(
     return mean(each.median for each in found), " t" if found[0].is_test else ""
 
 
-def layer_points(summaries: Iterable[Summary]) -> dict[tuple[str, str], list[Summary]]:
-    """Return the scores against the number of layers transferred, by data set and configuration.
-
-    The experiment ``layers`` has all points but the ends: the run without pretraining has -1, since
-    not even embeddings are transferred, and full fine-tuning transfers all layers.
-    """
-    points: dict[tuple[str, str], list[Summary]] = {}
-    for each in summaries:
-        if each.metric == TASKS[each.dataset].metrics[0].title and each.what != ZEROSHOT:
-            points.setdefault((each.split, each.configuration), []).append(each)
-    return {
-        key: [each for each in found if each.what in (LAYERS, FULL, NO_PRETRAINING)]
-        for key, found in points.items()
-        if any(each.what == LAYERS for each in found)
-    }
-
-
 def _layers(summaries: Sequence[Summary], of: str) -> list[str]:
     """Return the table of figure 2, left."""
-    points = layer_points(summaries)
-    if not points:
+    columns = [
+        (f"{split} {found[0].metric}", {each.transferred: each for each in found})
+        for (_, _, split), found in layer_points(summaries).items()
+    ]
+    rows = [
+        ["none" if n < 0 else str(n), *(_with_range(column.get(n)) for _, column in columns)]
+        for n in sorted({n for _, column in columns for n in column})
+    ]
+    if not rows:
         return []
-    columns = []
-    for found in points.values():
-        by_layers = {
-            {NO_PRETRAINING: "nothing", FULL: "all"}.get(each.what, f"{each.n_transfer}"): each
-            for each in found
-        }
-        columns.append(by_layers)
-    numbers = sorted({int(name) for column in columns for name in column if name.isdigit()})
-    rows = []
-    for name in ["nothing", *map(str, numbers), "all"]:
-        cells = [_with_range(column.get(name)) for column in columns]
-        rows.append([name, *cells])
-    heads = [f"{split} {found[0].metric}" for (split, _), found in points.items()]
     return [
         f"### Figure 2, left{of}: score against layers transferred\n",
-        "With 0 layers the embeddings alone are transferred; nothing: not even these. The range\n"
+        "With 0 layers the embeddings alone are transferred, with none not even these. The range\n"
         "over the seeds is in brackets.\n",
-        _table(["layers", *heads], rows),
+        _table(["layers", *(title for title, _ in columns)], rows),
     ]
 
 
@@ -240,24 +215,34 @@ def _with_range(summary: Summary | None) -> str:
     return f"{summary.median:.1f} ({summary.lowest:.1f} to {summary.highest:.1f})"
 
 
-def _zeroshot(series: str, summaries: Sequence[Summary]) -> list[str]:
-    """Return the table of figure 2, right, for the models of one run of pretraining."""
-    columns: dict[str, dict[int, Summary]] = {}
-    for each in summaries:
-        column = columns.setdefault(f"{each.split} {each.metric}", {})
-        column[each.n_updates or 0] = each
-    updates = sorted({n for column in columns.values() for n in column})
-    rows = [
-        [
-            f"{n:,}",
-            *(f"{column[n].median:.1f}" if n in column else MISSING for column in columns.values()),
+def _zeroshot(summaries: Sequence[Summary]) -> list[str]:
+    """Return the tables of figure 2, right: one for each run of pretraining."""
+    points, parts = updates_points(summaries), []
+    for series in dict.fromkeys(series for series, *_ in points):
+        columns = {
+            f"{split} {metric}": {each.n_updates or 0: each for each in found}
+            for (name, _, split, metric), found in points.items()
+            if name == series
+        }
+        rows = [
+            [f"{n:,}", *(_with_interval(column.get(n)) for column in columns.values())]
+            for n in sorted({n for column in columns.values() for n in column})
         ]
-        for n in updates
-    ]
-    return [
-        f"## Figure 2, right: zero-shot scores during the pretraining run {series}\n",
-        _table(["updates", *columns], rows),
-    ]
+        parts += [
+            f"## Figure 2, right: zero-shot scores during the pretraining run {series}\n",
+            "An interval in brackets is a 95 % interval that comes from the choice of the\n"
+            "examples.\n",
+            _table(["updates", *columns], rows),
+        ]
+    return parts
+
+
+def _with_interval(summary: Summary | None) -> str:
+    if summary is None:
+        return MISSING
+    if summary.low is None or summary.high is None:
+        return f"{summary.median:.1f}"
+    return f"{summary.median:.1f} ({summary.low:.1f} to {summary.high:.1f})"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
