@@ -40,7 +40,7 @@ def _reproduce(argv: Sequence[str], stop: StopRequests) -> int:
         from gpt1.reproduction.jobs import start_jobs
         from gpt1.reproduction.outcomes import Place
         from gpt1.reproduction.plan import make_plan
-    stop.where = "no run was under way, and the results of finished runs are kept"
+    stop.where = "the results of finished runs are kept"
     stop.check()
     place = Place(Path(settings.out))
     if settings.report:
@@ -67,9 +67,8 @@ def _jobs(settings: ReproductionSettings, argv: Sequence[str]) -> list[list[str]
 
     n_gpus = torch.cuda.device_count() if settings.device is None else 0
     places = [["--device", f"cuda:{number}"] for number in range(n_gpus)] or [[]]
-    return [
-        [*argv, *places[number % len(places)]] for number in range(settings.jobs or len(places))
-    ]
+    n = settings.jobs or len(places)
+    return [[*argv, *places[number % len(places)]] for number in range(n)]
 
 
 def work(argv: Sequence[str]) -> int:
@@ -117,19 +116,13 @@ def _make_runs(settings: ReproductionSettings, plan: Plan, place: Place) -> int:
 
 def _show_plan(plan: Plan, place: Place, *, with_runs: bool) -> None:
     """Print how many runs are finished and left, and with ``with_runs`` a line on each run."""
-    from gpt1.reproduction.running import command_of, shown_time, time_left
+    from gpt1.reproduction.running import command_of, shown_left
 
     for text in plan.notes:
         note(COMMAND.program, text)
     for run in plan.runs if with_runs else ():
         print(f"{'done' if place.is_done(run) else 'left'}  {command_of(run, place)}")
-    n_left = sum(not place.is_done(run) for run in plan.runs)
-    seconds, n_unknown = time_left(plan.runs, place.outcomes())
-    text = f"{len(plan.runs)} runs, {n_left} of them left"
-    if n_left > n_unknown:
-        known = "these" if not n_unknown else f"{n_left - n_unknown} of these"
-        text += f"; {known} take about {shown_time(seconds)}, one after another"
-    note(COMMAND.program, text)
+    note(COMMAND.program, shown_left(plan.runs, place))
 
 
 def _report(place: Place, *, may_be_empty: bool = False) -> None:

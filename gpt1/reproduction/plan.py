@@ -239,7 +239,6 @@ def _bases(settings: ReproductionSettings, tasks: Sequence[Task]) -> list[Planne
         InputError: files of data or of the model are missing; the message names all of them.
     """
     flags, problems, bases = settings.passed_on(), [], []
-    own = _changed_settings(flags)
     needs = {"n_transfer": -1} if not {FULL, NO_LM, LAYERS} & {*settings.experiments()} else {}
     for task in tasks:
         try:
@@ -247,6 +246,7 @@ def _bases(settings: ReproductionSettings, tasks: Sequence[Task]) -> list[Planne
         except InputError as error:
             problems.append(str(error))
             continue
+        own = _changed_settings(flags, demo=sources.demo)
         vocabulary = (sources.encoder_path, sources.bpe_path)
         model = fingerprint(_model_files(sources.model_dir, vocabulary))
         base = PlannedRun(
@@ -263,9 +263,14 @@ def _bases(settings: ReproductionSettings, tasks: Sequence[Task]) -> list[Planne
     return bases
 
 
-def _changed_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those settings that change the numbers of a run and that are not the defaults."""
-    defaults = Settings()
+def _changed_settings(flags: Mapping[str, Any], *, demo: bool) -> dict[str, Any]:
+    """Return those settings that change the numbers of a run and that are not the defaults.
+
+    Args:
+        flags: the settings that were given.
+        demo: whether the run is one of the demo, which has other defaults.
+    """
+    defaults = Settings().for_demo() if demo else Settings()
     return {
         item.name: flags[item.name]
         for item in TRAIN.settings
@@ -287,18 +292,19 @@ def _zeroshot_runs(
         )
     directory = Path(str(settings.checkpoints))
     models = kept_models(directory)
-    names = ("data_dir", "device", "precision")
+    names = ("device", "precision")
     flags = {name: value for name, value in settings.passed_on().items() if name in names}
     for task in tasks:
         if task.name not in ZEROSHOT_TASKS:
             continue
         folder = _zeroshot_folder(settings, task)
+        places = {"data_dir": settings.data_dir or str(folder)}
         for n_updates, model in models.items():
             files = _model_files(model, locate.vocabulary_files(model))
             yield PlannedRun(
                 what=ZEROSHOT,
                 dataset=task.name,
-                flags={**flags, "model_dir": str(model)},
+                flags={**places, **flags, "model_dir": str(model)},
                 n_updates=n_updates,
                 series=directory.name,
                 configuration=_digest([fingerprint(files), directory.name]),

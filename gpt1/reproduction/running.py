@@ -115,8 +115,7 @@ def _try(run: PlannedRun, runs: Sequence[PlannedRun], work: Work, failures: dict
             return True
         if not is_ours:
             return False
-        number = sum(map(work.place.is_done, runs)) + 1
-        work.say(f"run {number} of {len(runs)}: {run.name}")
+        work.say(f"{run.name} begins; {shown_left(runs, work.place)}")
         try:
             outcome = make_run(run, work)
         except Gpt1Error as error:
@@ -297,6 +296,17 @@ def time_left(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> tuple[
         else:
             n_unknown += 1
     return seconds, n_unknown
+
+
+def shown_left(runs: Sequence[PlannedRun], place: Place) -> str:
+    """Say how many runs are left, and how long they will take as far as that is known."""
+    n_left = sum(not place.is_done(run) for run in runs)
+    text = f"{n_left} of {len(runs)} runs are left"
+    seconds, n_unknown = time_left(runs, place.outcomes())
+    if n_left > n_unknown:
+        known = f"{n_left - n_unknown} of them take " if n_unknown else ""
+        text += f", {known}about {shown_time(seconds)} one after another"
+    return text
 
 
 def shown_time(seconds: float) -> str:

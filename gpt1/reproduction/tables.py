@@ -93,7 +93,6 @@ def _spelled(value: Any) -> str:
 
 def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
     """Return the table with every score of fine-tuning, and the published scores beside it."""
-    order = list(TASKS)
     rows = [
         [
             _title(each),
@@ -106,8 +105,9 @@ def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
             MISSING if each.low is None else f"{each.low:.1f} to {each.high:.1f}",
             f"{'test' if each.is_test else 'dev'}, {each.n}",
         ]
-        for each in sorted(summaries, key=lambda each: order.index(each.dataset))
-        if each.what in paper.TITLES
+        for each in sorted(
+            (each for each in summaries if each.what in paper.TITLES), key=_place_in_table
+        )
     ]
     if not rows:
         return []
@@ -125,6 +125,17 @@ def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
     ]
 
 
+def _place_in_table(summary: Summary) -> tuple[int, str, int, int]:
+    """Return what rows are sorted by: data set, split, metric and experiment."""
+    metrics = [metric.title for metric in TASKS[summary.dataset].metrics]
+    return (
+        list(TASKS).index(summary.dataset),
+        summary.split,
+        metrics.index(summary.metric),
+        list(paper.TITLES).index(summary.what),
+    )
+
+
 def _title(summary: Summary) -> str:
     """Return the name of a split without the mark of a validation split."""
     return summary.split.removesuffix(".dev")
@@ -138,7 +149,8 @@ def _published(summary: Summary) -> str:
                 return f"{each.score:.1f}"
         return MISSING
     first = TASKS[summary.dataset].metrics[0].title
-    if summary.dataset not in paper.ABLATION_TASKS or summary.metric != first:
+    has_one = summary.dataset in paper.ABLATION_TASKS and summary.dataset != "mnli"
+    if not has_one or summary.metric != first:  # Of MNLI the paper has the mean of both splits.
         return MISSING
     row = paper.ABLATIONS[summary.what]
     return f"{row[paper.ABLATION_TASKS.index(summary.dataset)]:.1f}"
