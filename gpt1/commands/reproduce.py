@@ -47,7 +47,7 @@ def _reproduce(argv: Sequence[str], stop: StopRequests) -> int:
         _report(place)
         return 0
     plan = make_plan(settings)
-    _show_plan(plan, place, with_runs=settings.dry_run)
+    _show_plan(plan, place, settings)
     if settings.dry_run:
         return 0
     n_left = sum(not place.is_done(run) for run in plan.runs)
@@ -114,14 +114,15 @@ def _make_runs(settings: ReproductionSettings, plan: Plan, place: Place) -> int:
     return 0
 
 
-def _show_plan(plan: Plan, place: Place, *, with_runs: bool) -> None:
-    """Print how many runs are finished and left, and with ``with_runs`` a line on each run."""
+def _show_plan(plan: Plan, place: Place, settings: ReproductionSettings) -> None:
+    """Print how many runs are left; for a dry run a line on each, with its command if verbose."""
     from gpt1.reproduction.running import command_of, shown_left
 
     for text in plan.notes:
         note(COMMAND.program, text)
-    for run in plan.runs if with_runs else ():
-        print(f"{'done' if place.is_done(run) else 'left'}  {command_of(run, place)}")
+    for run in plan.runs if settings.dry_run else ():
+        text = command_of(run, place) if settings.verbose else run.name
+        print(f"{'done' if place.is_done(run) else 'left'}  {text}")
     note(COMMAND.program, shown_left(plan.runs, place))
 
 

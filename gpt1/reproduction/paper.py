@@ -24,7 +24,7 @@ class Published:
         metric: the title of the metric.
         score: in percent.
         where: the table of the paper.
-        other: another published score, with its source; empty if there is none.
+        other: a sentence on another published score, without its full stop; empty if there is none.
     """
 
     dataset: str
@@ -46,7 +46,7 @@ FULL_RESULTS = tuple(
         ("rte", "RTE", "accuracy", 56.0, "table 2", ""),
         (
             *("rocstories", "ROCStories", "accuracy", 86.5, "table 3"),
-            "85.8, the median of ten runs in the README of the authors' program",
+            "85.8 is the median of ten runs in the README of the authors' program",
         ),
         ("race-middle", "RACE-middle", "accuracy", 62.9, "table 3", ""),
         ("race-high", "RACE-high", "accuracy", 57.4, "table 3", ""),

@@ -113,14 +113,14 @@ def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
         return []
     heads = ["data set", "metric", "experiment", "paper", "ours", "range", "seeds", "95 %"]
     also = [
-        f"{each.dataset}: another published score is {each.other}.\n"
+        f"{each.split}: {each.other}.\n"
         for each in paper.FULL_RESULTS
         if each.other and any(row.dataset == each.dataset for row in summaries)
     ]
     return [
         f"### Tables 2 to 5{of}: every experiment\n",
         _COLUMNS,
-        _table([*heads, "split, n"], rows),
+        _table([*heads, "split, n"], rows, n_texts=3),
         *also,
     ]
 
@@ -257,8 +257,8 @@ def _with_interval(summary: Summary | None) -> str:
     return f"{summary.median:.1f} ({summary.low:.1f} to {summary.high:.1f})"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with numbers to the right."""
-    rules = ["---", *["---:"] * (len(heads) - 1)]
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], n_texts: int = 1) -> str:
+    """Return a Markdown table whose columns after the first ``n_texts`` stand to the right."""
+    rules = ["---"] * n_texts + ["---:"] * (len(heads) - n_texts)
     cells = [heads, rules, *rows]
     return "\n".join([*(f"| {' | '.join(row)} |" for row in cells), ""])

@@ -99,7 +99,7 @@ class ExperimentSettings:
     )
     dry_run: bool = setting(False, "list the runs and what is left of them, and end")
     report: bool = setting(False, "only write the tables and figures of what is finished")
-    verbose: bool = setting(False, "show the progress of each run")
+    verbose: bool = setting(False, "show the progress of each run; with --dry_run its command")
 
     def experiments(self) -> tuple[str, ...]:
         """Return the experiments to run, in the order of :data:`EXPERIMENTS`."""
