@@ -66,12 +66,16 @@ def results_page(
 def _description(outcomes: Sequence[Outcome]) -> str:
     """Return what the runs of a configuration share: model, settings, device and versions."""
     settings = outcomes[0].settings
-    flags = " ".join(f"`--{name} {_spelled(value)}`" for name, value in settings.items())
+    words = [
+        f"--{name}" if value is True else f"--{name} {_spelled(value)}"
+        for name, value in settings.items()
+    ]
+    flags = f"`{' '.join(words)}`" if words else "none"
     facts = [
         f"{len(outcomes)} finished runs",
         f"model: {_all(outcomes, 'model')}; {_all(outcomes, 'n_layer')} layers of width "
         f"{_all(outcomes, 'n_embd')}",
-        f"settings besides the defaults: {flags or 'none'}",
+        f"settings besides the defaults: {flags}",
         f"device: {_all(outcomes, 'device')}",
         f"gpt1 {_all(outcomes, 'gpt1_version')}, torch {_all(outcomes, 'torch_version')}",
     ]
@@ -86,9 +90,7 @@ def _all(outcomes: Iterable[Outcome], fact: str) -> str:
 
 def _spelled(value: Any) -> str:
     """Spell a value of a JSON file, in which all numbers were read as floats."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 10_000 else f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
