@@ -116,7 +116,8 @@ def _make_runs(settings: ReproductionSettings, plan: Plan, place: Place) -> int:
 
 def _show_plan(plan: Plan, place: Place, settings: ReproductionSettings) -> None:
     """Print how many runs are left; for a dry run a line on each, with its command if verbose."""
-    from gpt1.reproduction.running import command_of, shown_left
+    from gpt1.reproduction.outcomes import shown_left
+    from gpt1.reproduction.running import command_of
 
     for text in plan.notes:
         note(COMMAND.program, text)

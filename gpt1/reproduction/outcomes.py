@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 from gpt1.reproduction.plan import PlannedRun
@@ -19,6 +21,7 @@ from gpt1.runtime.json_files import (
     parse_object,
     typed,
 )
+from gpt1.settings.reproduction import ZEROSHOT
 
 _REMEDY = "remove this file, and the run is made again"
 
@@ -155,3 +158,54 @@ def read_outcome(path: Path) -> Outcome:
     if isinstance(scores, list) and all(isinstance(each, dict) for each in scores):
         values["scores"] = tuple(typed(Score, each, str(path), _REMEDY) for each in scores)
     return typed(Outcome, values, str(path), _REMEDY)
+
+
+def time_left(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> tuple[float, int]:
+    """Estimate how long the runs that are not finished will take, one after another.
+
+    A run takes as long as the median of the finished runs of its data set and experiment, else of
+    its data set. Runs that were interrupted count only where there are no others.
+
+    Args:
+        runs: all runs of a plan.
+        outcomes: the results of finished runs.
+
+    Returns:
+        The seconds, and the number of runs to which no finished run is similar.
+    """
+    done = {outcome.name for outcome in outcomes}
+    seconds, n_unknown = 0.0, 0
+    for run in runs:
+        if run.name in done:
+            continue
+        of_task = [
+            each
+            for each in outcomes
+            if each.dataset == run.dataset and (each.what == ZEROSHOT) == (run.what == ZEROSHOT)
+        ]
+        similar = [each for each in of_task if each.what == run.what] or of_task
+        whole = [each for each in similar if not each.resumed] or similar
+        if whole:
+            seconds += median(each.seconds for each in whole)
+        else:
+            n_unknown += 1
+    return seconds, n_unknown
+
+
+def shown_left(runs: Sequence[PlannedRun], place: Place) -> str:
+    """Say how many runs are left, and how long they will take as far as that is known."""
+    n_left = sum(not place.is_done(run) for run in runs)
+    text = f"{n_left} of {len(runs)} runs are left"
+    seconds, n_unknown = time_left(runs, place.outcomes())
+    if n_left > n_unknown:
+        known = f"{n_left - n_unknown} of them take " if n_unknown else ""
+        text += f", {known}about {shown_time(seconds)} one after another"
+    return text
+
+
+def shown_time(seconds: float) -> str:
+    """Spell a time in hours and minutes, or in seconds below two minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

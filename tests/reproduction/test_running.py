@@ -24,9 +24,9 @@ from gpt1.commands import reproduce
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.reports.statistics import wilson_interval
 from gpt1.reproduction import running
-from gpt1.reproduction.outcomes import Outcome, Place
+from gpt1.reproduction.outcomes import Outcome, Place, shown_left, time_left
 from gpt1.reproduction.plan import PlannedRun, make_plan
-from gpt1.reproduction.running import Functions, Work, make_runs, shown_left, time_left
+from gpt1.reproduction.running import Functions, Work, make_runs
 from gpt1.results.submissions import read_submission
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.runtime.locks import RunLock
