@@ -255,13 +255,13 @@ def _zeroshot_runs(
         if task.name not in ZEROSHOT_TASKS:
             continue
         folder = zeroshot_folder(settings, task)
-        places = {"data_dir": settings.data_dir or str(folder)}
+        shared = {**flags, "data_dir": settings.data_dir or str(folder), "labelled_only": True}
         for n_updates, model in models.items():
             files = model_files(model, locate.vocabulary_files(model))
             yield PlannedRun(
                 what=ZEROSHOT,
                 dataset=task.name,
-                flags={**places, **flags, "model_dir": str(model)},
+                flags={**shared, "model_dir": str(model)},
                 n_updates=n_updates,
                 series=directory.name,
                 configuration=digest([fingerprint(files), directory.name]),

@@ -144,10 +144,11 @@ def test_zeroshot_takes_every_kept_model(place: Path) -> None:
     assert short(list(found.runs)) == ["cola-zeroshot-00000010", "cola-zeroshot-00000200"]
     assert [run.n_updates for run in found.runs] == [10, 200]
     model = "save/books/model-00000010"
-    assert found.runs[0].flags == {"data_dir": "sets", "device": "cpu", "model_dir": model}
+    flags = {"data_dir": "sets", "device": "cpu", "labelled_only": True, "model_dir": model}
+    assert found.runs[0].flags == flags
     assert "rte" in found.notes[0]
     command = command_of(found.runs[0], Place(Path("place")))
-    expected = f"gpt1 zeroshot --dataset cola --data_dir sets --device cpu --model_dir {model}"
+    expected = f"gpt1 zeroshot --dataset cola --device cpu --data_dir sets --labelled_only --model_dir {model}"
     assert command == expected
 
 
