@@ -148,8 +148,10 @@ def test_zeroshot_takes_every_kept_model(place: Path) -> None:
     assert found.runs[0].flags == flags
     assert "rte" in found.notes[0]
     command = command_of(found.runs[0], Place(Path("place")))
-    expected = f"gpt1 zeroshot --dataset cola --device cpu --data_dir sets --labelled_only --model_dir {model}"
-    assert command == expected
+    assert command == (
+        "gpt1 zeroshot --dataset cola --device cpu --data_dir sets --labelled_only "
+        f"--model_dir {model}"
+    )
 
 
 @pytest.mark.parametrize(
