@@ -246,6 +246,7 @@ def scores(place: Place) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_a_killed_reproduction_goes_on_with_the_same_numbers(
     task: tiny.Tiny, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +266,7 @@ def test_a_killed_reproduction_goes_on_with_the_same_numbers(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
 def test_a_stopped_reproduction_names_the_command_that_continues_it(
     task: tiny.Tiny, place: Place, number: int
@@ -280,6 +282,7 @@ def test_a_stopped_reproduction_names_the_command_that_continues_it(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_two_processes_share_the_runs(task: tiny.Tiny, place: Place, tmp_path: Path) -> None:
     """While the first process is in the first run, the second makes the other run."""
     go = tmp_path / "go"
@@ -300,6 +303,7 @@ def test_two_processes_share_the_runs(task: tiny.Tiny, place: Place, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_two_jobs_make_each_run_once(task: tiny.Tiny, place: Place) -> None:
     forking = [processes.spawning_becomes_forking]
     done = ended(start(task, [*WORDS, "--jobs", "2"], forking))
@@ -311,6 +315,7 @@ def test_two_jobs_make_each_run_once(task: tiny.Tiny, place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_jobs_end_with_the_program(task: tiny.Tiny, place: Place, tmp_path: Path) -> None:
     go = tmp_path / "go"
     forking = [processes.spawning_becomes_forking, update(2, processes.waits_for(go))]
