@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gpt1.runtime import launcher
 from gpt1.runtime.errors import Stopped
@@ -31,7 +32,7 @@ def start_jobs(body: Body, arguments: Sequence[Sequence[str]]) -> int:
     Raises:
         Stopped: a signal asked the program to end, and all processes have ended.
     """
-    context = multiprocessing.get_context(launcher.START_METHOD)
+    context: Any = multiprocessing.get_context(launcher.START_METHOD)
     processes = [
         context.Process(target=_run, args=(body, list(words), os.getpid())) for words in arguments
     ]
