@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt1.datasets import TASKS
-from gpt1.reports.figures import COLOURS, matplotlib, new_figure, set_title, shortened
+from gpt1.reports.figures import COLOURS, NEUTRAL, matplotlib, new_figure, set_title, shortened
 from gpt1.reproduction.summaries import Summary, layer_points, updates_points
 from gpt1.tasks.metrics import ACCURACY
 
@@ -82,6 +82,7 @@ def draw_zeroshot(summaries: Sequence[Summary]) -> Figure | None:
             at, [each.median for each in found], color=colour, label=shortened(name), **_POINTS
         )
         axes.axhline(chance(found[0]), color=colour, linestyle=":", linewidth=1)
+    axes.plot([], [], color=NEUTRAL, linestyle=":", linewidth=1, label="chance")
     _finish(axes)
     return figure
 
@@ -98,7 +99,9 @@ def _new(title: str, below: str) -> tuple[Figure, Axes]:
     set_title(figure, title)
     axes = figure.subplots()
     axes.set(xlabel=below, ylabel="%")
-    axes.xaxis.set_major_locator(matplotlib("ticker").MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(
+        matplotlib("ticker").MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True)
+    )
     return figure, axes
 
 

@@ -172,7 +172,7 @@ REPRODUCE = Command(
   # what there would be to run for the bundled demo
   gpt1 reproduce --dry_run
 
-  # full fine-tuning with two seeds, one epoch each; the tables: out/quick/results.md
+  # full fine-tuning, two seeds, one epoch each; tables: out/quick/results.md
   gpt1 reproduce --what full --seeds 2 --n_iter 1 --out out/quick
 
   # the tables and figures of what is finished
