@@ -28,7 +28,7 @@ import torch
 from gpt1.datasets import find_task
 from gpt1.reports.analysis import identify_run
 from gpt1.reports.labelled import LabelledSplit, first_labelled
-from gpt1.reports.statistics import bootstrap_interval, median_interval, wilson_interval
+from gpt1.reports.statistics import example_interval, median_interval
 from gpt1.results.log_lines import read_run_log
 from gpt1.results.outputs import Outputs
 from gpt1.results.submissions import read_submission
@@ -126,11 +126,8 @@ def report(runs: Sequence[SeedRun], split: LabelledSplit) -> str:
     else:
         low, high = interval
         lines.append(f"95 % interval of the median over seeds: {low:.2f} to {high:.2f}")
-    if metric.resampled is None:
-        low, high = (100 * end for end in wilson_interval(round(median * n / 100), n))
-    else:
-        _, typical = min(enumerate(predictions), key=lambda pair: abs(found[pair[0]] - median))
-        low, high = bootstrap_interval(metric.resampled(typical, split.labels), n)
+    _, typical = min(enumerate(predictions), key=lambda pair: abs(found[pair[0]] - median))
+    low, high = example_interval(metric, typical, split.labels)
     what = f"{'test' if split.title == 'Test' else 'validation'} {split.task.plural}"
     lines.append(f"95 % interval from the choice of the {n} {what}: {low:.2f} to {high:.2f}")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ COMMANDS = {
     "download": "fetch the released weights and check them",
     "convert": "between the released layout, parameter lists and the model hub's layout",
     "plot": "learning curves, tables of runs, attention maps",
+    "reproduce": "run the paper's experiments, and show its results beside ours",
     "env": "show versions, devices, threads and processor",
 }
 

@@ -61,6 +61,7 @@ def run_until_stopped(
     module: str,
     body: Callable[[Sequence[str], StopRequests], int],
     argv: Sequence[str],
+    resume: Sequence[str] = ("--resume",),
 ) -> int:
     """Run a command that trains, and return its exit status.
 
@@ -72,6 +73,7 @@ def run_until_stopped(
         body: the function that does the work, of the words after the command's name and the
             requests to end.
         argv: these words.
+        resume: the flags that the command needs to go on with a run.
     """
 
     def run() -> int:
@@ -81,7 +83,7 @@ def run_until_stopped(
             try:
                 return body(argv, stop)
             except Stopped as error:
-                to_go_on = _command_to_resume(module, argv)
+                to_go_on = _command_to_resume(module, argv, resume)
                 stopped = Stopped(error.request, f"{error}; to go on: {to_go_on}")
                 stopped.reported_elsewhere = os.environ.get("RANK", "0") != "0"
                 raise stopped from None
@@ -94,9 +96,9 @@ def is_restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
-def _command_to_resume(module: str, argv: Sequence[str]) -> str:
+def _command_to_resume(module: str, argv: Sequence[str], resume: Sequence[str]) -> str:
     """Return the command that continues a run."""
-    words = [*argv, *(["--resume"] if "--resume" not in argv else [])]
+    words = [*argv, *(flag for flag in resume if flag not in argv)]
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     program = module.replace("python", "torchrun ...") if by_torchrun else module
     return f"{program} {shlex.join(words)}"

@@ -79,6 +79,24 @@ def bootstrap_interval(of_resamples: OfResamples, n: int) -> tuple[float, float]
     return float(low), float(high)
 
 
+def example_interval(
+    metric: Metric, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a score in percent that comes from the choice of the examples.
+
+    It is Wilson's for accuracy, and that of the bootstrap for any other metric.
+
+    Args:
+        metric: the metric.
+        predictions, labels: [n], at least one.
+    """
+    n = len(labels)
+    if metric.resampled is not None:
+        return bootstrap_interval(metric.resampled(predictions, labels), n)
+    low, high = wilson_interval(round(metric.compute(predictions, labels) * n / 100), n)
+    return 100 * low, 100 * high
+
+
 class Difference(NamedTuple):
     """The difference of the scores of two submissions, that of ``b`` minus that of ``a``.
 

@@ -49,6 +49,9 @@ FiniteNumberOrNull = Annotated[
     Kind("a number or null", lambda x: x is None or (isinstance(x, float) and math.isfinite(x))),
 ]
 Count = Annotated[int, Kind("a whole number from 0", lambda x: _is_whole(x, 0))]
+CountOrNull = Annotated[
+    int | None, Kind("a whole number from 0 or null", lambda x: x is None or _is_whole(x, 0))
+]
 CountFrom1 = Annotated[int, Kind("a whole number from 1", lambda x: _is_whole(x, 1))]
 
 
@@ -116,7 +119,8 @@ def checked(
         if name not in values or not kind.is_right(values[name]):
             got = shown(json.dumps(values[name])) if name in values else "nothing"
             raise InputError(f"{where}: expected {name} to be {kind.words}, found {got}; {remedy}")
-        found[name] = int(values[name]) if of is int else values[name]
+        is_whole = values[name] is not None and int in (of, *get_args(of))
+        found[name] = int(values[name]) if is_whole else values[name]
     return found
 
 

@@ -52,6 +52,7 @@ COMMAND_TESTS = {
     "download": ("test_download", "test_result_on_stdout_and_silence_on_stderr"),
     "convert": ("test_convert", "test_the_demo_is_converted_and_loads"),
     "plot": ("test_plot", "test_curves"),
+    "reproduce": ("test_running", "test_runs_are_made_once_and_reported"),
     "env": ("test_cli", "test_env_shows_versions_and_hardware"),
 }
 

@@ -1,0 +1,266 @@
+"""Write the results as Markdown: the paper's tables with our scores beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from gpt1.datasets import TASKS
+from gpt1.reproduction import paper
+from gpt1.reproduction.outcomes import Outcome
+from gpt1.reproduction.summaries import Summary, layer_points, reported, updates_points
+from gpt1.settings.reproduction import FULL, ZEROSHOT
+
+MISSING = "-"
+_INTRODUCTION = """\
+# Results beside the paper's
+
+All scores are in percent. The paper's scores are those of test splits. A score of ours is that of
+a validation split (dev) where the labels of the test split are hidden, as they are for GLUE; it is
+somewhat too good, because the validation split also chose the best epoch. `-` stands for a score
+that is missing: no run is finished, or nothing is published.
+"""
+_COLUMNS = """\
+Ours is the median over the seeds. The interval is a 95 % interval that comes from the choice of
+the n examples, for the run whose score is closest to the median: Wilson's for accuracy, else by
+bootstrap.
+"""
+_LSTM = "without Transformer (LSTM)"
+
+
+def results_page(
+    outcomes: Sequence[Outcome], summaries: Sequence[Summary], figures: Mapping[str, str]
+) -> str:
+    """Return all results as Markdown.
+
+    Args:
+        outcomes: the results of the finished runs.
+        summaries: their summaries.
+        figures: the titles of the pictures by the names of their files.
+    """
+    shown = reported(summaries)
+    parts = [_INTRODUCTION]
+    tuned = [each for each in outcomes if each.what != ZEROSHOT]
+    configurations = list(dict.fromkeys(each.configuration for each in tuned))
+    for number, configuration in enumerate(configurations, 1):
+        own = [each for each in tuned if each.configuration == configuration]
+        of_these = [
+            each for each in shown if each.configuration == configuration and each.what != ZEROSHOT
+        ]
+        of = f" of configuration {number}" if len(configurations) > 1 else ""
+        parts += [
+            f"## Fine-tuning{of}\n",
+            _description(own),
+            *_fine_tuning(of_these, of),
+            *_ablations(of_these, of),
+            *_layers(of_these, of),
+        ]
+    parts += _zeroshot(shown)
+    parts += [f"![{title}]({file})\n" for file, title in figures.items()]
+    commands = "\n".join(each.command for each in outcomes)
+    parts.append(f"## Commands\n\nEach run alone:\n\n```text\n{commands}\n```\n")
+    return "\n".join(parts)
+
+
+def _description(outcomes: Sequence[Outcome]) -> str:
+    """Return what the runs of a configuration share: model, settings, device and versions."""
+    settings = outcomes[0].settings
+    words = [
+        f"--{name}" if value is True else f"--{name} {_spelled(value)}"
+        for name, value in settings.items()
+    ]
+    flags = f"`{' '.join(words)}`" if words else "none"
+    facts = [
+        f"{len(outcomes)} finished runs",
+        f"model: {_all(outcomes, 'model')}; {_all(outcomes, 'n_layer')} layers of width "
+        f"{_all(outcomes, 'n_embd')}",
+        f"settings besides the defaults: {flags}",
+        f"device: {_all(outcomes, 'device')}",
+        f"gpt1 {_all(outcomes, 'gpt1_version')}, torch {_all(outcomes, 'torch_version')}",
+    ]
+    return "\n".join([*(f"- {fact}" for fact in facts), ""])
+
+
+def _all(outcomes: Iterable[Outcome], fact: str) -> str:
+    """Return the different values of a fact."""
+    values = dict.fromkeys(_spelled(each.facts.get(fact, MISSING)) for each in outcomes)
+    return ", ".join(values)
+
+
+def _spelled(value: Any) -> str:
+    """Spell a value of a JSON file, in which all numbers were read as floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
+    """Return the table with every score of fine-tuning, and the published scores beside it."""
+    rows = [
+        [
+            _title(each),
+            each.metric,
+            paper.TITLES[each.what],
+            _published(each),
+            f"{each.median:.1f}",
+            f"{each.lowest:.1f} to {each.highest:.1f}",
+            str(len(each.scores)),
+            MISSING if each.low is None else f"{each.low:.1f} to {each.high:.1f}",
+            f"{'test' if each.is_test else 'dev'}, {each.n}",
+        ]
+        for each in sorted(
+            (each for each in summaries if each.what in paper.TITLES), key=_place_in_table
+        )
+    ]
+    if not rows:
+        return []
+    heads = ["data set", "metric", "experiment", "paper", "ours", "range", "seeds", "95 %"]
+    also = [
+        f"{each.split}: {each.other}.\n"
+        for each in paper.FULL_RESULTS
+        if each.other and any(row.dataset == each.dataset for row in summaries)
+    ]
+    return [
+        f"### Tables 2 to 5{of}: every experiment\n",
+        _COLUMNS,
+        _table([*heads, "split, n"], rows, n_texts=3),
+        *also,
+    ]
+
+
+def _place_in_table(summary: Summary) -> tuple[int, str, int, int]:
+    """Return what rows are sorted by: data set, split, metric and experiment."""
+    metrics = [metric.title for metric in TASKS[summary.dataset].metrics]
+    return (
+        list(TASKS).index(summary.dataset),
+        summary.split,
+        metrics.index(summary.metric),
+        list(paper.TITLES).index(summary.what),
+    )
+
+
+def _title(summary: Summary) -> str:
+    """Return the name of a split without the mark of a validation split."""
+    return summary.split.removesuffix(".dev")
+
+
+def _published(summary: Summary) -> str:
+    """Return the paper's score for a summary; a dash if there is none."""
+    if summary.what == FULL:
+        for each in paper.FULL_RESULTS:
+            if (each.split, each.metric) == (_title(summary), summary.metric):
+                return f"{each.score:.1f}"
+        return MISSING
+    first = TASKS[summary.dataset].metrics[0].title
+    has_one = summary.dataset in paper.ABLATION_TASKS and summary.dataset != "mnli"
+    if not has_one or summary.metric != first:  # Of MNLI the paper has the mean of both splits.
+        return MISSING
+    row = paper.ABLATIONS[summary.what]
+    return f"{row[paper.ABLATION_TASKS.index(summary.dataset)]:.1f}"
+
+
+def _ablations(summaries: Sequence[Summary], of: str) -> list[str]:
+    """Return table 5: the paper's rows and ours."""
+    rows = []
+    for what, title in paper.TITLES.items():
+        rows.append(_paper_row(title, paper.AVERAGES[what], paper.ABLATIONS[what]))
+        own = [_score_of_task(name, what, summaries) for name in paper.ABLATION_TASKS]
+        numbers = [score for score, _ in own if score is not None]
+        average = f"{mean(numbers):.1f}" if len(numbers) == len(own) else MISSING
+        cells = [MISSING if score is None else f"{score:.1f}{mark}" for score, mark in own]
+        rows.append([f"{title}: ours", average, *cells])
+    rows.append(_paper_row(_LSTM, paper.AVERAGES["lstm"], paper.LSTM))
+    rows.append([f"{_LSTM}: left out", *[MISSING] * (len(paper.ABLATION_TASKS) + 1)])
+    heads = ["", "average", *(TASKS[name].title for name in paper.ABLATION_TASKS)]
+    return [
+        f"### Table 5{of}\n",
+        "Ours are medians on validation splits (dev), or on a test split where a t says so. The\n"
+        "metrics are those of the paper: Matthews for CoLA, F1 for MRPC and QQP, Pearson for\n"
+        "STS-B, else accuracy. For MNLI it is the mean of the matched and the mismatched split.\n"
+        "This project has no LSTM, so the last row of the paper is left out.\n",
+        _table(heads, rows),
+    ]
+
+
+def _paper_row(title: str, average: float, scores: Sequence[float]) -> list[str]:
+    return [f"{title}: paper", *(f"{score:.1f}" for score in (average, *scores))]
+
+
+def _score_of_task(
+    dataset: str, what: str, summaries: Iterable[Summary]
+) -> tuple[float | None, str]:
+    """Return the median score of a task by its first metric, and the mark of a test split.
+
+    It is the mean over the splits if there are several, as for MNLI; None if no run is finished.
+    """
+    metric = TASKS[dataset].metrics[0].title
+    found = [
+        each
+        for each in summaries
+        if (each.dataset, each.what, each.metric) == (dataset, what, metric)
+    ]
+    if not found:
+        return None, ""
+    return mean(each.median for each in found), " t" if found[0].is_test else ""
+
+
+def _layers(summaries: Sequence[Summary], of: str) -> list[str]:
+    """Return the table of figure 2, left."""
+    columns = [
+        (f"{split} {found[0].metric}", {each.transferred: each for each in found})
+        for (_, _, split), found in layer_points(summaries).items()
+    ]
+    rows = [
+        ["none" if n < 0 else str(n), *(_with_range(column.get(n)) for _, column in columns)]
+        for n in sorted({n for _, column in columns for n in column})
+    ]
+    if not rows:
+        return []
+    return [
+        f"### Figure 2, left{of}: score against layers transferred\n",
+        "With 0 layers the embeddings alone are transferred, with none not even these. The range\n"
+        "over the seeds is in brackets.\n",
+        _table(["layers", *(title for title, _ in columns)], rows),
+    ]
+
+
+def _with_range(summary: Summary | None) -> str:
+    if summary is None:
+        return MISSING
+    return f"{summary.median:.1f} ({summary.lowest:.1f} to {summary.highest:.1f})"
+
+
+def _zeroshot(summaries: Sequence[Summary]) -> list[str]:
+    """Return the tables of figure 2, right: one for each run of pretraining."""
+    points, parts = updates_points(summaries), []
+    for series in dict.fromkeys(series for series, *_ in points):
+        columns = {
+            f"{split} {metric}": {each.n_updates or 0: each for each in found}
+            for (name, _, split, metric), found in points.items()
+            if name == series
+        }
+        rows = [
+            [f"{n:,}", *(_with_interval(column.get(n)) for column in columns.values())]
+            for n in sorted({n for column in columns.values() for n in column})
+        ]
+        parts += [
+            f"## Figure 2, right: zero-shot scores during the pretraining run {series}\n",
+            "An interval in brackets is a 95 % interval that comes from the choice of the\n"
+            "examples.\n",
+            _table(["updates", *columns], rows),
+        ]
+    return parts
+
+
+def _with_interval(summary: Summary | None) -> str:
+    if summary is None:
+        return MISSING
+    if summary.low is None or summary.high is None:
+        return f"{summary.median:.1f}"
+    return f"{summary.median:.1f} ({summary.low:.1f} to {summary.high:.1f})"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], n_texts: int = 1) -> str:
+    """Return a Markdown table whose columns after the first ``n_texts`` stand to the right."""
+    rules = ["---"] * n_texts + ["---:"] * (len(heads) - n_texts)
+    cells = [heads, rules, *rows]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in cells), ""])
