@@ -154,10 +154,15 @@ def _pretraining_evaluations(runs: Sequence[Run], loss: str) -> list[_Panel]:
         _evaluations(
             "Perplexity at evaluations",
             "perplexity (per token)",
-            lambda line: (math.exp(line.figures["tr_cost"]), line.figures["va_ppl"]),
+            lambda line: (_exp(line.figures["tr_cost"]), line.figures["va_ppl"]),
             runs,
         ),
     ]
+
+
+def _exp(x: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
 
 
 def _task_panels(runs: Sequence[Run], smooth: int | None) -> list[_Panel]:

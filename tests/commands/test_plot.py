@@ -210,7 +210,8 @@ def pretraining_log(directory: Path, name: str = "words") -> Path:
     """Write the logs of a run whose second evaluation is the best."""
     lines = [of_pretraining(2 * n, cost) for n, cost in enumerate((4.0, 3.0, 3.5), 1)]
     updates = [update(n, clf_cost=None) for n in range(1, 7)]
-    return write_log(directory, name, lines, updates)
+    write_lines(directory / f"{name}.updates.jsonl", updates)
+    return write_lines(directory / f"{name}.jsonl", [{"desc": name, "corpus": "x"}, *lines])
 
 
 def test_a_run_of_pretraining_has_losses_and_perplexities(tmp_path: Path) -> None:
