@@ -1,4 +1,7 @@
-"""Write the demo's two cloze CSVs, and make unlabelled stories for pretraining.
+"""Write the demo's two cloze CSVs, or unlabelled stories for pretraining.
+
+    python scripts/make_demo_stories.py
+    python scripts/make_demo_stories.py --unlabelled 40000 --out out/demo
 
 The stories come from ``demo_grammar.txt``, beside this file: topics that can end well or badly.
 Cloze stories are made in pairs. The two stories of a pair have different topics, the same people
@@ -24,6 +27,7 @@ from gpt1.runtime.files import atomic_write
 
 GRAMMAR = Path(__file__).resolve().parent / "demo_grammar.txt"
 SEED = 2018
+STORIES_FILE = "stories.txt"
 N_VALIDATION = 960
 N_TEST = 400
 SHARED_ENDINGS = 0.35  # share of unlabelled stories whose ending is one that fits every topic
@@ -229,19 +233,44 @@ def write_csv(path: Path, prefix: str, rows: Sequence[ClozeRow]) -> None:
             writer.writerow([story_id, *row.sentences, *row.endings, row.label + 1])
 
 
+def write_cloze(out: Path, seed: int) -> int:
+    """Write both CSVs into a directory."""
+    validation, test = cloze_files(seed=seed)
+    write_csv(out / VALIDATION_CSV, "demo-v", validation)
+    write_csv(out / TEST_CSV, "demo-t", test)
+    print(f"{out}: {len(validation)} and {len(test)} stories")
+    return 0
+
+
+def write_unlabelled(out: Path, n: int, seed: int) -> int:
+    """Write ``n`` unlabelled stories into a text file, one per line.
+
+    The file is one document, in which a newline ends a story and another one begins.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / STORIES_FILE, "w") as file:
+        file.writelines(f"{story}\n" for story in unlabelled_stories(n, seed))
+    print(f"{out / STORIES_FILE}: {n} stories")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(description="Write the demo's two cloze CSVs.")
+    parser = argparse.ArgumentParser(description="Write the demo's stories.")
     parser.add_argument("--out", default="data/demo", type=Path, help="directory to write into")
     parser.add_argument("--seed", default=SEED, type=int, help="what the stories are drawn from")
+    parser.add_argument(
+        "--unlabelled",
+        type=int,
+        metavar="N",
+        help=f"write N unlabelled stories into {STORIES_FILE}, in place of the two CSVs",
+    )
     args = parser.parse_args(argv)
 
     def body() -> int:
-        validation, test = cloze_files(seed=args.seed)
-        write_csv(args.out / VALIDATION_CSV, "demo-v", validation)
-        write_csv(args.out / TEST_CSV, "demo-t", test)
-        print(f"{args.out}: {len(validation)} and {len(test)} stories")
-        return 0
+        if args.unlabelled is None:
+            return write_cloze(args.out, args.seed)
+        return write_unlabelled(args.out, args.unlabelled, args.seed)
 
     return report_errors("make_demo_stories", body)
 

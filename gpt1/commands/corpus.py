@@ -11,6 +11,7 @@ from gpt1.runtime.errors import InputError
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, fraction, setting
+from gpt1.settings.words import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +107,7 @@ def _sizes(corpus: Corpus) -> str:
     """Describe a corpus in a few words."""
     sizes = corpus.header
     return (
-        f"{sizes.n_documents:,} documents, {sizes.n_words:,} words, {sizes.n_tokens:,} tokens of "
-        f"{sizes.n_vocab:,} kinds, of which {sizes.n_held_out_tokens:,} tokens are held out"
+        f"{counted(sizes.n_documents, 'document')}, {counted(sizes.n_words, 'word')}, "
+        f"{counted(sizes.n_tokens, 'token')}, of which {sizes.n_held_out_tokens:,} are held out; "
+        f"{counted(sizes.n_vocab, 'token')} in the vocabulary"
     )

@@ -11,6 +11,7 @@ from gpt1.runtime.files import read_text
 from gpt1.settings.command import Command, Values
 from gpt1.settings.fields import at_least, setting
 from gpt1.settings.groups import PRECISIONS, OpenSettings
+from gpt1.settings.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,6 @@ def _perplexity(values: Values) -> None:
     print(f"loss {found.cost:.4f} nats per token")
     print(f"perplexity {found.perplexity:.2f} per token, {found.word_perplexity:.2f} per word")
     print(
-        f"{found.n_tokens} tokens, {found.n_words} words, in windows of "
+        f"{counted(found.n_tokens, 'token')}, {counted(found.n_words, 'word')}, in windows of "
         f"{model.module.config.n_ctx} tokens"
     )

@@ -13,6 +13,7 @@ from gpt1.datasets import TASKS
 from gpt1.datasets.story_cloze import ROCSTORIES
 from gpt1.reports.figures import COLOURS, NEUTRAL, matplotlib, new_figure, set_title, shortened
 from gpt1.results.log_lines import LogLine, Run
+from gpt1.runtime.errors import InputError
 from gpt1.tasks import ACCURACY, Grades
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class _Panel(NamedTuple):
 def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
     """Draw losses, scores, learning rates and gradient norms of runs.
 
-    A score is that of the first metric of a run's task.
+    A score is that of the first metric of a run's task. Runs of pretraining have losses and
+    perplexities per token in the place of the losses and scores of a task.
 
     One run has one colour for training and another for validation. Several runs have one colour
     each, with dashed lines for training at evaluations.
@@ -71,7 +73,15 @@ def curves(runs: Sequence[Run], smooth: int | None = None) -> Figure:
         runs: at least one; a panel is left out if no run has values for it.
         smooth: how many updates a moving mean covers [a twentieth of each run]. It covers at
             most about half of a run, since a longer mean would be a flat line.
+
+    Raises:
+        InputError: some runs are of pretraining and others are not.
     """
+    if len({run.is_pretraining for run in runs}) > 1:
+        some = ", ".join(run.name for run in runs if run.is_pretraining)
+        raise InputError(
+            f"{some}: of pretraining, while the others are not; draw them in a picture of their own"
+        )
     panels = _panels(runs, smooth)
     n_columns = 3 if len(panels) > 2 else 2
     n_rows = math.ceil(len(panels) / n_columns)
@@ -115,6 +125,48 @@ def updates_per_epoch(runs: Sequence[Run]) -> float | None:
 
 def _panels(runs: Sequence[Run], smooth: int | None) -> list[_Panel]:
     """Return the panels that the runs have values for."""
+    lm_loss = "language-model loss (nats per token)"
+    updates = [line for run in runs for line in run.updates]
+    if runs[0].is_pretraining:
+        panels = _pretraining_evaluations(runs, lm_loss)
+    else:
+        panels = _task_panels(runs, smooth)
+    if any(line.lm_cost is not None for line in updates):
+        panels.append(
+            _updates("Language-model loss of each update", lm_loss, "lm_cost", runs, smooth)
+        )
+    if updates:
+        panels.append(_updates("Learning rate", "learning rate", "lr", runs, 1))
+        title, label = "Gradient norm of each update", "gradient norm before clipping"
+        panels.append(_updates(title, label, "grad_norm", runs, smooth, _clipping(runs)))
+    return panels
+
+
+def _pretraining_evaluations(runs: Sequence[Run], loss: str) -> list[_Panel]:
+    """Return the panels of the evaluations of pretraining: loss and perplexity."""
+    return [
+        _evaluations(
+            "Language-model loss at evaluations",
+            loss,
+            lambda line: (line.figures["tr_cost"], line.figures["va_cost"]),
+            runs,
+        ),
+        _evaluations(
+            "Perplexity at evaluations",
+            "perplexity (per token)",
+            lambda line: (_exp(line.figures["tr_cost"]), line.figures["va_ppl"]),
+            runs,
+        ),
+    ]
+
+
+def _exp(x: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
+
+
+def _task_panels(runs: Sequence[Run], smooth: int | None) -> list[_Panel]:
+    """Return the panels of what is learned about a task: loss and score at evaluations, loss."""
     loss, n = "classification loss (nats per example)", _n_outcomes(runs)
     score = " or ".join(dict.fromkeys(run.best.metric.title for run in runs))
     by_guess = 100 / n if n and score == ACCURACY.title else None
@@ -135,17 +187,9 @@ def _panels(runs: Sequence[Run], smooth: int | None) -> list[_Panel]:
             [] if by_guess is None else [_Level("chance", by_guess, _CHANCE)],
         ),
     ]
-    updates = [line for run in runs for line in run.updates]
-    if not updates:
-        return panels
-    title = "Classification loss of each update"
-    panels.append(_updates(title, loss, "clf_cost", runs, smooth, chances))
-    if any(line.lm_cost is not None for line in updates):
-        title, label = "Language-model loss of each update", "language-model loss (nats per token)"
-        panels.append(_updates(title, label, "lm_cost", runs, smooth))
-    panels.append(_updates("Learning rate", "learning rate", "lr", runs, 1))
-    title, label = "Gradient norm of each update", "gradient norm before clipping"
-    panels.append(_updates(title, label, "grad_norm", runs, smooth, _clipping(runs)))
+    if any(run.updates for run in runs):
+        title = "Classification loss of each update"
+        panels.append(_updates(title, loss, "clf_cost", runs, smooth, chances))
     return panels
 
 
@@ -171,9 +215,9 @@ def _evaluations(
     label: str,
     pair: Callable[[LogLine], tuple[float, float]],
     runs: Sequence[Run],
-    levels: Sequence[_Level],
+    levels: Sequence[_Level] = (),
 ) -> _Panel:
-    """Make a panel of the evaluations: the best epoch, and a pair of training and validation."""
+    """Make a panel of the evaluations: the best one, and a pair of training and validation."""
     only = _hues(1)[0] if len(runs) == 1 else _Hues(NEUTRAL, NEUTRAL)
     dashed: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
 
@@ -194,7 +238,10 @@ def _evaluations(
         styles = {
             "training": {"color": only.train, **marked, **dashed},
             "validation": {"color": only.valid, **marked},
-            "best epoch": {"color": only.valid, **_BEST},
+            "best evaluation" if runs[0].is_pretraining else "best epoch": {
+                "color": only.valid,
+                **_BEST,
+            },
             **{level.name: level.style for level in levels},
         }
         _add_key(axes, styles)
@@ -275,13 +322,21 @@ def _hues(n: int) -> list[_Hues]:
     return [_Hues(colour, colour) for colour in colours]
 
 
+def _best_of(run: Run) -> str:
+    """Say which evaluation of a run is the best, and how good it is."""
+    best = run.best
+    if run.is_pretraining:
+        perplexity = f"held-out perplexity {best.figures['va_ppl']:.2f} per token"
+        return f"best after update {best.n_updates}: {perplexity}"
+    score = f"validation {best.metric.title} {best.valid_score:.2f} %"
+    return f"best epoch {best.n_epochs}: {score}"
+
+
 def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
     """Name a single run above the figure; add a legend of several runs below, as wide as fits."""
     names = [shortened(run.name) for run in runs]
     if len(runs) == 1:
-        best = runs[0].best
-        score = f"validation {best.metric.title} {best.valid_score:.2f} %"
-        set_title(figure, f"Run {names[0]}, best epoch {best.n_epochs}: {score}")
+        set_title(figure, f"Run {names[0]}, {_best_of(runs[0])}")
         return
     line = matplotlib("lines").Line2D
     inches = 0.7 + 0.085 * max(map(len, names))  # of an entry

@@ -9,14 +9,15 @@ from statistics import median
 from gpt1.results.log_lines import Run
 from gpt1.settings.fields import settings_of
 from gpt1.settings.groups import OutputSettings
+from gpt1.settings.pretraining import PretrainOutputSettings
 
 # Heading, decimals, value of a run; None is a dash. Columns without decimals hold counts. {} stands
-# for the first metric.
+# for the first metric, which runs of pretraining have none of.
 _COLUMNS: tuple[tuple[str, int, Callable[[Run], float | None]], ...] = (
-    ("valid {} %", 2, lambda run: run.best.valid_score),
+    ("valid {} %", 2, lambda run: None if run.is_pretraining else run.best.valid_score),
     ("epoch", 0, lambda run: run.best.n_epochs),
     ("updates", 0, lambda run: run.best.n_updates),
-    ("train {} %", 2, lambda run: run.best.train_score),
+    ("train {} %", 2, lambda run: None if run.is_pretraining else run.best.train_score),
     ("train cost", 3, lambda run: run.best.figures["tr_cost"]),
     ("valid cost", 3, lambda run: run.best.figures["va_cost"]),
     ("updates/s", 2, lambda run: run.updates_per_second),
@@ -27,7 +28,9 @@ _SUMMARIES: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
     ("highest", max),
 )
 # What the first line of a log may say differently of two runs that repeat one another.
-_MAY_DIFFER = {item.name for item in settings_of(OutputSettings)} | {
+_OUTPUTS = (*settings_of(OutputSettings), *settings_of(PretrainOutputSettings))
+_MAY_DIFFER = {item.name for item in _OUTPUTS} | {
+    "out",
     "seed",
     "device",
     "n_processes",
@@ -45,7 +48,7 @@ def table(runs: Sequence[Run]) -> str:
     left out for other runs, whose median means nothing. No count is summarized: the median of the
     numbers of epochs means nothing either.
     """
-    names = {run.best.metric.name for run in runs}
+    names = {run.best.metric.name for run in runs if not run.is_pretraining}
     metric = names.pop() if len(names) == 1 else "score"
     rows = [["run", *(heading.format(metric) for heading, _, _ in _COLUMNS)]]
     columns = [[value(run) for run in runs] for _, _, value in _COLUMNS]

@@ -43,7 +43,10 @@ class LogLine:
         n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
         figures: ``tr_cost`` and ``va_cost``, the mean costs per example in nats, which are not
             finite if the run diverged; and ``tr_`` and ``va_`` with the name of each metric of the
-            task, in percent, in the order of the task.
+            task, in percent, in the order of the task. In pretraining the costs are per token, and
+            ``va_ppl`` and ``va_word_ppl`` are the perplexities of the held-out text per token and
+            per word, and ``tokens_per_second`` is the speed of training since the evaluation
+            before.
         time: seconds since 1970.
     """
 
@@ -58,8 +61,13 @@ class LogLine:
         return {**counts, **self.figures, "time": self.time}
 
     @property
+    def is_pretraining(self) -> bool:
+        """Whether the evaluation is one of pretraining, which has no metrics of a task."""
+        return "va_ppl" in self.figures
+
+    @property
     def metric(self) -> Metric:
-        """The first metric, which decides which evaluation is the best."""
+        """The first metric, which decides which evaluation of fine-tuning is the best."""
         return _metrics(self.figures)[0]
 
     @property
@@ -95,28 +103,6 @@ class UpdateLine:
     time: Number
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainingLine:
-    """One evaluation during pretraining, under the names of ``log/<desc>.jsonl``.
-
-    Attributes:
-        n_epochs, n_updates: number of whole epochs, and of updates, before the evaluation.
-        tr_cost, va_cost: mean cost per token on training and on held-out text, in nats.
-        va_ppl, va_word_ppl: perplexity of the held-out text per token and per word.
-        tokens_per_second: speed of the updates since the evaluation before, without set-up.
-        time: seconds since 1970.
-    """
-
-    n_epochs: Count
-    n_updates: Count
-    tr_cost: Number
-    va_cost: Number
-    va_ppl: Number
-    va_word_ppl: Number
-    tokens_per_second: Number
-    time: Number
-
-
 class RunLog(NamedTuple):
     """A training log: the settings in its first line, and its evaluations, at least one."""
 
@@ -142,11 +128,18 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def best(self) -> LogLine:
-        """The first evaluation with the highest validation score.
+    def is_pretraining(self) -> bool:
+        """Whether ``gpt1 pretrain`` made the run."""
+        return self.evaluations[0].is_pretraining
 
-        ``--submit`` predicts with the parameters of this evaluation.
+    @property
+    def best(self) -> LogLine:
+        """The first evaluation with the highest validation score, whose parameters are kept.
+
+        In pretraining it is the first evaluation with the lowest held-out cost.
         """
+        if self.is_pretraining:
+            return min(self.evaluations, key=lambda line: line.figures["va_cost"])
         return max(self.evaluations, key=lambda line: line.valid_score)
 
     @property
@@ -163,12 +156,20 @@ def read_log(path: str | Path) -> list[LogLine]:
 
 
 def read_run_log(path: str | Path) -> RunLog:
-    """Read a whole training log, in the order of the file.
+    """Read a whole log of fine-tuning, in the order of the file.
 
     Raises:
-        InputError: the file is missing, has no evaluation yet, or has a line that training does
-            not write; the message names the line and the field.
+        InputError: the file is missing, has no evaluation yet, is the log of a pretraining run, or
+            has a line that training does not write; the message names the line and the field.
     """
+    log = _read_whole_log(path)
+    if log.evaluations[0].is_pretraining:
+        raise InputError(f"{path}: the log of a pretraining run; name a log of gpt1 train.")
+    return log
+
+
+def _read_whole_log(path: str | Path) -> RunLog:
+    """Read a log of fine-tuning or pretraining, in the order of the file."""
     lines = _objects(path, "the training log")
     if not lines:
         raise InputError(f"{path}: the training log is empty; name a file that training wrote.")
@@ -184,7 +185,7 @@ def read_run_log(path: str | Path) -> RunLog:
             "or leave the log out."
         )
     remedy = "name a log that training wrote."
-    kinds = _kinds(_metrics(rows[0]))
+    kinds = _kinds(rows[0])
     evaluations = []
     for number, row in enumerate(rows, 2):
         figures = checked(kinds, row, f"{path}, line {number}", remedy)
@@ -193,31 +194,19 @@ def read_run_log(path: str | Path) -> RunLog:
     return RunLog(Path(path), settings, evaluations)
 
 
-def read_pretraining_log(path: str | Path) -> list[PretrainingLine]:
-    """Read the evaluations in the log of a pretraining run, in order.
-
-    Raises:
-        InputError: the file is missing, or has a line that pretraining does not write; the message
-            names the line and the field.
-    """
-    remedy = "name a log that gpt1 pretrain wrote."
-    rows = _objects(path, "the log of pretraining")[1:]
-    return [
-        typed(PretrainingLine, row, f"{path}, line {number}", remedy)
-        for number, row in enumerate(rows, 2)
-    ]
-
-
 def _metrics(line: Mapping[str, Any]) -> list[Metric]:
     """Return the metrics of an evaluation, in order; accuracy if the line names none."""
     found = [METRICS[name[3:]] for name in line if name[:3] == "va_" and name[3:] in METRICS]
     return found or [ACCURACY]
 
 
-def _kinds(metrics: Sequence[Metric]) -> dict[str, Any]:
-    """Return what the values of an evaluation must be, by name."""
+def _kinds(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the values of evaluations must be, by name, in a log with this evaluation."""
     kinds = {"n_epochs": Count, "n_updates": Count, "tr_cost": Number, "va_cost": Number}
-    for metric in metrics:
+    if "va_ppl" in line:
+        names = ("va_ppl", "va_word_ppl", "tokens_per_second")
+        return {**kinds, **dict.fromkeys(names, Number), "time": Number}
+    for metric in _metrics(line):
         kinds |= {f"{part}_{metric.name}": percentage(metric.least) for part in ("tr", "va")}
     return {**kinds, "time": Number}
 
@@ -273,7 +262,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
             updates=_updates_beside(stem),
             settings=log.settings,
         )
-        for stem, log in zip(stems, map(read_run_log, logs), strict=True)
+        for stem, log in zip(stems, map(_read_whole_log, logs), strict=True)
     ]
 
 

@@ -148,6 +148,7 @@ class PretrainDeviceSettings:
 
     device: str | None = as_in(DeviceSettings, "device")
     precision: str = as_in(DeviceSettings, "precision")
+    recompute: bool | None = as_in(DeviceSettings, "recompute")
     compile: bool = as_in(DeviceSettings, "compile")
     deterministic: bool = as_in(DeviceSettings, "deterministic")
 

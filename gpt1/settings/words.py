@@ -19,6 +19,11 @@ def shorten(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number with the singular or the plural of what is counted, such as ``1 thread``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def did_you_mean(name: str, names: Iterable[str], *, prefix: str = "", least: float = 0.6) -> str:
     """Return a question that suggests the most similar of ``names``; "" if none is similar.
 

@@ -219,12 +219,12 @@ def disk_needs(
     saved = new_checkpoints(outputs.directory, n_parameters, n_checkpoints, resumed=resumed)
     if not resumed:
         if outputs.settings.submit:
-            saved = max(parameters, saved + parameters - _size(outputs.best_params))
-        saved -= _size(*outputs.directory.glob("checkpoint-*"))
+            saved = max(parameters, saved + parameters - size_of(outputs.best_params))
+        saved -= old_checkpoints(outputs.directory)
     if outputs.settings.submit:
         copies = zip(vocabulary, outputs.vocabulary, strict=False)
-        saved += sum(max(0, _size(file) - _size(copy)) for file, copy in copies)
-    logged = n_updates * UPDATE_LINE - (0 if resumed else _size(outputs.updates))
+        saved += sum(max(0, size_of(file) - size_of(copy)) for file, copy in copies)
+    logged = n_updates * UPDATE_LINE - (0 if resumed else size_of(outputs.updates))
     needs = [
         Need("--save_dir", outputs.directory, saved),
         Need("--log_dir", outputs.log.parent, logged),
@@ -234,7 +234,7 @@ def disk_needs(
         for stem, n in n_predicted.items():
             size = len(table([0] * n))
             written = (outputs.submissions[stem], outputs.last_submissions[stem])
-            more += sum(max(0, size - _size(path)) for path in written)
+            more += sum(max(0, size - size_of(path)) for path in written)
         needs.append(Need("--submission_dir", outputs.submission.parent, more))
     return needs
 
@@ -249,6 +249,11 @@ def new_checkpoints(
     kept = min(len(checkpoint.checkpoints(directory)), checkpoint.KEPT) if resumed else 0
     n = min(n_checkpoints, checkpoint.KEPT + 1 - kept)
     return n * IN_CHECKPOINT * FLOAT_BYTES * n_parameters
+
+
+def old_checkpoints(directory: Path) -> int:
+    """Return the bytes of the checkpoints of earlier runs, which a new run removes first."""
+    return size_of(*directory.glob("checkpoint-*"))
 
 
 def check_disks(needs: Sequence[Need]) -> None:
@@ -287,7 +292,7 @@ def _free(directory: Path) -> int | None:
     return (usage.total - usage.used if is_root else usage.free) if usage.total else None
 
 
-def _size(*paths: Path) -> int:
+def size_of(*paths: Path) -> int:
     """Return the total bytes of these files; a file that does not exist counts as 0."""
     return sum(path.stat().st_size for path in paths if path.is_file())
 

@@ -20,7 +20,7 @@ from gpt1.batches.corpus import Corpus
 from gpt1.inference import generation
 from gpt1.inference.language_model import LanguageModel, make_model, open_model
 from gpt1.inference.opened import OpenedModel
-from gpt1.model import ModelConfig
+from gpt1.model import DoubleHeadsModel, ModelConfig
 from gpt1.results.log_lines import UpdateLine
 from gpt1.results.outputs import RunFiles
 from gpt1.runtime import device
@@ -32,6 +32,7 @@ from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.command import as_flag, naming_arguments
 from gpt1.settings.groups import SamplingSettings
 from gpt1.settings.pretraining import PRETRAIN, SIZES, PretrainSettings
+from gpt1.settings.words import counted
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import N_SPECIAL
 from gpt1.text_utils.vocabulary import vocabulary_sha256
@@ -41,10 +42,11 @@ from gpt1.training.console import Console, say
 from gpt1.training.logs import History, Keeper, Logs, first_line
 from gpt1.training.loop import Evaluation, Listener, Trainer
 from gpt1.training.pretraining import Pretraining
-from gpt1.training.runs import facts_of_machine, make_optimizer
+from gpt1.training.runs import facts_of_machine, make_optimizer, set_recompute
 from gpt1.weights import locate, save_released, stored, to_list
 from gpt1.weights.conversion import check_no_foreign_files
 from gpt1.weights.parameters import Array, parameter_shapes
+from gpt1.weights.released import check_request
 
 SAMPLE_TOKENS = 40
 SAMPLE_TOP_P = 0.9
@@ -208,6 +210,7 @@ def run_pretraining(
     ranks.on_main_rank(files.check)
     ranks.on_main_rank(lambda: files.claim(lock))
     job, model = ranks.on_all_ranks(lambda: _prepare(settings, ranks))
+    settings = _with_recompute(settings, model.module, files.log, ranks)
     ranks.on_main_rank(files.remove_unfinished)
     if settings.compile:
         model.module.compile_layers()
@@ -279,6 +282,16 @@ def _prepare(settings: PretrainSettings, ranks: Ranks) -> tuple[Pretraining, Ope
     return job, model
 
 
+def _with_recompute(
+    settings: PretrainSettings, model: DoubleHeadsModel, log: Path, ranks: Ranks
+) -> PretrainSettings:
+    """Return the settings with ``recompute`` decided, and set up the model for it."""
+    n, length = settings.n_batch, model.config.n_ctx
+    tower = capacity.Tower(n_tokens=n * length, n_sequences=n, length=length)
+    chosen = set_recompute(model, settings, log, tower, ranks, program="gpt1 pretrain")
+    return replace(settings, recompute=chosen)
+
+
 def _sizes_and_params(
     settings: PretrainSettings, corpus: Corpus
 ) -> tuple[ModelConfig, dict[str, Array]]:
@@ -303,6 +316,7 @@ def _sizes_and_params(
         sizes, n_transfer = stored.resolve(found, given, fixed=fixed, spell=as_flag)
         _, n_rows = found.rows(n_vocab, locate.vocabulary_files(model_dir)[0])
         n_ctx = n_ctx or n_rows
+        check_request(model_dir, sizes["n_layer"], n_transfer, n_rows, n_ctx, as_flag)
         # Some layouts hold rows of special tokens, which pretraining does not have.
         special = np.zeros((N_SPECIAL, sizes["n_embd"]), np.float32)
         params = found.read(n_vocab, special, n_ctx=n_ctx, n_transfer=n_transfer, spell=as_flag)
@@ -477,10 +491,13 @@ def _check_disks(
     size, done = capacity.FLOAT_BYTES * n, trainer.state.n_updates
     n_saved = len(list(islice(trainer.updates_saved(), KEPT + 1)))
     saved = capacity.new_checkpoints(files.directory, n, n_saved, resumed=resumed)
+    logged = (job.n_updates - done) * capacity.UPDATE_LINE
+    if not resumed:
+        saved -= capacity.old_checkpoints(files.directory)
+        logged -= capacity.size_of(files.updates)
     if keep_every:
         saved += size * (job.n_updates // keep_every - done // keep_every)
     is_there = locate.is_released(files.out)
-    logged = (job.n_updates - done) * capacity.UPDATE_LINE
     capacity.check_disks(
         [
             capacity.Need("--save_dir", files.directory, saved),
@@ -506,13 +523,15 @@ def _describe(job: Pretraining, settings: PretrainSettings, ranks: Ranks) -> lis
     n = f"{capacity.n_parameters(config) - config.n_embd - 1:,}"  # without the classifier
     weights = f"from {settings.model_dir}/" if settings.model_dir else "fresh"
     processes = f"{ranks.world} processes, " if ranks.world > 1 else ""
-    threads = f"{torch.get_num_threads()} threads, " if ranks.device.type == "cpu" else ""
+    is_cpu = ranks.device.type == "cpu"
+    threads = f"{counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
     return [
         f"{job.corpus.directory}/: {len(job.corpus.train):,} tokens to train on, "
         f"{header.n_held_out_tokens:,} held out, {header.n_vocab:,} in the vocabulary",
-        f"{job.n_updates} updates of {settings.batch_size} windows of {config.n_ctx} tokens, "
-        f"{job.updates_per_epoch} updates per epoch",
-        f"{config.n_layer} layers of width {config.n_embd}, {n} parameters ({weights}), "
+        f"{counted(job.n_updates, 'update')} of {counted(settings.batch_size, 'window')} of "
+        f"{config.n_ctx} tokens, {counted(job.updates_per_epoch, 'update')} per epoch",
+        f"{counted(config.n_layer, 'layer')} of width {config.n_embd}, {n} parameters "
+        f"({weights}), "
         f"on {ranks.device}, {processes}{threads}{settings.precision}",
     ]
 

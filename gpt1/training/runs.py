@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ from gpt1.runtime.ranks import Ranks, joined
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.command import naming_arguments
 from gpt1.settings.groups import OWN, OptimizerSettings
+from gpt1.settings.pretraining import PretrainSettings
 from gpt1.settings.training import Settings, from_keywords
+from gpt1.settings.words import counted
 from gpt1.tasks import Task
 from gpt1.tasks.targets import Labels
 from gpt1.text_utils.encoder import TextEncoder
@@ -268,11 +271,11 @@ def _describe(job: FineTuning, settings: Settings, ranks: Ranks, sources: Source
         model = f"{n} fresh parameters"
     processes = f"{ranks.world} processes, " if ranks.world > 1 else ""
     is_cpu = ranks.device.type == "cpu"
-    threads = f"{_counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
+    threads = f"{counted(torch.get_num_threads(), 'thread')}, " if is_cpu else ""
     return [
         f"{data.task.title}: {data.train.n_examples} examples to train on, "
         f"{data.valid.n_examples} to validate, {_n_test(data)} to predict",
-        f"{_counted(settings.n_iter, 'epoch')} of {_counted(job.updates_per_epoch, 'update')}, "
+        f"{counted(settings.n_iter, 'epoch')} of {counted(job.updates_per_epoch, 'update')}, "
         f"each on {settings.batch_size} examples",
         f"{model}, on {ranks.device}, {processes}{threads}{settings.precision}",
     ]
@@ -282,10 +285,6 @@ def _n_test(data: TaskData) -> int:
     """Return the number of test examples; the first split to predict is the test split."""
     stem, split = next(iter(data.predicted.items()))
     return 0 if stem.endswith(".dev") else split.n_examples
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _summarize(result: Result) -> list[str]:
@@ -352,12 +351,10 @@ def _prepare(
     """
     encoder, data = _load(settings, task, sources, ranks)
     used, model = ranks.on_all_ranks(lambda: _build(settings, sources, ranks, encoder, data))
-    used = _with_recompute(used, data, model.module.config, ranks)
-    if used.recompute:
-        model.module.recompute = True
-        if ranks.device.type == "cpu":
-            device.return_large_blocks()
-    return data, used, model
+    tower = capacity.largest_tower(data.train, used.n_batch)
+    log, program = Outputs(used).log, "gpt1 train"
+    recompute = set_recompute(model.module, used, log, tower, ranks, program=program)
+    return data, replace(used, recompute=recompute), model
 
 
 def _build(
@@ -390,20 +387,56 @@ def _build(
     return used, model
 
 
-def _with_recompute(
-    settings: Settings, data: TaskData, config: ModelConfig, ranks: Ranks
-) -> Settings:
+def set_recompute(
+    model: DoubleHeadsModel,
+    settings: Settings | PretrainSettings,
+    log: Path,
+    tower: capacity.Tower,
+    ranks: Ranks,
+    *,
+    program: str,
+) -> bool:
+    """Make a model compute its layers again in the backward pass, if that is needed or asked for.
+
+    Args:
+        model: on its device.
+        settings: the settings of the run.
+        log: the log of the run, which has the decision if the run is resumed.
+        tower: the largest part of a batch that is computed at once.
+        ranks: this process among those of the run.
+        program: the program's name, for the note that memory decides.
+
+    Returns:
+        The decision.
+    """
+    chosen = _needs_recompute(settings, log, model.config, tower, ranks, program=program)
+    if chosen:
+        model.recompute = True
+        if ranks.device.type == "cpu":
+            device.return_large_blocks()
+    return chosen
+
+
+def _needs_recompute(
+    settings: Settings | PretrainSettings,
+    log: Path,
+    config: ModelConfig,
+    tower: capacity.Tower,
+    ranks: Ranks,
+    *,
+    program: str,
+) -> bool:
     """Decide ``recompute`` if the user did not: as in the run that is resumed, or by the memory."""
     if settings.recompute is not None:
-        return settings
+        return settings.recompute
     if settings.resume:
-        first = ranks.on_main_rank(partial(first_line, Outputs(settings).log))
+        first = ranks.on_main_rank(partial(first_line, log))
         if isinstance(recorded := first.get("recompute"), bool):
-            return replace(settings, recompute=recorded)
+            return recorded
     there = capacity.memory_of(ranks.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     needed = capacity.training_memory(
         config,
-        capacity.largest_tower(data.train, settings.n_batch),
+        tower,
         recompute=False,
         precision=settings.precision,
         fused=ranks.device.type == "cuda" and not settings.deterministic,
@@ -411,11 +444,11 @@ def _with_recompute(
     chosen = ranks.any_rank(there is not None and needed > capacity.USABLE * there)
     if chosen and ranks.is_main:
         say(
-            f"gpt1 train: --recompute is on, because training would take about "
+            f"{program}: --recompute is on, because training would take about "
             f"{capacity.shown(needed)} of memory without it"
             + ("" if there is None else f", and there are {capacity.shown(there, math.floor)}")
         )
-    return replace(settings, recompute=chosen)
+    return chosen
 
 
 def make_optimizer(

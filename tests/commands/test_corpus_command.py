@@ -31,8 +31,8 @@ def test_a_corpus_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "gpt1 corpus: written: made/corpus (2 documents, 16 words, 23 tokens of 100 kinds, of "
-        "which 12 tokens are held out)\n"
+        "gpt1 corpus: written: made/corpus (2 documents, 16 words, 23 tokens, of "
+        "which 12 are held out; 100 tokens in the vocabulary)\n"
     )
     made = Corpus.open("made/corpus")
     encoder = TextEncoder(*made.vocabulary)

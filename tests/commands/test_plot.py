@@ -37,7 +37,7 @@ from gpt1.inference.attention import (
 from gpt1.inference.opened import OpenedModel
 from gpt1.reports import attention_figures, figures, learning_curves
 from gpt1.reports.runs import align, are_repetitions, table
-from gpt1.results.log_lines import Run, UpdateLine, read_runs, read_updates
+from gpt1.results.log_lines import Run, UpdateLine, read_run_log, read_runs, read_updates
 from gpt1.results.tensorboard import TensorBoard, write_run
 from gpt1.runtime.errors import Gpt1Error, InputError
 from gpt1.tasks.layouts import pair
@@ -195,6 +195,69 @@ def test_a_log_of_updates_alone_is_refused(tmp_path: Path) -> None:
     write_log(tmp_path, "a", [evaluation(2, 1.0)], [update(1)])
     with pytest.raises(InputError, match=r"a\.updates\.jsonl: a log of updates; name .*a\.jsonl"):
         read_runs([tmp_path / "a.updates.jsonl"])
+
+
+# ------------------------------------------------------------------------------- pretraining
+
+
+def of_pretraining(n_updates: int, va_cost: float) -> dict[str, Any]:
+    costs = {"tr_cost": va_cost - 0.5, "va_cost": va_cost, "va_ppl": math.exp(va_cost)}
+    figures = {**costs, "va_word_ppl": math.exp(1.25 * va_cost), "tokens_per_second": 1000.0}
+    return {"n_epochs": 0, "n_updates": n_updates, **figures, "time": 9.0}
+
+
+def pretraining_log(directory: Path, name: str = "words") -> Path:
+    """Write the logs of a run whose second evaluation is the best."""
+    lines = [of_pretraining(2 * n, cost) for n, cost in enumerate((4.0, 3.0, 3.5), 1)]
+    updates = [update(n, clf_cost=None) for n in range(1, 7)]
+    write_lines(directory / f"{name}.updates.jsonl", updates)
+    return write_lines(directory / f"{name}.jsonl", [{"desc": name, "corpus": "x"}, *lines])
+
+
+def test_a_run_of_pretraining_has_losses_and_perplexities(tmp_path: Path) -> None:
+    (run,) = read_runs([pretraining_log(tmp_path)])
+    assert (run.is_pretraining, run.best.n_updates) == (True, 4)
+    figure = learning_curves.curves([run], smooth=1)
+    axes = panels(figure)
+    assert list(axes) == [
+        "Language-model loss at evaluations",
+        "Perplexity at evaluations",
+        "Language-model loss of each update",
+        "Learning rate",
+        NORM,
+    ]
+    at, costs = [2, 4, 6], [4.0, 3.0, 3.5]
+    train, valid, best = drawn(axes["Language-model loss at evaluations"])
+    assert (train, valid) == ((at, [3.5, 2.5, 3.0]), (at, costs))
+    assert best == ([4], [3.0])
+    train, valid, best = drawn(axes["Perplexity at evaluations"])
+    assert valid == (at, [math.exp(cost) for cost in costs])
+    assert train == (at, [math.exp(cost - 0.5) for cost in costs])
+    assert key(axes["Perplexity at evaluations"])[-1] == "best evaluation"
+    title = f"Run words, best after update 4: held-out perplexity {math.exp(3):.2f} per token"
+    assert figure.get_suptitle() == title
+
+
+def test_runs_of_two_kinds_are_in_one_table_and_in_no_picture(tmp_path: Path) -> None:
+    tuned = write_log(tmp_path, "tuned", [evaluation(2, 60.0)])
+    runs = read_runs([tuned, pretraining_log(tmp_path)])
+    heading, _, _, row = table(runs).split("\n")
+    assert heading.split()[:4] == ["run", "valid", "acc", "%"]
+    assert row.split() == ["words", "-", "0", "4", "-", "2.500", "3.000", "4.00"]
+    with pytest.raises(InputError, match="words: of pretraining, while the others are not"):
+        learning_curves.curves(runs)
+
+
+def test_a_log_of_pretraining_is_none_of_a_task(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"words\.jsonl: the log of a pretraining run; name a log"):
+        read_run_log(pretraining_log(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["va_word_ppl", "tokens_per_second"])
+def test_a_bad_line_of_pretraining_is_named(tmp_path: Path, name: str) -> None:
+    lines = [of_pretraining(2, 4.0), {**of_pretraining(4, 3.0), name: "x"}]
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 3: expected {name} to be a number"):
+        read_runs([write_log(tmp_path, "a", lines)])
 
 
 # ------------------------------------------------------------------------------- the table

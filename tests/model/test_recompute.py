@@ -16,6 +16,7 @@ import torch
 from gpt1.batches.encoded import EncodedSplit
 from gpt1.batches.packing import Batch, pack
 from gpt1.model.transformer import DoubleHeadsModel, ModelConfig
+from gpt1.results.outputs import Outputs
 from gpt1.runtime.device import arithmetic
 from gpt1.runtime.ranks import Ranks
 from gpt1.settings.training import Settings
@@ -163,8 +164,12 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 def decided(monkeypatch: pytest.MonkeyPatch, there: int | None, **settings: Any) -> bool | None:
     monkeypatch.setattr(capacity, "host_memory", lambda: there)
-    data: Any = SimpleNamespace(train=large_split())
-    return runs._with_recompute(Settings(n_batch=4, **settings), data, LARGE, ALONE).recompute
+    model: Any = SimpleNamespace(config=LARGE, recompute=False)
+    given = Settings(n_batch=4, **settings)
+    tower, log = largest_tower(large_split(), 4), Outputs(given).log
+    chosen = runs.set_recompute(model, given, log, tower, ALONE, program="gpt1 train")
+    assert model.recompute is chosen
+    return chosen
 
 
 def test_it_is_on_where_memory_would_not_suffice(

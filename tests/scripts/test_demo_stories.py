@@ -56,6 +56,13 @@ def test_regenerating_gives_the_same_bytes(demo: ModuleType, tmp_path: Path) -> 
         assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes()
 
 
+def test_unlabelled_stories_are_the_lines_of_a_text(demo: ModuleType, tmp_path: Path) -> None:
+    assert demo.main(["--out", str(tmp_path / "new"), "--unlabelled", "20", "--seed", "3"]) == 0
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.name == demo.STORIES_FILE
+    assert path.read_text() == "".join(f"{line}\n" for line in demo.unlabelled_stories(20, 3))
+
+
 def test_another_seed_gives_other_stories(demo: ModuleType, tmp_path: Path) -> None:
     assert demo.main(["--out", str(tmp_path), "--seed", "1"]) == 0
     ours, theirs = read_cloze(DEMO / TEST_CSV), read_cloze(tmp_path / TEST_CSV)

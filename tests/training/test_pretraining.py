@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,11 +24,12 @@ from gpt1.batches.windows import Windows
 from gpt1.commands import cli
 from gpt1.inference.perplexity import mean_cost
 from gpt1.model import DoubleHeadsModel, ModelConfig
-from gpt1.results.log_lines import read_pretraining_log, read_updates
+from gpt1.results.log_lines import read_runs, read_updates
 from gpt1.runtime.errors import InputError
 from gpt1.runtime.ranks import Ranks, Replica
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.pretraining import PACES, PRETRAIN, SIZES, PretrainSettings
+from gpt1.training import capacity
 from gpt1.training.checkpoint import Checkpoints, TrainState
 from gpt1.training.loop import Trainer
 from gpt1.training.pretraining import Pretraining, window_gradients
@@ -333,8 +333,8 @@ def test_a_run_learns_and_its_directory_is_a_model(
     corpus: Path, here: Path, transformers: ModuleType
 ) -> None:
     result = pretrain(corpus, "model", n_iter=4, eval_every=10, keep_every=20)
-    settings = rows("pretraining.jsonl")[0]
-    evaluations = [asdict(line) for line in read_pretraining_log("log/pretraining.jsonl")]
+    (run,), settings = read_runs(["log/pretraining.jsonl"]), rows("pretraining.jsonl")[0]
+    evaluations = [line.as_row() for line in run.evaluations]
     assert (settings["n_iter"], settings["n_updates"], settings["n_layer"]) == (4, None, 2)
     per_epoch = (((len(Corpus.open(corpus).train) + 1) // T) - 1) // (TOWERS * PER_TOWER)
     expected = {*range(per_epoch, 4 * per_epoch + 1, per_epoch), *range(10, 4 * per_epoch, 10)}
@@ -402,6 +402,52 @@ def test_the_speed_is_that_of_training_alone(corpus: Path) -> None:
     assert speed() == tokens / 8
 
 
+def test_layers_computed_again_give_the_same_numbers(corpus: Path, here: Path) -> None:
+    kept = pretrain(corpus, "kept", desc="kept")
+    again = pretrain(corpus, "again", desc="again", recompute=True)
+    assert [each.lm_cost for each in kept.updates] == [each.lm_cost for each in again.updates]
+    for ours, theirs in zip(*(to_list(each.model.module) for each in (kept, again)), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert [rows(f"{name}.jsonl")[0]["recompute"] for name in ("kept", "again")] == [False, True]
+
+
+def test_layers_are_computed_again_where_memory_would_not_suffice(
+    corpus: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The estimate is that of the windows of a tower."""
+    asked: list[Any] = []
+
+    def needed(config: ModelConfig, tower: capacity.Tower, **_: Any) -> int:
+        asked.append(tower)
+        return 10**15
+
+    monkeypatch.setattr(capacity, "training_memory", needed)
+    pretrain(corpus, "model")
+    assert asked == [capacity.Tower(n_tokens=PER_TOWER * T, n_sequences=PER_TOWER, length=T)]
+    assert rows("pretraining.jsonl")[0]["recompute"] is True
+    assert "gpt1 pretrain: --recompute is on, because" in capsys.readouterr().err
+
+
+def test_what_a_run_replaces_counts_as_free(
+    corpus: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of a name that was there needs no more room for checkpoints than the old ones take."""
+    found: list[dict[str, int]] = []
+
+    def record(needs: Sequence[capacity.Need]) -> None:
+        found.append({need.flag: need.n_bytes for need in needs})
+
+    monkeypatch.setattr(capacity, "check_disks", record)
+    pretrain(corpus, "first")
+    old = sum(path.stat().st_size for path in Path("save/pretraining").glob("checkpoint-*"))
+    logged = Path("log/pretraining.updates.jsonl").stat().st_size
+    pretrain(corpus, "second")
+    first, second = found
+    assert old > 0
+    assert first["--save_dir"] - second["--save_dir"] == old
+    assert first["--log_dir"] - second["--log_dir"] == logged
+
+
 def test_a_model_goes_on_from_given_weights(corpus: Path, here: Path) -> None:
     first = pretrain(corpus, "first")
     first.model.save("hub")
@@ -419,6 +465,10 @@ def test_a_model_goes_on_from_given_weights(corpus: Path, here: Path) -> None:
         assert torch.equal(ours.h[1].mlp.c_fc.w, before.h[1].mlp.c_fc.w)
         for path in Path("second").iterdir():
             path.unlink()
+    for model_dir in ("first", "hub", "list"):
+        with pytest.raises(InputError, match=f"{model_dir} has {T} position rows; give 1 to {T}"):
+            pretrain(corpus, "third", model_dir=model_dir, n_ctx=T + 1, desc="c")
+    assert not list(Path("third").iterdir())
 
 
 def test_the_perplexity_of_a_text(

@@ -27,9 +27,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PROGRAMS = {"make", "git", "cp", "pip", "uv"}  # run by hand, or by CI itself
 # Commands that need hours, gigabytes or the network: only their flags are parsed.
-FLAGS_ONLY = re.compile(
-    r"scripts/(stress|make_demo)\w*\.py|benchmarks\.|gpt1[. ](download|pretrain)"
-)
+FLAGS_ONLY = re.compile(r"scripts/stress\.py|benchmarks\.|gpt1[. ]download")
 FLAGS_MISSING = re.compile(r"(there is no such|unrecognized argument|error: argument)")
 
 
