@@ -32,7 +32,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 PACES: Mapping[str, Mapping[str, Any]] = {
     "gpt1": {"lr": 2.5e-4, "warmup_updates": 2000},
     "small": {"lr": 2.5e-4, "warmup_updates": 1000},
-    "mini": {"lr": 5e-4, "warmup_updates": 400},
+    "mini": {"lr": 1e-3, "warmup_updates": 400},
     "tiny": {"lr": 1e-3, "warmup_updates": 200},
 }
 """The peak learning rate and the warm-up of each preset.
