@@ -14,6 +14,7 @@ from task_files import write_task
 from gpt1.commands import reproduce
 from gpt1.datasets import TASKS
 from gpt1.datasets.story_cloze import TEST_CSV
+from gpt1.reproduction.found import fingerprint
 from gpt1.reproduction.outcomes import Place
 from gpt1.reproduction.plan import PlannedRun
 from gpt1.reproduction.running import command_of
@@ -104,6 +105,14 @@ def test_names_depend_on_what_changes_the_results_and_on_nothing_else(place: Pat
         file.write("2\tAnn ran.\tBen ran.\tnot_entailment\n")
     changed.append(name(data_dir="moved/sets"))
     assert len({first, *changed}) == 7
+
+
+def test_files_that_differ_at_their_ends_are_told_apart(tmp_path: Path) -> None:
+    path, digests = tmp_path / "train.tsv", set()
+    for content in (bytes(200_000), b"x" + bytes(199_999), bytes(199_999) + b"x", bytes(200_001)):
+        path.write_bytes(content)
+        digests.add(fingerprint([path]))
+    assert len(digests) == 4
 
 
 def test_the_defaults_of_the_demo_are_its_own(place: Path) -> None:
