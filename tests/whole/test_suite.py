@@ -45,6 +45,10 @@ COMMAND_TESTS = {
     "pretrain": ("test_pretraining", "test_a_run_learns_and_its_directory_is_a_model"),
     "perplexity": ("test_pretraining", "test_the_perplexity_of_a_text"),
     "analysis": ("test_analysis", "test_script_from_another_directory"),
+    "zeroshot": (
+        "test_zeroshot_command",
+        "test_the_report_has_scores_intervals_and_chance_in_80_columns",
+    ),
     "predict": ("test_own_runs", "test_predict_gives_the_submission_and_the_scores"),
     "score": ("test_score", "test_test_set_gets_the_choices_of_the_submission"),
     "corpus": ("test_corpus_command", "test_a_corpus_of_a_folder"),
