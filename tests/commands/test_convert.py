@@ -259,10 +259,10 @@ def test_a_list_does_not_record_heads_and_activation(
             ["DEMO", "x", "--to", "hub", "--model_dir", "TINY"],
             "TINY/encoder_bpe_40000.json has 100 tokens, but DEMO/params_sh",
         ),
-        (["LIST", "x", "--to", "hub"], "126 rows of we are too few for the 3590 tokens of"),
+        (["LIST", "x", "--to", "hub"], "126 rows of we are too few for the 3592 tokens of"),
         (
             ["BEST", "x", "--to", "hub", "--model_dir", "DEMO"],
-            "too few for the 3590 tokens of DEMO/enc",
+            "too few for the 3592 tokens of DEMO/enc",
         ),
         (["BEST", "x", "--to", "hub", "--model_dir", "TINY", "--n_head", "5"], "not divide the"),
         (["HUB/model.safetensors", "x", "--to", "hub"], "is part of a hub model; name the dir"),

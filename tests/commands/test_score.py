@@ -184,7 +184,7 @@ def test_the_demos_vocabulary_is_not_taken_for_a_larger_models(
     monkeypatch.chdir(tmp_path)
     assert score.main([str(run.test_csv), "--params", str(path), "--n_head", "4"]) == 2
     message = capsys.readouterr().err
-    assert f"{path}: 40558 rows of we are too many for the 3590 tokens of " in message
+    assert f"{path}: 40558 rows of we are too many for the 3592 tokens of " in message
     assert "name the directory of the vocabulary it was trained with" in message
 
 

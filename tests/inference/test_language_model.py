@@ -209,7 +209,7 @@ def test_a_path_without_a_model(task: tiny.Tiny, tmp_path: Path) -> None:
     )
     (tmp_path / "weights.pt").touch()
     assert "ends in .jl or .safetensors" in message(tmp_path / "weights.pt", vocabulary=vocabulary)
-    assert "too few for the 3590 tokens" in message(save_list(tmp_path), vocabulary=DEMO)
+    assert "too few for the 3592 tokens" in message(save_list(tmp_path), vocabulary=DEMO)
     assert "100 tokens, but" in message(DEMO, vocabulary=vocabulary)
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_pieces import ADVERSARIAL
@@ -101,18 +100,3 @@ def test_a_learned_vocabulary_is_read_and_encodes_its_text(tmp_path: Path) -> No
     assert encoder.decode(ids).split("\n")[1] == "it 's lower than the lowest !"
     assert list(tokens)[:2] == ["<unk>", "\n"]
     assert list(tokens.values()) == list(range(len(tokens)))
-
-
-@pytest.mark.slow
-def test_the_demos_vocabulary_is_learned_from_its_stories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = Path(__file__).parents[2]
-    monkeypatch.syspath_prepend(str(root / "scripts"))
-    import make_demo_checkpoint as script
-
-    script.learn_vocabulary(
-        tmp_path, list(script.unlabelled_stories(script.N_STORIES, script.SEED))
-    )
-    for name in RELEASED_NAMES:
-        assert (tmp_path / name).read_bytes() == (root / "model/demo" / name).read_bytes()
