@@ -32,7 +32,7 @@ from gpt1.runtime.device import keep_freed_memory, return_large_blocks
 from gpt1.runtime.errors import report_errors
 from gpt1.text_utils.encoder import TextEncoder
 from gpt1.text_utils.special import SpecialTokens
-from gpt1.training.capacity import USABLE, largest_tower, memory_of, training_memory
+from gpt1.training.capacity import USABLE, Attention, largest_tower, memory_of, training_memory
 from gpt1.weights.locate import vocabulary_files
 
 MODES = {"no": False, "yes": True}
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             largest_tower(split, args.batch),
             recompute=recompute,
             precision=args.precision,
-            fused=args.device.type == "cuda",
+            attention=Attention.NOTHING if args.device.type == "cuda" else Attention.WEIGHTS,
         )
         for mode, recompute in MODES.items()
     }

@@ -130,6 +130,7 @@ class ZeroshotResult:
             "dataset": self.task.name,
             "model": self.model,
             "rule": self.method.rule,
+            "has_threshold": self.method.has_threshold,
             "threshold": None if self.threshold is None else _finite(self.threshold),
             "metrics": self.metrics,
             "baselines": self.baselines,
@@ -348,6 +349,11 @@ class _Scorer:
             )
         if isinstance(self.job.task.target, ChoiceIndex):
             check_answers(lengths[:, 1:], examples)
+        elif not self.job.method.has_threshold and (lengths[:, 1:] == 0).any():
+            raise InputError(
+                "--labels: one of the words has no tokens that the model can read, so that it "
+                "would never be predicted; give another word"
+            )
 
 
 def _predict(

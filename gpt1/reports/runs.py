@@ -20,6 +20,7 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Run], float | None]], ...] = (
     ("train {} %", 2, lambda run: None if run.is_pretraining else run.best.train_score),
     ("train cost", 3, lambda run: run.best.figures["tr_cost"]),
     ("valid cost", 3, lambda run: run.best.figures["va_cost"]),
+    ("perplexity", 2, lambda run: run.best.figures["va_ppl"] if run.is_pretraining else None),
     ("updates/s", 2, lambda run: run.updates_per_second),
 )
 _SUMMARIES: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
@@ -44,23 +45,29 @@ _MAY_DIFFER = {item.name for item in _OUTPUTS} | {
 def table(runs: Sequence[Run]) -> str:
     """Return a table of the best evaluation of each run, with median and range of repetitions.
 
-    The last three rows summarize runs that repeat one another (:func:`are_repetitions`). They are
-    left out for other runs, whose median means nothing. No count is summarized: the median of the
-    numbers of epochs means nothing either.
+    Columns in which no run has a value are left out. The last three rows summarize runs that repeat
+    one another (:func:`are_repetitions`). They are left out for other runs, whose median means
+    nothing. No count is summarized: the median of the numbers of epochs means nothing either.
     """
     names = {run.best.metric.name for run in runs if not run.is_pretraining}
     metric = names.pop() if len(names) == 1 else "score"
-    rows = [["run", *(heading.format(metric) for heading, _, _ in _COLUMNS)]]
-    columns = [[value(run) for run in runs] for _, _, value in _COLUMNS]
+    all_columns = {
+        (heading.format(metric), decimals): [value(run) for run in runs]
+        for heading, decimals, value in _COLUMNS
+    }
+    columns = {
+        key: values for key, values in all_columns.items() if any(x is not None for x in values)
+    }
+    rows = [["run", *(heading for heading, _ in columns)]]
     for i, run in enumerate(runs):
-        cells = [_cell(column[i], n) for column, (_, n, _) in zip(columns, _COLUMNS, strict=True)]
+        cells = [_cell(values[i], decimals) for (_, decimals), values in columns.items()]
         rows.append([run.name, *cells])
     if not are_repetitions(runs):
         return align(rows, rules=(0,))
     for name, of in _SUMMARIES:
         cells = [
-            _cell(_summary(of, column), decimals) if decimals else ""
-            for column, (_, decimals, _) in zip(columns, _COLUMNS, strict=True)
+            _cell(_summary(of, values), decimals) if decimals else ""
+            for (_, decimals), values in columns.items()
         ]
         rows.append([name, *cells])
     return align(rows, rules=(0, len(runs)))

@@ -180,7 +180,7 @@ class Method:
         Args:
             sums: [n, C], the log-probability of all tokens of each answer in nats; -infinity for an
                 answer that is missing.
-            lengths: [n, C], their numbers of tokens. A sum over no token is its own mean.
+            lengths: [n, C], their numbers of tokens. An answer of no token keeps its -infinity.
         """
         return sums if self.score == SUM else sums / np.maximum(lengths, 1)
 

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,14 +137,22 @@ def largest_tower(split: EncodedSplit, n_batch: int) -> Tower:
     return Tower(int(tokens.sum()), n_batch * split.n_sequences, split.longest)
 
 
+class Attention(Enum):
+    """What attention keeps for the backward pass: matrices of [G, H, T, T], or nothing."""
+
+    NOTHING = "nothing"  # fused attention
+    MASK = "the dropout mask, a byte for each weight"  # causal attention on a CPU
+    WEIGHTS = "weights and mask"
+
+
 def training_memory(
-    config: ModelConfig, tower: Tower, *, recompute: bool, precision: str, fused: bool
+    config: ModelConfig, tower: Tower, *, recompute: bool, precision: str, attention: Attention
 ) -> int:
     """Estimate the memory of training in bytes, without that of the program itself.
 
     Axes as in :mod:`gpt1.model.transformer`. In float32 the backward pass of a layer needs 20
-    matrices of [N, D], and 3 of [G, H, T, T] unless attention is fused; in bfloat16 most of them
-    take half. While a layer is computed, about half as much is used besides. These numbers of
+    matrices of [N, D], and 3 of [G, H, T, T] if attention keeps its weights; in bfloat16 most of
+    them take half. While a layer is computed, about half as much is used besides. These numbers of
     matrices were counted with ``torch.autograd.graph.saved_tensors_hooks``.
 
     Args:
@@ -151,11 +160,14 @@ def training_memory(
         tower: the largest part of a batch that is computed at once.
         recompute: whether only the inputs of the layers are kept, and one layer at a time.
         precision: a value of ``--precision``.
-        fused: whether attention keeps no matrices of [G, H, T, T].
+        attention: what attention keeps.
     """
     states = tower.n_tokens * config.n_embd
-    weights = 0 if fused else tower.n_sequences * config.n_head * tower.length**2
-    of_layer = (12.5 * states + 1.5 * weights) if precision == "bf16" else 20 * states + 3 * weights
+    weights = tower.n_sequences * config.n_head * tower.length**2
+    matrices = {Attention.NOTHING: 0, Attention.MASK: 0.25, Attention.WEIGHTS: 3}[attention]
+    if attention is Attention.WEIGHTS and precision == "bf16":
+        matrices /= 2
+    of_layer = (12.5 if precision == "bf16" else 20) * states + matrices * weights
     layers = config.n_layer * states + of_layer if recompute else config.n_layer * of_layer
     # The matrix ``we`` under dropout, its mask, its gradient, and the logits of 512 rows.
     head = 2.25 * config.n_rows * config.n_embd + 2 * 512 * config.n_rows

@@ -288,7 +288,16 @@ def _with_recompute(
     """Return the settings with ``recompute`` decided, and set up the model for it."""
     n, length = settings.n_batch, model.config.n_ctx
     tower = capacity.Tower(n_tokens=n * length, n_sequences=n, length=length)
-    chosen = set_recompute(model, settings, log, tower, ranks, program="gpt1 pretrain")
+    chosen = set_recompute(
+        model,
+        settings,
+        log,
+        tower,
+        ranks,
+        program="gpt1 pretrain",
+        # Compiled layers have no attention of their own for a CPU (gpt1.model.contexts).
+        on_cpu=capacity.Attention.WEIGHTS if settings.compile else capacity.Attention.MASK,
+    )
     return replace(settings, recompute=chosen)
 
 

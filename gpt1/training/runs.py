@@ -395,6 +395,7 @@ def set_recompute(
     ranks: Ranks,
     *,
     program: str,
+    on_cpu: capacity.Attention = capacity.Attention.WEIGHTS,
 ) -> bool:
     """Make a model compute its layers again in the backward pass, if that is needed or asked for.
 
@@ -405,11 +406,16 @@ def set_recompute(
         tower: the largest part of a batch that is computed at once.
         ranks: this process among those of the run.
         program: the program's name, for the note that memory decides.
+        on_cpu: what attention keeps on a CPU.
 
     Returns:
         The decision.
     """
-    chosen = _needs_recompute(settings, log, model.config, tower, ranks, program=program)
+    is_fused = ranks.device.type == "cuda" and not settings.deterministic
+    attention = capacity.Attention.NOTHING if is_fused else capacity.Attention.WEIGHTS
+    if ranks.device.type == "cpu":
+        attention = on_cpu
+    chosen = _needs_recompute(settings, log, model.config, tower, ranks, attention, program=program)
     if chosen:
         model.recompute = True
         if ranks.device.type == "cpu":
@@ -423,6 +429,7 @@ def _needs_recompute(
     config: ModelConfig,
     tower: capacity.Tower,
     ranks: Ranks,
+    attention: capacity.Attention,
     *,
     program: str,
 ) -> bool:
@@ -439,7 +446,7 @@ def _needs_recompute(
         tower,
         recompute=False,
         precision=settings.precision,
-        fused=ranks.device.type == "cuda" and not settings.deterministic,
+        attention=attention,
     )
     chosen = ranks.any_rank(there is not None and needed > capacity.USABLE * there)
     if chosen and ranks.is_main:

@@ -243,7 +243,7 @@ def test_runs_of_two_kinds_are_in_one_table_and_in_no_picture(tmp_path: Path) ->
     runs = read_runs([tuned, pretraining_log(tmp_path)])
     heading, _, _, row = table(runs).split("\n")
     assert heading.split()[:4] == ["run", "valid", "acc", "%"]
-    assert row.split() == ["words", "-", "0", "4", "-", "2.500", "3.000", "4.00"]
+    assert row.split() == ["words", "-", "0", "4", "-", "2.500", "3.000", "20.09", "4.00"]
     with pytest.raises(InputError, match="words: of pretraining, while the others are not"):
         learning_curves.curves(runs)
 

@@ -22,7 +22,7 @@ from gpt1.runtime.ranks import Ranks
 from gpt1.settings.training import Settings
 from gpt1.text_utils.special import SpecialTokens
 from gpt1.training import capacity, runs
-from gpt1.training.capacity import Tower, largest_tower, training_memory
+from gpt1.training.capacity import Attention, Tower, largest_tower, training_memory
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(n_vocab=40, n_ctx=24, n_embd=16, n_head=4, n_layer=3)
@@ -152,7 +152,7 @@ def test_the_estimate_is_near_the_measured_peak(recompute: bool) -> None:
         largest_tower(large_split(), 4),
         recompute=recompute,
         precision="fp32",
-        fused=False,
+        attention=Attention.WEIGHTS,
     )
     assert 1 / 1.7 < estimate / int(done.stdout) < 1.7
 
@@ -176,7 +176,9 @@ def test_it_is_on_where_memory_would_not_suffice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tower = largest_tower(large_split(), 4)
-    needed = training_memory(LARGE, tower, recompute=False, precision="fp32", fused=False)
+    needed = training_memory(
+        LARGE, tower, recompute=False, precision="fp32", attention=Attention.WEIGHTS
+    )
     enough = math.ceil(needed / capacity.USABLE)
     assert decided(monkeypatch, enough) is False
     assert decided(monkeypatch, None) is False

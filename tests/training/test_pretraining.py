@@ -417,13 +417,16 @@ def test_layers_are_computed_again_where_memory_would_not_suffice(
     """The estimate is that of the windows of a tower."""
     asked: list[Any] = []
 
-    def needed(config: ModelConfig, tower: capacity.Tower, **_: Any) -> int:
-        asked.append(tower)
+    def needed(
+        config: ModelConfig, tower: capacity.Tower, attention: capacity.Attention, **_: Any
+    ) -> int:
+        asked.append((tower, attention))
         return 10**15
 
     monkeypatch.setattr(capacity, "training_memory", needed)
     pretrain(corpus, "model")
-    assert asked == [capacity.Tower(n_tokens=PER_TOWER * T, n_sequences=PER_TOWER, length=T)]
+    tower = capacity.Tower(n_tokens=PER_TOWER * T, n_sequences=PER_TOWER, length=T)
+    assert asked == [(tower, capacity.Attention.MASK)]
     assert rows("pretraining.jsonl")[0]["recompute"] is True
     assert "gpt1 pretrain: --recompute is on, because" in capsys.readouterr().err
 
