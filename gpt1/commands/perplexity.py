@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _perplexity(values: Values) -> None:
     given = values[PerplexitySettings]
+    if given.text.endswith((".json", ".jsonl")):
+        raise InputError(
+            f"{given.text}: is a file of JSON, whose braces and names would count as text; write "
+            "the texts alone into a .txt file"
+        )
     text = read_text(given.text, "the text")
     model = open_model(values[OpenSettings], COMMAND.program)
 
@@ -53,7 +58,7 @@ def _perplexity(values: Values) -> None:
     device.set_up(here, precision=given.precision, deterministic=False)
     ids = np.array(model.encode(text), dtype=np.int64)
     if len(ids) < 2:
-        raise InputError(f"{given.text}: has {len(ids)} tokens; at least 2 are needed")
+        raise InputError(f"{given.text}: has {len(ids)} tokens; name a file with 2 or more")
     cost = mean_cost(
         model.module, ids, Ranks(0, 1, here), n_batch=given.n_batch, precision=given.precision
     )

@@ -121,27 +121,49 @@ class PretrainingFiles(RunFiles):
         for flag, path in inputs.items():
             if path is not None and out.resolve() == Path(path).resolve():
                 raise InputError(f"--out {out}: is read by {flag}; name another directory")
-        recorded = first_line(self.log).get("out") if settings.resume else None
-        is_own = isinstance(recorded, str) and Path(recorded).resolve() == out.resolve()
-        if isinstance(recorded, str) and not is_own:
+        is_own = self._check_earlier_run()
+        if out.is_dir() and not is_own and any(out.iterdir()):
+            check_no_foreign_files(out, "released")
+            remedy = (
+                "or give the --desc of the run that wrote it"
+                if settings.resume
+                else "or give --resume to go on with the run that wrote it"
+            )
             raise InputError(
-                f"--out {out}: the run that --resume goes on with writes to {recorded}; name that "
-                "directory, or give another --desc to start anew"
+                f"--out {out}: holds a model already; name another directory, {remedy}"
+            )
+        self.check_places()
+        check_writable(out)
+
+    def _check_earlier_run(self) -> bool:
+        """Check that an earlier run of this name loses nothing.
+
+        Returns:
+            Whether this run goes on with the earlier one, which wrote the model in ``--out``.
+
+        Raises:
+            InputError: the earlier run writes to another directory, or has kept models.
+        """
+        settings = self.settings
+        recorded = first_line(self.log).get("out")
+        is_other = isinstance(recorded, str) and Path(recorded).resolve() != self.out.resolve()
+        if is_other and settings.resume:
+            raise InputError(
+                f"--out {self.out}: the run that --resume goes on with writes to {recorded}; name "
+                "that directory, or give another --desc to start anew"
             )
         if not settings.resume and (kept := self.all_kept()):
             raise InputError(
                 f"--desc {settings.name}: an earlier run has kept {kept[0]}; give another --desc, "
                 "or remove its kept models"
             )
-        if out.is_dir() and not is_own:
-            check_no_foreign_files(out, "released")
-            if any(out.iterdir()):
-                raise InputError(
-                    f"--out {out}: holds a model already; name another directory, or give --resume "
-                    "to go on with the run that wrote it"
-                )
-        self.check_places()
-        check_writable(out)
+        if is_other and any(self.directory.glob("checkpoint-*")):
+            raise InputError(
+                f"--desc {settings.name}: {self.directory}/ holds the state of a run that writes "
+                f"to {recorded}; give another --desc, such as --desc {self.out.name}, or remove "
+                "that state"
+            )
+        return settings.resume and isinstance(recorded, str)
 
     def remove_unfinished(self) -> None:
         """Remove unfinished files of killed runs; the lock of the run must be held."""
@@ -359,11 +381,15 @@ def _check_lengths(job: Pretraining, settings: PretrainSettings) -> None:
     directory, n_ctx = job.corpus.directory, job.config.n_ctx
     n_windows = job.windows.n_windows
     if n_windows < settings.batch_size:
+        smaller = "--n_ctx"
+        if n_windows:
+            n_gpu = min(settings.n_gpu, n_windows)
+            smaller = f"batch, such as --n_batch {n_windows // n_gpu} --n_gpu {n_gpu}"
         raise InputError(
-            f"{directory}: {len(job.windows.tokens)} tokens to train on make {n_windows} windows "
-            f"of --n_ctx {n_ctx}, fewer than the {settings.batch_size} of an update (--n_batch "
-            f"{settings.n_batch} * --n_gpu {settings.n_gpu}); give a smaller --n_batch, or more "
-            "text"
+            f"{directory}: {counted(len(job.windows.tokens), 'token')} to train on make "
+            f"{counted(n_windows, 'window')} of --n_ctx {n_ctx}, fewer than the "
+            f"{settings.batch_size} of an update (--n_batch {settings.n_batch} * --n_gpu "
+            f"{settings.n_gpu}); give a smaller {smaller}, or more text"
         )
     if len(job.corpus.held_out) < 2:
         raise InputError(

@@ -183,8 +183,8 @@ def check_no_foreign_files(target: Path, layout: str) -> None:
     foreign = [name for name in there if name not in DIRECTORIES[layout]]
     if foreign:
         raise InputError(
-            f"{target}: holds files that no conversion writes ({_some(foreign)}) and that would be "
-            "taken for part of the model; name another directory"
+            f"{target}: holds files that are no part of a model ({_some(foreign)}); name another "
+            "directory"
         )
 
 

@@ -279,10 +279,10 @@ def test_a_list_does_not_record_heads_and_activation(
         (["HUB", "folder.jl"], "folder.jl: is a directory; the jl layout is a file"),
         (["DEMO", "file", "--to", "hub"], "file: is a file; the hub layout is a directory"),
         (["DEMO", "other", "--to", "hub"], "other: is there already (notes.txt)"),
-        (["DEMO", "other", "--to", "hub", "--force"], "no conversion writes (notes.txt) and"),
+        (["DEMO", "other", "--to", "hub", "--force"], "are no part of a model (notes.txt);"),
         (
             ["DEMO", "HUB", "--to", "released", "--force"],
-            "no conversion writes (README.md, config.json",
+            "are no part of a model (README.md, config.json",
         ),
     ],
 )

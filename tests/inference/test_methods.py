@@ -259,7 +259,7 @@ def test_the_card_tells_sizes_and_its_code_runs(
 
 def test_other_files_are_not_mixed_with_a_model(tuned: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    assert "holds files that no conversion writes (notes.txt)" in message(tuned.save, tmp_path)
+    assert "holds files that are no part of a model (notes.txt)" in message(tuned.save, tmp_path)
     assert "notes.txt: is a file; name a directory" in message(tuned.save, tmp_path / "notes.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

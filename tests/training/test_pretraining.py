@@ -444,7 +444,8 @@ def test_what_a_run_replaces_counts_as_free(
     pretrain(corpus, "first")
     old = sum(path.stat().st_size for path in Path("save/pretraining").glob("checkpoint-*"))
     logged = Path("log/pretraining.updates.jsonl").stat().st_size
-    pretrain(corpus, "second")
+    shutil.rmtree("first")
+    pretrain(corpus, "first")
     first, second = found
     assert old > 0
     assert first["--save_dir"] - second["--save_dir"] == old
@@ -596,6 +597,17 @@ def test_damaged_ids_are_noticed_before_training(corpus: Path, here: Path) -> No
     (damaged / "tokens.bin").write_bytes(ids)
     with pytest.raises(InputError, match=r"tokens\.bin: is damaged"):
         pretrain(damaged, "model")
+
+
+def test_the_state_of_a_run_with_another_directory_stays(corpus: Path, here: Path) -> None:
+    pretrain(corpus, "first")
+    there = [path.read_bytes() for path in sorted(Path("save/pretraining").glob("checkpoint-*"))]
+    with pytest.raises(InputError, match=r"desc pretraining: .*writes to .*first; give another"):
+        pretrain(corpus, "second")
+    assert not Path("second").exists()
+    now = [path.read_bytes() for path in sorted(Path("save/pretraining").glob("checkpoint-*"))]
+    assert there
+    assert now == there
 
 
 def test_kept_models_of_an_earlier_run_stay(corpus: Path, here: Path) -> None:
