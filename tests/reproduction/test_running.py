@@ -21,7 +21,7 @@ import tiny
 import torch
 from processes import SIGINT, SIGKILL, SIGTERM, Change, Done, Running, sends_itself, update
 from reproduction_runs import outcome, plan_of
-from waiting import DEADLINE, wait_until
+from waiting import wait_until
 
 import gpt1
 from gpt1.commands import reproduce
@@ -204,14 +204,14 @@ def test_a_process_without_a_run_of_its_own_ends_well(
 def test_a_killed_job_is_a_failure_with_a_message(
     task: tiny.Tiny, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes.spawning_becomes_forking()
-    with pytest.raises(Gpt1Error, match="^one of the 2 processes was ended by SIGKILL, ") as error:
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
+    with pytest.raises(Gpt1Error, match="one of the 2 processes was ended by SIGKILL") as error:
         start_jobs(_dies, [["--jobs"], ["dies"]])
     assert error.value.exit_status == 1
 
 
 def test_jobs_share_the_threads(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    processes.spawning_becomes_forking()
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch, "set_num_threads", _writes_number)
     assert start_jobs(_ends_well, [["a"], ["b"], ["c"]]) == 0
@@ -227,6 +227,7 @@ def test_a_signal_while_a_job_starts_is_passed_on(
 
     def interrupted(process: Any) -> Any:
         made = popen(process)
+        wait_until(Path("waits").exists, "the job")
         signal.raise_signal(signal.SIGTERM)
         return made
 
@@ -234,6 +235,7 @@ def test_a_signal_while_a_job_starts_is_passed_on(
     monkeypatch.setattr(launcher, "START_METHOD", "fork")
     with pytest.raises(Stopped):
         start_jobs(_waits, [["one"]])
+    assert not Path("lived").exists()
 
 
 def _dies(words: Sequence[str]) -> int:
@@ -248,7 +250,9 @@ def _ends_well(words: Sequence[str]) -> int:
 
 def _waits(words: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(DEADLINE)
+    Path("waits").touch()
+    time.sleep(5)
+    Path("lived").touch()
     return 0
 
 
