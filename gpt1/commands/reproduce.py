@@ -12,6 +12,7 @@ from gpt1.commands.running import note, run_until_stopped
 from gpt1.runtime.errors import Gpt1Error, InputError, report_errors
 from gpt1.runtime.stopping import StopRequests
 from gpt1.settings.reproduction import REPRODUCE, ReproductionSettings
+from gpt1.settings.words import counted
 
 if TYPE_CHECKING:
     from gpt1.reproduction.outcomes import Place
@@ -57,7 +58,7 @@ def _reproduce(argv: Sequence[str], stop: StopRequests) -> int:
     except Gpt1Error:
         _report(place, may_be_empty=True)
         raise
-    _report(place, may_be_empty=status != 0)
+    _report(place, may_be_empty=True)  # Other processes may be making all runs.
     return status
 
 
@@ -110,7 +111,7 @@ def _make_runs(settings: ReproductionSettings, plan: Plan, place: Place) -> int:
         ),
     )
     if left:
-        note(COMMAND.program, f"other processes are making the last {len(left)} runs")
+        note(COMMAND.program, f"other processes are still making {counted(len(left), 'run')}")
     return 0
 
 

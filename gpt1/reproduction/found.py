@@ -19,7 +19,8 @@ from gpt1.tasks import Task
 from gpt1.weights import locate
 
 _KEPT_MODEL = re.compile(r"model-(\d+)")
-_SAMPLE = 1 << 16  # bytes of a file's beginning and end by which files are told apart
+_SAMPLE = 1 << 16  # bytes of the beginning and of the end by which files of weights are told apart
+_BLOCK = 1 << 20  # bytes that are read at a time
 
 
 def find_tasks(settings: ReproductionSettings, notes: list[str]) -> list[Task]:
@@ -27,36 +28,61 @@ def find_tasks(settings: ReproductionSettings, notes: list[str]) -> list[Task]:
 
     Args:
         settings: the settings.
-        notes: gets a line on each data set of which only a part is there.
+        notes: gets a line on each data set of which only a part is there, and on files that may be
+            those of several data sets.
 
     Raises:
-        InputError: no data set is named, and none or several may be there without a folder.
+        InputError: no data set is named, and none is found, or only files that may be those of
+            several data sets.
     """
-    base = settings.data_dir or "data"
+    base = Path(settings.data_dir or "data")
     if settings.tasks is not None:
         return [TASKS[name] for name in split_names(settings.tasks)]
-    found = []
-    for task in TASKS.values():
-        if not any(map(task.is_in, (Path(base, name) for name in task.folders))):
-            continue
-        if missing := task.missing(task.folder(base)):
-            names = " and ".join(missing)
-            notes.append(f"{task.name} is left out: {task.folder(base)}/ has no {names}")
-        else:
-            found.append(task)
+    found = [task for task in TASKS.values() if _is_found(task, base, notes)]
     if any(task.name == "race" for task in found):  # It has the questions of both levels.
         found = [task for task in found if task.name not in ("race-middle", "race-high")]
-    found = found or [task for task in TASKS.values() if not task.missing(base)]
-    if len(found) == 1 or (found and found[0].folder(base) != Path(base)):
+    unsure = [
+        task
+        for task in TASKS.values()
+        if task.folder(base) == base and not task.missing(base) and not _is_certain(task, base)
+    ]
+    names = ", ".join(task.name for task in unsure)
+    if found:
+        if unsure:
+            notes.append(
+                f"files directly in {base}/ are left out: they may be those of {names}; move them "
+                "into a folder with the name of their data set"
+            )
         return found
     demo = [task for task in TASKS.values() if not task.missing(demo_dir("data"))]
-    if demo and not found and _may_be_demo(settings):
+    if demo and not unsure and _may_be_demo(settings):
         return demo
-    several = f"its files may be those of {', '.join(task.name for task in found)}: "
+    several = f"its files may be those of {names}: " if unsure else ""
     raise InputError(
-        f"{base}/ has no folder of a data set such as RTE or rte: {several if found else ''}"
+        f"{base}/ has no folder of a data set such as RTE or rte: {several}"
         "name the directory of these folders with --data_dir, or the data sets with --tasks"
     )
+
+
+def _is_found(task: Task, base: Path, notes: list[str]) -> bool:
+    """Return whether a data set is in its folder in ``base``, or certainly in ``base`` itself."""
+    folder = task.folder(base)
+    if folder == base:
+        return _is_certain(task, base)
+    if missing := task.missing(folder):
+        notes.append(f"{task.name} is left out: {folder}/ has no {' and '.join(missing)}")
+    return not missing
+
+
+def _is_certain(task: Task, folder: Path) -> bool:
+    """Return whether files that no other data set has show that a data set is in a folder.
+
+    Several data sets of GLUE have files of the same names, ``train.tsv``, ``dev.tsv`` and
+    ``test.tsv``.
+    """
+    others = {form for other in TASKS.values() if other is not task for form in other.files}
+    own = [form for form in task.files if form not in others]
+    return any(all((folder / name).exists() for name in form) for form in own)
 
 
 def _may_be_demo(settings: ReproductionSettings) -> bool:
@@ -84,8 +110,12 @@ def zeroshot_folder(settings: ReproductionSettings, task: Task) -> Path:
     return folder
 
 
-def kept_models(directory: Path) -> dict[int, Path]:
+def kept_models(directory: Path, notes: list[str]) -> dict[int, Path]:
     """Return the models that a run of pretraining kept, by their numbers of updates.
+
+    Args:
+        directory: the directory of the run.
+        notes: gets a line on each model that is not complete, as while it is being written.
 
     Raises:
         InputError: there is none.
@@ -95,18 +125,46 @@ def kept_models(directory: Path) -> dict[int, Path]:
     found = {
         int(match[1]): directory / name for name in names if (match := _KEPT_MODEL.fullmatch(name))
     }
+    for number, model in list(found.items()):
+        if not locate.is_released(model):  # Its table is the file that is written last.
+            notes.append(f"{model} is left out: it has no {locate.SHAPES_FILE}, so it is a part")
+            del found[number]
     if not found:
         raise InputError(
-            f"--checkpoints {directory}: has no model-NNNNNNNN; name SAVE_DIR/DESC of a run of "
-            "gpt1 pretrain with --keep_every"
+            f"--checkpoints {directory}: has no complete model-NNNNNNNN; name SAVE_DIR/DESC of "
+            "a run of gpt1 pretrain with --keep_every"
         )
     return dict(sorted(found.items()))
 
 
 def data_digest(task: Task, folder: Path) -> str:
-    """Return a digest of the files of a data set."""
-    there = [folder / name for form in task.files for name in form if (folder / name).exists()]
-    return fingerprint(there)
+    """Return a digest of all files of a data set, of their names and their whole contents.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    found = []
+    for name in dict.fromkeys(name for form in task.files for name in form):
+        with read_errors(folder / name, "the file"):
+            for path in _files_of(folder / name):
+                found.append([path.relative_to(folder).as_posix(), _digest_of(path)])
+    return digest(found)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return a file that exists, or all files in a directory, as RACE has them."""
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file())
+    return [path] if path.exists() else []
+
+
+def _digest_of(path: Path) -> str:
+    """Return a digest of the whole content of a file."""
+    made = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            made.update(block)
+    return made.hexdigest()
 
 
 def model_files(model_dir: Path, vocabulary: Iterable[Path]) -> list[Path]:
@@ -117,9 +175,9 @@ def model_files(model_dir: Path, vocabulary: Iterable[Path]) -> list[Path]:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Return a digest that tells files apart by their names, sizes, beginnings and ends.
+    """Return a digest that tells files of weights apart by names, sizes, beginnings and ends.
 
-    Of a directory the names in it count.
+    Other weights differ everywhere, so that large files need not be read whole.
 
     Raises:
         InputError: one of them cannot be read.
@@ -127,9 +185,6 @@ def fingerprint(paths: Iterable[Path]) -> str:
     found: list[Any] = []
     for path in dict.fromkeys(paths):
         with read_errors(path, "the file"):
-            if path.is_dir():
-                found.append([path.name, sorted(os.listdir(path))])
-                continue
             size = path.stat().st_size
             with open(path, "rb") as file:
                 sample = file.read(_SAMPLE)

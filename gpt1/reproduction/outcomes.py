@@ -22,6 +22,7 @@ from gpt1.runtime.json_files import (
     typed,
 )
 from gpt1.settings.reproduction import ZEROSHOT
+from gpt1.settings.words import counted
 
 _REMEDY = "remove this file, and the run is made again"
 
@@ -195,7 +196,7 @@ def time_left(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> tuple[
 def shown_left(runs: Sequence[PlannedRun], place: Place) -> str:
     """Say how many runs are left, and how long they will take as far as that is known."""
     n_left = sum(not place.is_done(run) for run in runs)
-    text = f"{n_left} of {len(runs)} runs are left"
+    text = f"{n_left} of {counted(len(runs), 'run')} {'is' if n_left == 1 else 'are'} left"
     seconds, n_unknown = time_left(runs, place.outcomes())
     if n_left > n_unknown:
         known = f"{n_left - n_unknown} of them take " if n_unknown else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt1.datasets import TASKS
 from gpt1.reports.figures import COLOURS, NEUTRAL, matplotlib, new_figure, set_title, shortened
-from gpt1.reproduction.summaries import Summary, layer_points, updates_points
+from gpt1.reproduction.summaries import Summary, data_marks, layer_points, updates_points
 from gpt1.tasks.metrics import ACCURACY
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ def draw_layers(summaries: Sequence[Summary]) -> Figure | None:
         return None
     figure, axes = _new(LAYERS_TITLE, "layers transferred")
     several = len({key[0] for key in lines}) > 1
-    for number, ((configuration, _, split), found) in enumerate(lines.items()):
+    marks = data_marks(summaries)
+    for number, ((configuration, data, split), found) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         at = [each.transferred for each in found]
-        name = f"{split} {found[0].metric}" + (f" ({configuration})" if several else "")
+        name = f"{split}{marks[data]} {found[0].metric}"
+        name += f" ({configuration})" if several else ""
         axes.plot(
             at, [each.median for each in found], color=colour, label=shortened(name), **_POINTS
         )
@@ -51,8 +53,8 @@ def draw_layers(summaries: Sequence[Summary]) -> Figure | None:
         )
         train = [(each.transferred, each.train) for each in found if each.train is not None]
         axes.plot(*zip(*train, strict=True), color=colour, linestyle="--", label="its training")
-    marks = sorted({each.transferred for found in lines.values() for each in found})
-    axes.set_xticks(marks, ["none" if n < 0 else str(n) for n in marks])
+    ticks = sorted({each.transferred for found in lines.values() for each in found})
+    axes.set_xticks(ticks, ["none" if n < 0 else str(n) for n in ticks])
     _finish(axes)
     return figure
 
@@ -74,9 +76,10 @@ def draw_zeroshot(summaries: Sequence[Summary]) -> Figure | None:
         return None
     figure, axes = _new(ZEROSHOT_TITLE, "updates of pretraining")
     several = len({series for series, *_ in lines}) > 1
-    for number, ((series, _, split, metric), found) in enumerate(lines.items()):
+    marks = data_marks(summaries)
+    for number, ((series, data, split, metric), found) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
-        name = f"{split} {metric}" + (f" ({series})" if several else "")
+        name = f"{split}{marks[data]} {metric}" + (f" ({series})" if several else "")
         at = [each.n_updates or 0 for each in found]
         axes.plot(
             at, [each.median for each in found], color=colour, label=shortened(name), **_POINTS

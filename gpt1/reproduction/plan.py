@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gpt1.batches.cache import find_cache
 from gpt1.datasets import TASKS
 from gpt1.reproduction.found import (
     data_digest,
@@ -29,8 +30,10 @@ from gpt1.settings.reproduction import (
 )
 from gpt1.settings.training import TRAIN, Settings, from_keywords
 from gpt1.tasks import Task
-from gpt1.training.sources import find_sources
+from gpt1.training.prepare import load_data
+from gpt1.training.sources import Sources, find_sources
 from gpt1.weights import locate
+from gpt1.weights.released import ReleasedShapes
 from gpt1.weights.stored import find_model
 
 FLAGS_OF: Mapping[str, Mapping[str, Any]] = {
@@ -45,6 +48,9 @@ IN_FIGURE_2 = ("race", "race-middle", "race-high", "mnli")
 
 ZEROSHOT_TASKS = ("cola", "sst2", "race", "race-middle", "race-high", "rocstories")
 """The data sets for which there is a way to predict without fine-tuning (figure 2, right)."""
+
+ZEROSHOT_FLAGS = ("device", "precision", "n_batch", "cache_dir", "spacy_rules")
+"""The flags that zero-shot prediction takes, too; its model and vocabulary are the kept ones."""
 
 _SIZES = ("n_embd", "n_head", "n_layer", "fast")  # may change on --resume, but change the results
 
@@ -61,7 +67,8 @@ class PlannedRun:
         seed: the seed of fine-tuning; None for zero-shot prediction.
         n_transfer: the number of layers transferred in the experiment ``layers``, else None.
         n_updates: the updates of pretraining before zero-shot prediction, else None.
-        series: for zero-shot prediction the name of the run of pretraining, else empty.
+        series: for zero-shot prediction the name of the run of pretraining and a digest that tells
+            runs with one name apart, else empty.
         configuration: a digest of the model and of the settings that all seeds and experiments
             share. Scores with the same configuration can be compared.
         settings: these settings, as far as they are not the defaults.
@@ -195,11 +202,15 @@ def _bases(settings: ReproductionSettings, tasks: Sequence[Task]) -> list[Planne
     Raises:
         InputError: files of data or of the model are missing; the message names all of them.
     """
-    flags, problems, bases = settings.passed_on(), [], []
+    flags, bases = settings.passed_on(), []
+    problems: list[str] = []
     needs = {"n_transfer": -1} if not {FULL, NO_LM, LAYERS} & {*settings.experiments()} else {}
     for task in tasks:
         try:
-            sources = find_sources(from_keywords({**flags, **needs, "dataset": task.name}), task)
+            of_task = from_keywords({**flags, **needs, "dataset": task.name})
+            sources = find_sources(of_task, task)
+            if not problems and not needs:
+                _check_positions(of_task, sources, task)
         except InputError as error:
             problems.append(str(error))
             continue
@@ -218,6 +229,30 @@ def _bases(settings: ReproductionSettings, tasks: Sequence[Task]) -> list[Planne
     if problems:
         raise InputError(join_problems(list(dict.fromkeys(problems))))
     return bases
+
+
+def _check_positions(settings: Settings, sources: Sources, task: Task) -> None:
+    """Check that the model has a position for each token of the longest sequence of a data set.
+
+    The data set is encoded only if the model has fewer positions than ``--n_ctx``; the runs find
+    the encoded texts in the cache.
+
+    Raises:
+        InputError: the model has too few positions.
+    """
+    sizes = find_model(sources.model_dir).sizes
+    if sizes is None:
+        return
+    n_rows = sizes.n_ctx if isinstance(sizes, ReleasedShapes) else sizes.n_positions
+    settings = settings.for_demo() if sources.demo else settings
+    if settings.n_ctx <= n_rows:
+        return
+    cache = find_cache(settings.cache_dir, lambda text: None)
+    if load_data(settings, sources, verbose=False, task=task, cache=cache).n_ctx > n_rows:
+        raise InputError(
+            f"--n_ctx {settings.n_ctx}: the model in {sources.model_dir} has {n_rows} position "
+            f"rows; give --n_ctx {n_rows}, and longer texts are cut"
+        )
 
 
 def _changed_settings(flags: Mapping[str, Any], *, demo: bool) -> dict[str, Any]:
@@ -248,9 +283,13 @@ def _zeroshot_runs(
             "fine-tuning for it"
         )
     directory = Path(str(settings.checkpoints))
-    models = kept_models(directory)
-    names = ("device", "precision")
-    flags = {name: value for name, value in settings.passed_on().items() if name in names}
+    models = kept_models(directory, notes)
+    given = settings.passed_on().items()
+    flags = {name: value for name, value in given if name in ZEROSHOT_FLAGS}
+    own = _changed_settings(flags, demo=False)
+    own.pop("n_batch", None)  # Without training it is a matter of speed.
+    first = fingerprint(model_files(next(iter(models.values())), ()))
+    series = f"{directory.resolve().name}-{digest([first, own])}"
     for task in tasks:
         if task.name not in ZEROSHOT_TASKS:
             continue
@@ -263,7 +302,8 @@ def _zeroshot_runs(
                 dataset=task.name,
                 flags={**shared, "model_dir": str(model)},
                 n_updates=n_updates,
-                series=directory.name,
-                configuration=digest([fingerprint(files), directory.name]),
+                series=series,
+                configuration=digest([fingerprint(files), series]),
+                settings=own,
                 data=data_digest(task, folder),
             )

@@ -19,7 +19,7 @@ import torch
 
 import gpt1
 from gpt1.datasets import TASKS
-from gpt1.reports.statistics import example_interval, wilson_interval
+from gpt1.reports.statistics import example_interval
 from gpt1.reproduction.outcomes import Outcome, Place, Score, shown_left, shown_time
 from gpt1.reproduction.plan import PlannedRun
 from gpt1.results.log_lines import read_runs
@@ -33,17 +33,27 @@ from gpt1.training import capacity
 from gpt1.training.checkpoint import checkpoints
 from gpt1.training.runs import Result
 
+_TOO_LITTLE = "too little memory on the device; give --recompute or fewer --jobs"
+
+
+class PredictedSplit(Protocol):
+    """The predictions for a split."""
+
+    @property
+    def predictions(self) -> Labels:
+        """Predictions [n]."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """The right answers [n]; None if they are not known."""
+
 
 class ZeroshotResult(Protocol):
     """What ``gpt1.zeroshot`` returns."""
 
     @property
-    def metrics(self) -> Mapping[str, float]:
-        """Scores in percent by names such as ``valid_accuracy``."""
-
-    @property
-    def predictions(self) -> Mapping[str, Labels]:
-        """Predictions [n] by the stems of the submissions of the splits."""
+    def splits(self) -> Mapping[str, PredictedSplit]:
+        """The splits by the stems of their submissions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +127,9 @@ def _try(run: PlannedRun, runs: Sequence[PlannedRun], work: Work, failures: dict
         work.say(f"{run.name} begins; {shown_left(runs, work.place)}")
         try:
             outcome = make_run(run, work)
-        except Gpt1Error as error:
-            failures[run.name] = str(error)
-            work.say(f"{run.name} failed: {error}")
+        except (Gpt1Error, torch.OutOfMemoryError) as error:
+            failures[run.name] = str(error) if isinstance(error, Gpt1Error) else _TOO_LITTLE
+            work.say(f"{run.name} failed: {failures[run.name]}")
             return True
         work.say(f"{run.name}: {_summary(outcome)}")
     work.finished()
@@ -167,10 +177,11 @@ def _fine_tune(run: PlannedRun, work: Work, start: float) -> Outcome:
             raise error.__context__ from None
         raise
     config = result.model.module.config
+    pairs = {stem: (found, result.data.labels[stem]) for stem, found in result.predictions.items()}
     log = read_runs([result.outputs.log])[0] if result.settings.n_iter else None
     return Outcome(
         **_identity(run),
-        scores=tuple(_scores(result)),
+        scores=tuple(_scores(TASKS[run.dataset], pairs)),
         train_score=None if log is None else log.best.train_score,
         best_epoch=None if log is None else log.best.n_epochs,
         seconds=time.time() - start,
@@ -188,10 +199,11 @@ def _fine_tune(run: PlannedRun, work: Work, start: float) -> Outcome:
 
 def _zeroshot(run: PlannedRun, work: Work, start: float) -> Outcome:
     """Predict without fine-tuning."""
-    result = work.functions.zeroshot(run.dataset, **run.flags)
+    result = work.functions.zeroshot(run.dataset, verbose=work.verbose, **run.flags)
+    pairs = {stem: (split.predictions, split.labels) for stem, split in result.splits.items()}
     return Outcome(
         **_identity(run),
-        scores=tuple(_zeroshot_scores(TASKS[run.dataset], result)),
+        scores=tuple(_scores(TASKS[run.dataset], pairs)),
         train_score=None,
         best_epoch=None,
         seconds=time.time() - start,
@@ -211,37 +223,30 @@ def _identity(run: PlannedRun) -> dict[str, Any]:
 
 def _versions(device: str | None) -> dict[str, Any]:
     return {
+        "n_threads": torch.get_num_threads(),
         "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "gpt1_version": gpt1.__version__,
         "torch_version": torch.__version__,
     }
 
 
-def _scores(result: Result) -> Iterator[Score]:
-    """Yield the scores of the best parameters on each split whose labels are known."""
-    for stem, predictions in result.predictions.items():
-        labels = result.data.labels[stem]
+def _scores(task: Task, splits: Mapping[str, tuple[Labels, Labels | None]]) -> Iterator[Score]:
+    """Yield the scores on each split whose labels are known, those of test splits first.
+
+    Args:
+        task: the data set.
+        splits: predictions and labels of the splits by the stems of their submissions.
+    """
+    for stem in sorted(splits, key=lambda stem: stem.endswith(".dev")):
+        predictions, labels = splits[stem]
         if labels is None:
             continue
-        for metric in result.data.task.metrics:
+        for metric in task.metrics:
             low, high = example_interval(metric, predictions, labels)
             score = metric.compute(predictions, labels)
             yield Score(
                 split=stem, metric=metric.title, score=score, n=len(labels), low=low, high=high
             )
-
-
-def _zeroshot_scores(task: Task, result: ZeroshotResult) -> Iterator[Score]:
-    """Yield the scores of predictions without fine-tuning, with an interval for accuracy."""
-    for name, score in sorted(result.metrics.items()):  # The names begin with test or with valid.
-        split, _, metric = name.partition("_")
-        stems = [stem for stem in result.predictions if stem.endswith(".dev") == (split == "valid")]
-        stem = stems[0] if stems else task.submission + ".dev" * (split == "valid")
-        n = len(result.predictions[stem]) if stems else 0
-        low, high = None, None
-        if n and metric == "accuracy":
-            low, high = (100 * end for end in wilson_interval(round(score * n / 100), n))
-        yield Score(split=stem, metric=metric, score=score, n=n, low=low, high=high)
 
 
 def _summary(outcome: Outcome) -> str:

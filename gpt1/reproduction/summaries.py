@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from gpt1.datasets import TASKS
 from gpt1.reports.statistics import median_interval
 from gpt1.reproduction.outcomes import Outcome, Score
+from gpt1.runtime.errors import InputError
 from gpt1.settings.reproduction import FULL, LAYERS, NO_PRETRAINING, ZEROSHOT
 
 
@@ -76,7 +78,11 @@ class Summary:
 
 
 def summarize(outcomes: Iterable[Outcome]) -> list[Summary]:
-    """Summarize the finished runs: one entry per experiment, split and metric."""
+    """Summarize the finished runs: one entry per experiment, split and metric.
+
+    Raises:
+        InputError: there are two results of one run.
+    """
     groups: dict[Any, list[tuple[Outcome, Score]]] = {}
     for outcome in outcomes:
         # Zero-shot prediction with each kept model of a series has a configuration of its own.
@@ -89,8 +95,18 @@ def summarize(outcomes: Iterable[Outcome]) -> list[Summary]:
 
 
 def _summary(group: list[tuple[Outcome, Score]]) -> Summary:
-    """Summarize the runs that differ in their seeds alone."""
+    """Summarize the runs that differ in their seeds alone.
+
+    Raises:
+        InputError: there are two results of one seed.
+    """
     group = sorted(group, key=lambda pair: pair[0].seed or 0)
+    for (one, _), (other, _) in pairwise(group):
+        if one.seed == other.seed:
+            raise InputError(
+                f"{one.name}.json and {other.name}.json in the directory of results are of the "
+                "same seed of the same experiment; remove one of them"
+            )
     (outcome, score), scores = group[0], [score for _, score in group]
     values = [each.score for each in scores]
     middle = median(values)
@@ -126,6 +142,21 @@ def reported(summaries: Iterable[Summary]) -> list[Summary]:
     summaries = list(summaries)
     with_test = {_experiment(each) for each in summaries if each.is_test}
     return [each for each in summaries if each.is_test == (_experiment(each) in with_test)]
+
+
+def data_marks(summaries: Iterable[Summary]) -> dict[str, str]:
+    """Return for the digest of each version of a data set what a title says of it.
+
+    It is the digest in brackets where there are several versions of the data set, else nothing.
+    """
+    versions: dict[str, set[str]] = {}
+    for each in summaries:
+        versions.setdefault(each.dataset, set()).add(each.data)
+    return {
+        data: f" ({data})" if len(found) > 1 else ""
+        for found in versions.values()
+        for data in found
+    }
 
 
 def _experiment(summary: Summary) -> tuple[Any, ...]:

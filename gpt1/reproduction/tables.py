@@ -9,8 +9,15 @@ from typing import Any
 from gpt1.datasets import TASKS
 from gpt1.reproduction import paper
 from gpt1.reproduction.outcomes import Outcome
-from gpt1.reproduction.summaries import Summary, layer_points, reported, updates_points
+from gpt1.reproduction.summaries import (
+    Summary,
+    data_marks,
+    layer_points,
+    reported,
+    updates_points,
+)
 from gpt1.settings.reproduction import FULL, ZEROSHOT
+from gpt1.settings.words import counted
 
 MISSING = "-"
 _INTRODUCTION = """\
@@ -25,6 +32,13 @@ _COLUMNS = """\
 Ours is the median over the seeds. The interval is a 95 % interval that comes from the choice of
 the n examples, for the run whose score is closest to the median: Wilson's for accuracy, else by
 bootstrap.
+"""
+_OF_MEDIAN = """\
+The interval of the median is a 95 % interval that comes from the choice of the seeds; it needs
+six of them.
+"""
+_VERSIONS = """\
+There are runs on several versions of a data set. The digest of its files is in brackets.
 """
 _LSTM = "without Transformer (LSTM)"
 
@@ -65,14 +79,9 @@ def results_page(
 
 def _description(outcomes: Sequence[Outcome]) -> str:
     """Return what the runs of a configuration share: model, settings, device and versions."""
-    settings = outcomes[0].settings
-    words = [
-        f"--{name}" if value is True else f"--{name} {_spelled(value)}"
-        for name, value in settings.items()
-    ]
-    flags = f"`{' '.join(words)}`" if words else "none"
+    flags = _shown_settings(outcomes[0].settings) or "none"
     facts = [
-        f"{len(outcomes)} finished runs",
+        counted(len(outcomes), "finished run"),
         f"model: {_all(outcomes, 'model')}; {_all(outcomes, 'n_layer')} layers of width "
         f"{_all(outcomes, 'n_embd')}",
         f"settings besides the defaults: {flags}",
@@ -80,6 +89,15 @@ def _description(outcomes: Sequence[Outcome]) -> str:
         f"gpt1 {_all(outcomes, 'gpt1_version')}, torch {_all(outcomes, 'torch_version')}",
     ]
     return "\n".join([*(f"- {fact}" for fact in facts), ""])
+
+
+def _shown_settings(settings: Mapping[str, Any]) -> str:
+    """Return settings as flags in backquotes; nothing if there are none."""
+    words = [
+        f"--{name}" if value is True else f"--{name} {_spelled(value)}"
+        for name, value in settings.items()
+    ]
+    return f"`{' '.join(words)}`" if words else ""
 
 
 def _all(outcomes: Iterable[Outcome], fact: str) -> str:
@@ -95,16 +113,19 @@ def _spelled(value: Any) -> str:
 
 def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
     """Return the table with every score of fine-tuning, and the published scores beside it."""
+    marks = data_marks(summaries)
+    with_seeds = any(each.seeds_low is not None for each in summaries)
     rows = [
         [
-            _title(each),
+            _title(each) + marks[each.data],
             each.metric,
             paper.TITLES[each.what],
             _published(each),
             f"{each.median:.1f}",
             f"{each.lowest:.1f} to {each.highest:.1f}",
             str(len(each.scores)),
-            MISSING if each.low is None else f"{each.low:.1f} to {each.high:.1f}",
+            *([_ends(each.seeds_low, each.seeds_high)] if with_seeds else []),
+            _ends(each.low, each.high),
             f"{'test' if each.is_test else 'dev'}, {each.n}",
         ]
         for each in sorted(
@@ -113,7 +134,8 @@ def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
     ]
     if not rows:
         return []
-    heads = ["data set", "metric", "experiment", "paper", "ours", "range", "seeds", "95 %"]
+    heads = ["data set", "metric", "experiment", "paper", "ours", "range", "seeds"]
+    heads += ["median's 95 %"] * with_seeds
     also = [
         f"{each.split}: {each.other}.\n"
         for each in paper.FULL_RESULTS
@@ -122,16 +144,24 @@ def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
     return [
         f"### Tables 2 to 5{of}: every experiment\n",
         _COLUMNS,
-        _table([*heads, "split, n"], rows, n_texts=3),
+        *([_OF_MEDIAN] if with_seeds else []),
+        *([_VERSIONS] if any(marks.values()) else []),
+        _table([*heads, "95 %", "split, n"], rows, n_texts=3),
         *also,
     ]
 
 
-def _place_in_table(summary: Summary) -> tuple[int, str, int, int]:
-    """Return what rows are sorted by: data set, split, metric and experiment."""
+def _ends(low: float | None, high: float | None) -> str:
+    """Return an interval in words; a dash if it is not known."""
+    return MISSING if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
+def _place_in_table(summary: Summary) -> tuple[int, str, str, int, int]:
+    """Return what rows are sorted by: data set, its version, split, metric and experiment."""
     metrics = [metric.title for metric in TASKS[summary.dataset].metrics]
     return (
         list(TASKS).index(summary.dataset),
+        summary.data,
         summary.split,
         metrics.index(summary.metric),
         list(paper.TITLES).index(summary.what),
@@ -159,7 +189,11 @@ def _published(summary: Summary) -> str:
 
 
 def _ablations(summaries: Sequence[Summary], of: str) -> list[str]:
-    """Return table 5: the paper's rows and ours."""
+    """Return table 5: the paper's rows and ours; nothing if none of its runs is finished."""
+    if not any(
+        each.dataset in paper.ABLATION_TASKS and each.what in paper.TITLES for each in summaries
+    ):
+        return []
     rows = []
     for what, title in paper.TITLES.items():
         rows.append(_paper_row(title, paper.AVERAGES[what], paper.ABLATIONS[what]))
@@ -190,7 +224,8 @@ def _score_of_task(
 ) -> tuple[float | None, str]:
     """Return the median score of a task by its first metric, and the mark of a test split.
 
-    It is the mean over the splits if there are several, as for MNLI; None if no run is finished.
+    It is the mean over the splits if there are several, as for MNLI; None if no run is finished, or
+    if there are runs on several versions of the data set.
     """
     metric = TASKS[dataset].metrics[0].title
     found = [
@@ -198,16 +233,17 @@ def _score_of_task(
         for each in summaries
         if (each.dataset, each.what, each.metric) == (dataset, what, metric)
     ]
-    if not found:
+    if len({each.data for each in found}) != 1:
         return None, ""
     return mean(each.median for each in found), " t" if found[0].is_test else ""
 
 
 def _layers(summaries: Sequence[Summary], of: str) -> list[str]:
     """Return the table of figure 2, left."""
+    marks = data_marks(summaries)
     columns = [
-        (f"{split} {found[0].metric}", {each.transferred: each for each in found})
-        for (_, _, split), found in layer_points(summaries).items()
+        (f"{split}{marks[data]} {found[0].metric}", {each.transferred: each for each in found})
+        for (_, data, split), found in layer_points(summaries).items()
     ]
     rows = [
         ["none" if n < 0 else str(n), *(_with_range(column.get(n)) for _, column in columns)]
@@ -231,22 +267,21 @@ def _with_range(summary: Summary | None) -> str:
 
 def _zeroshot(summaries: Sequence[Summary]) -> list[str]:
     """Return the tables of figure 2, right: one for each run of pretraining."""
-    points, parts = updates_points(summaries), []
+    points, marks, parts = updates_points(summaries), data_marks(summaries), []
     for series in dict.fromkeys(series for series, *_ in points):
-        columns = {
-            f"{split} {metric}": {each.n_updates or 0: each for each in found}
-            for (name, _, split, metric), found in points.items()
-            if name == series
-        }
+        of_series = {key: found for key, found in points.items() if key[0] == series}
+        heads = [f"{split}{marks[data]} {metric}" for _, data, split, metric in of_series]
+        columns = [{each.n_updates or 0: each for each in found} for found in of_series.values()]
         rows = [
-            [f"{n:,}", *(_with_interval(column.get(n)) for column in columns.values())]
-            for n in sorted({n for column in columns.values() for n in column})
+            [f"{n:,}", *(_with_interval(column.get(n)) for column in columns)]
+            for n in sorted({n for column in columns for n in column})
         ]
+        settings = _shown_settings(next(iter(of_series.values()))[0].settings) or "none"
         parts += [
             f"## Figure 2, right: zero-shot scores during the pretraining run {series}\n",
-            "An interval in brackets is a 95 % interval that comes from the choice of the\n"
-            "examples.\n",
-            _table(["updates", *columns], rows),
+            f"Settings besides the defaults: {settings}. An interval in brackets is a 95 %\n"
+            "interval that comes from the choice of the examples.\n",
+            _table(["updates", *heads], rows),
         ]
     return parts
 
@@ -254,9 +289,8 @@ def _zeroshot(summaries: Sequence[Summary]) -> list[str]:
 def _with_interval(summary: Summary | None) -> str:
     if summary is None:
         return MISSING
-    if summary.low is None or summary.high is None:
-        return f"{summary.median:.1f}"
-    return f"{summary.median:.1f} ({summary.low:.1f} to {summary.high:.1f})"
+    interval = _ends(summary.low, summary.high)
+    return f"{summary.median:.1f}" + (f" ({interval})" if interval != MISSING else "")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], n_texts: int = 1) -> str:

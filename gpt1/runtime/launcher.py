@@ -64,33 +64,64 @@ def start_processes(body: Callable[[Sequence[str]], int], argv: Sequence[str], n
         Gpt1Error: a signal that this process did not pass on ended one of the processes.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    request: int | None = None
-
-    def pass_on(number: int, frame: object) -> None:
-        nonlocal request
-        request = request or number
-        for process in multiprocessing.active_children():
-            process.terminate()
-
-    previous = {number: signal.signal(number, pass_on) for number in handled_signals()}
-    try:
+    with PassedOn() as signals:
         context = spawn_processes(  # type: ignore[no-untyped-call]
             _run_rank, (body, list(argv), n, store.port), n, join=False, start_method=START_METHOD
         )
-        if request is not None:  # The signal came before all processes were started.
-            pass_on(request, None)
+        signals.all_started()
         status = _wait_for_all(context)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if request is not None and status in (128 + signal.SIGTERM, -signal.SIGTERM):
-        return 128 + request
+    if signals.request is not None and status in (128 + signal.SIGTERM, -signal.SIGTERM):
+        return 128 + signals.request
     if status < 0:
-        raise Gpt1Error(
-            f"one of the {n} processes was ended by {signal.Signals(-status).name}, as Linux does "
-            "when memory runs out. Start the run again with --resume."
-        )
+        raise killed(n, -status, "Start the run again with --resume.")
     return status
+
+
+class PassedOn:
+    """Pass SIGTERM and SIGINT on to the child processes as SIGTERM while a ``with`` block runs.
+
+    Attributes:
+        request: the first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.request: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> PassedOn:
+        self._previous = {n: signal.signal(n, self._handle) for n in handled_signals()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def all_started(self) -> None:
+        """Pass a signal on that came before all processes were started."""
+        if self.request is not None:
+            self._pass_on()
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.request = self.request or signal.Signals(number)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def killed(n: int, number: int, remedy: str) -> Gpt1Error:
+    """Return the error that a signal ended one of ``n`` processes.
+
+    Args:
+        n: the number of processes.
+        number: the number of the signal.
+        remedy: a sentence on how to go on.
+    """
+    return Gpt1Error(
+        f"one of the {n} processes was ended by {signal.Signals(number).name}, as Linux does when "
+        f"memory runs out. {remedy}"
+    )
 
 
 def _wait_for_all(context: ProcessContext) -> int:

@@ -14,7 +14,7 @@ from task_files import write_task
 from gpt1.commands import reproduce
 from gpt1.datasets import TASKS
 from gpt1.datasets.story_cloze import TEST_CSV
-from gpt1.reproduction.found import fingerprint
+from gpt1.reproduction.found import data_digest, fingerprint
 from gpt1.reproduction.outcomes import Place
 from gpt1.reproduction.plan import PlannedRun
 from gpt1.reproduction.running import command_of
@@ -107,12 +107,54 @@ def test_names_depend_on_what_changes_the_results_and_on_nothing_else(place: Pat
     assert len({first, *changed}) == 7
 
 
-def test_files_that_differ_at_their_ends_are_told_apart(tmp_path: Path) -> None:
-    path, digests = tmp_path / "train.tsv", set()
+def test_weights_that_differ_at_their_ends_are_told_apart(tmp_path: Path) -> None:
+    path, digests = tmp_path / "params_0.npy", set()
     for content in (bytes(200_000), b"x" + bytes(199_999), bytes(199_999) + b"x", bytes(200_001)):
         path.write_bytes(content)
         digests.add(fingerprint([path]))
     assert len(digests) == 4
+
+
+def test_data_count_whole(tmp_path: Path) -> None:
+    """A change amid a large file counts, and so does one in a file of a directory."""
+    rte, race, digests = TASKS["rte"], TASKS["race"], set()
+    write_task(tmp_path / "rte", "rte")
+    for content in (bytes(300_000), bytes(150_000) + b"x" + bytes(149_999)):
+        (tmp_path / "rte/train.tsv").write_bytes(content)
+        digests.add(data_digest(rte, tmp_path / "rte"))
+    write_task(tmp_path / "race", "race")
+    digests.add(data_digest(race, tmp_path / "race"))
+    passage = next(path for path in (tmp_path / "race/dev/high").iterdir() if path.is_file())
+    passage.write_bytes(passage.read_bytes().swapcase())
+    digests.add(data_digest(race, tmp_path / "race"))
+    assert len(digests) == 4
+
+
+def test_files_beside_folders_count_if_they_cannot_be_mistaken(place: Path) -> None:
+    for path in (place / "tiny/data").iterdir():
+        shutil.copy(path, place / "sets")
+    for path in (place / "sets/rte").iterdir():
+        shutil.copy(path, place / "sets")
+    found = plan_of(data_dir="sets", model_dir="tiny/model", what="full", seeds=1)
+    assert {run.dataset for run in found.runs} == {"cola", "mnli", "rte", "rocstories"}
+    (text,) = found.notes
+    assert text.startswith("files directly in sets/ are left out: they may be those of sst2, mrpc")
+
+
+def test_a_model_with_too_few_positions_is_refused_once(place: Path) -> None:
+    """The data decide: sequences that fit need no flag."""
+    assert plan(what="full", n_ctx=64)
+    write_task(place / "sets/rte", "rte")
+    with open("sets/rte/train.tsv", "a") as file:
+        file.write(f"9\t{'Ann ran. ' * 99}\tBen ran.\tentailment\n")
+    with open("sets/cola/train.tsv", "a") as file:
+        file.write(f"x\t1\t\t{'Ann ran. ' * 99}\n")
+    with pytest.raises(InputError) as error:
+        plan(what="full,no_pretraining")
+    message = "--n_ctx 512: the model in tiny/model has 64 position rows; give --n_ctx 64"
+    assert str(error.value) == f"{message}, and longer texts are cut"
+    assert plan(what="full", n_ctx=64)
+    assert plan(what="no_pretraining"), "nothing is taken from the model"
 
 
 def test_the_defaults_of_the_demo_are_its_own(place: Path) -> None:
@@ -154,6 +196,7 @@ def test_zeroshot_takes_every_kept_model(place: Path) -> None:
     assert [run.n_updates for run in found.runs] == [10, 200]
     model = "save/books/model-00000010"
     flags = {"data_dir": "sets", "device": "cpu", "labelled_only": True, "model_dir": model}
+    assert found.runs[0].series.startswith("books-")
     assert found.runs[0].flags == flags
     assert "rte" in found.notes[0]
     command = command_of(found.runs[0], Place(Path("place")))
@@ -161,6 +204,52 @@ def test_zeroshot_takes_every_kept_model(place: Path) -> None:
         "gpt1 zeroshot --dataset cola --device cpu --data_dir sets --labelled_only "
         f"--model_dir {model}"
     )
+
+
+def test_zeroshot_settings_are_passed_on_and_count(place: Path) -> None:
+    """The precision and the word rules change the numbers, the batch and the cache do not."""
+
+    def first(**settings: Any) -> PlannedRun:
+        given = {"what": "zeroshot", "tasks": "cola", "checkpoints": "save/books", **settings}
+        return plan(**given)[0]
+
+    kept(place / "save/books", 10)
+    plain = first()
+    assert first(n_batch=2, cache_dir="none").name == plain.name
+    for given in ({"precision": "bf16"}, {"spacy_rules": "installed"}):
+        run = first(**given)
+        assert run.name != plain.name
+        assert run.series != plain.series
+        assert run.settings == given
+        assert {**run.flags, **given} == run.flags
+    assert first(n_batch=2, cache_dir="none").flags["n_batch"] == 2
+
+
+def test_runs_of_pretraining_with_one_name_are_told_apart(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(directory: str) -> PlannedRun:
+        return plan(what="zeroshot", tasks="cola", checkpoints=directory)[0]
+
+    for parent in ("one", "other"):
+        kept(place / parent / "books", 10)
+    shard = place / "other/books/model-00000010/params_4.npy"
+    shard.write_bytes(shard.read_bytes()[:-4] + b"abcd")
+    one, other = first("one/books"), first("other/books")
+    assert one.series != other.series
+    assert one.series.startswith("books-")
+    assert one.name != other.name
+    shutil.copytree("sets", "one/books/sets")
+    monkeypatch.chdir(place / "one/books")
+    assert first(".").series == one.series
+
+
+def test_a_kept_model_that_is_being_written_is_left_out(place: Path) -> None:
+    kept(place / "save/books", 10, 20)
+    (place / "save/books/model-00000020/params_shapes.json").unlink()
+    found = plan_of(data_dir="sets", what="zeroshot", tasks="cola", checkpoints="save/books")
+    assert [run.n_updates for run in found.runs] == [10]
+    assert found.notes[0].startswith("save/books/model-00000020 is left out")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +261,7 @@ def test_zeroshot_takes_every_kept_model(place: Path) -> None:
         ({"what": "full", "checkpoints": "save"}, "checkpoints: is for what zeroshot"),
         ({"what": "full", "layers_of": "rte"}, "layers_of: is for what layers"),
         ({"layers_of": "sst2"}, "--layers_of sst2: this data set is not among"),
-        ({"checkpoints": "tiny"}, "tiny: has no model-NNNNNNNN"),
+        ({"checkpoints": "tiny"}, "tiny: has no complete model-NNNNNNNN"),
         ({"checkpoints": "nowhere"}, "nowhere: the directory of kept models cannot be read"),
         ({"tasks": "sst2,qqp"}, "sets/ has no 'train.tsv' and 'dev.tsv' and 'test.tsv': get SST-2"),
         ({"data_dir": "sets/rte"}, "sets/rte/ has no folder of a data set such as RTE"),

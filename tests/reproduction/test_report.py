@@ -18,6 +18,7 @@ from gpt1.reproduction.outcomes import Outcome, Place, Score, read_outcome
 from gpt1.reproduction.report import write_report
 from gpt1.reproduction.summaries import reported, summarize
 from gpt1.runtime import extras
+from gpt1.runtime.errors import InputError
 
 TABLE_5 = "### Table 5"
 
@@ -97,6 +98,57 @@ def test_the_average_is_that_of_all_eight(place: Place) -> None:
     table = {row[0]: row[1:] for row in rows(page_of(place, runs), TABLE_5)}
     expected = ["35.6", "0.0", "10.0", "20.0", "30.0", "40.0", "55.0", "60.0", "70.0"]
     assert table["full fine-tuning: ours"] == expected, "MNLI: the mean of 50 and 60"
+
+
+def test_versions_of_a_data_set_are_told_apart(place: Place) -> None:
+    """They have no common mean, and each has its own row and its own column."""
+    runs = [*layers(), *zeroshot()]
+    changed = [
+        replace(
+            each,
+            data="eeeeeeee",
+            name=f"{each.name}-e",
+            scores=tuple(replace(score, score=score.score + 10) for score in each.scores),
+        )
+        for each in runs
+    ]
+    page = page_of(place, [*runs, *changed])
+    found = [row for row in rows(page, "### Tables 2 to 5") if row[2] == "full fine-tuning"]
+    cells = [("RTE (dddddddd)", "58.0"), ("RTE (eeeeeeee)", "68.0")]
+    assert [(row[0], row[4]) for row in found] == cells
+    table = {row[0]: row[1:] for row in rows(page, TABLE_5)}
+    assert table["full fine-tuning: ours"] == ["-"] * 9
+    heads, first, *_ = rows(page, "### Figure 2, left")
+    assert dict(zip(heads, first, strict=True)) == {
+        "layers": "none",
+        "RTE.dev (dddddddd) accuracy": "50.0 (50.0 to 50.0)",
+        "RTE.dev (eeeeeeee) accuracy": "60.0 (60.0 to 60.0)",
+    }
+    heads, first, *_ = rows(page, "## Figure 2, right")
+    assert dict(zip(heads, first, strict=True)) == {
+        "updates": "100",
+        "SST-2.dev (dddddddd) accuracy": "51.0 (46.0 to 56.0)",
+        "SST-2.dev (eeeeeeee) accuracy": "61.0 (46.0 to 56.0)",
+    }
+
+
+def test_a_run_that_is_there_twice_is_refused(place: Place) -> None:
+    run = outcome("rte", "full", 1, 50.0, name="one")
+    with pytest.raises(InputError, match=r"^one.json and two.json .* remove one"):
+        page_of(place, [run, replace(run, name="two")])
+
+
+def test_table_5_is_left_out_without_its_data_sets(place: Place) -> None:
+    page = page_of(place, [outcome("race-high", "full", 1, 40.0)])
+    assert TABLE_5 not in page
+    assert "- 1 finished run\n" in page
+    published = "RACE-high: the published score is of a model that was trained on both levels"
+    assert f"\n{published} of RACE.\n" in page
+    runs = [outcome("rte", "full", seed, 50.0 + seed, name=f"rte{seed}") for seed in range(6)]
+    found = rows(page_of(place, runs), "### Tables 2 to 5")
+    assert found[0][7:9] == ["median's 95 %", "95 %"]
+    assert found[1][7] == "50.0 to 55.0"
+    assert found[2][7] == "-", "one seed is too few"
 
 
 def test_a_test_split_takes_the_place_of_the_validation_split(place: Place) -> None:

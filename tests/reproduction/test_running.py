@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 import processes
 import pytest
 import tiny
+import torch
 from processes import SIGINT, SIGKILL, SIGTERM, Change, Done, Running, sends_itself, update
 from reproduction_runs import outcome, plan_of
 from waiting import wait_until
@@ -24,11 +28,13 @@ from gpt1.commands import reproduce
 from gpt1.datasets.story_cloze import TEST_CSV, read_cloze
 from gpt1.reports.statistics import wilson_interval
 from gpt1.reproduction import running
+from gpt1.reproduction.jobs import start_jobs
 from gpt1.reproduction.outcomes import Outcome, Place, shown_left, time_left
 from gpt1.reproduction.plan import PlannedRun, make_plan
 from gpt1.reproduction.running import Functions, Work, make_runs
 from gpt1.results.submissions import read_submission
-from gpt1.runtime.errors import Gpt1Error, InputError
+from gpt1.runtime import launcher
+from gpt1.runtime.errors import Gpt1Error, InputError, Stopped
 from gpt1.runtime.locks import RunLock
 from gpt1.settings.reproduction import REPRODUCE, ReproductionSettings
 
@@ -72,7 +78,7 @@ def test_runs_are_made_once_and_reported(
     out, err = capsys.readouterr()
     assert "2 of 2 runs are left\n" in err
     first, second = plan(task, *words)
-    assert f"{second.name} begins; 1 of 2 runs are left, about " in err
+    assert f"{second.name} begins; 1 of 2 runs is left, about " in err
     labels = np.array(read_cloze(task.data_dir / TEST_CSV).labels)
     own = read_submission(f"results/submission/{first.name}/ROCStories.tsv")
     n_right, n = int((np.array(own) == labels).sum()), len(labels)
@@ -163,6 +169,98 @@ def test_a_run_that_fails_does_not_end_the_others(
     assert [work.place.is_done(run) for run in runs] == [True, False, True]
 
 
+def test_too_little_memory_ends_one_run_alone(
+    task: tiny.Tiny, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = plan(task, "--what", "full", "--seeds", "2")
+
+    def fails(run: PlannedRun, of: Work, start: float) -> Outcome:
+        if run.seed == 1:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return made(run, of, start)
+
+    monkeypatch.setattr(running, "_fine_tune", fails)
+    with pytest.raises(Gpt1Error, match=f"^{runs[0].name}: too little memory .* --recompute or"):
+        make_runs(runs, work)
+    assert [work.place.is_done(run) for run in runs] == [False, True]
+
+
+def test_a_process_without_a_run_of_its_own_ends_well(
+    task: tiny.Tiny, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another process makes the only run, and none is finished."""
+    words = ["--what", "full", "--seeds", "1"]
+    (run,) = plan(task, *words)
+    place.runs.mkdir(parents=True)
+    with RunLock() as lock:
+        lock.take([place.lock(run.name)], "other")
+        assert reproduce.main(flags_of(task, *words)) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == "gpt1 reproduce: 1 of 1 run is left"
+    assert err.splitlines()[-1] == "gpt1 reproduce: other processes are still making 1 run"
+
+
+def test_a_killed_job_is_a_failure_with_a_message(
+    task: tiny.Tiny, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
+    with pytest.raises(Gpt1Error, match="one of the 2 processes was ended by SIGKILL") as error:
+        start_jobs(_dies, [["--jobs"], ["dies"]])
+    assert error.value.exit_status == 1
+
+
+def test_jobs_share_the_threads(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", _writes_number)
+    assert start_jobs(_ends_well, [["a"], ["b"], ["c"]]) == 0
+    assert Path("threads").read_text() == "222"
+
+
+def test_a_signal_while_a_job_starts_is_passed_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the process was forked and before it is known as a child."""
+    context = multiprocessing.get_context("fork")
+    popen = context.Process._Popen
+
+    def interrupted(process: Any) -> Any:
+        made = popen(process)
+        wait_until(Path("waits").exists, "the job")
+        signal.raise_signal(signal.SIGTERM)
+        return made
+
+    monkeypatch.setattr(context.Process, "_Popen", staticmethod(interrupted))
+    monkeypatch.setattr(launcher, "START_METHOD", "fork")
+    with pytest.raises(Stopped):
+        start_jobs(_waits, [["one"]])
+    assert not Path("lived").exists()
+
+
+def _dies(words: Sequence[str]) -> int:
+    if words == ["dies"]:
+        os.kill(os.getpid(), SIGKILL)
+    return 0
+
+
+def _ends_well(words: Sequence[str]) -> int:
+    return 0
+
+
+def _waits(words: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Path("waits").touch()
+    time.sleep(5)
+    Path("lived").touch()
+    return 0
+
+
+def _writes_number(number: int) -> None:
+    with open("threads", "a") as file:
+        file.write(str(number))
+
+
 def test_the_time_that_is_left_is_estimated_from_similar_runs(
     task: tiny.Tiny, place: Place
 ) -> None:
@@ -185,27 +283,33 @@ def test_the_time_that_is_left_is_estimated_from_similar_runs(
 
 
 def test_zeroshot_scores(place: Place, task: tiny.Tiny) -> None:
-    """The names of the metrics say the split; an interval needs the number of examples."""
+    """Those of the test split come first, and a split without labels has none."""
     for number in (3, 12):
         shutil.copytree(task.model_dir, f"save/books/model-{number:08d}")
     runs = plan_of(
         data_dir=str(task.data_dir), checkpoints="save/books", what="zeroshot", tasks="rocstories"
     ).runs
     calls: list[dict[str, Any]] = []
+    zeros, labels = np.zeros(24, int), np.array([1, 1, 1, *[0] * 18, *[1] * 3])
 
     def zeroshot(dataset: str, **flags: Any) -> Any:
         calls.append({"dataset": dataset, **flags})
-        metrics = {"valid_accuracy": 62.5, "test_accuracy": 75.0}
-        predictions = {"ROCStories": np.zeros(24), "ROCStories.dev": np.zeros(8)}
-        return SimpleNamespace(metrics=metrics, predictions=predictions)
+        splits = {  # The validation split comes first here.
+            "ROCStories.dev": SimpleNamespace(predictions=zeros[:8], labels=labels[:8]),
+            "ROCStories": SimpleNamespace(predictions=zeros, labels=labels),
+            "hidden": SimpleNamespace(predictions=zeros, labels=None),
+        }
+        return SimpleNamespace(splits=splits)
 
     work = Work(
         place=place,
         functions=Functions(fine_tune=gpt1.fine_tune, zeroshot=zeroshot),
         say=lambda text: None,
         finished=lambda: None,
+        verbose=True,
     )
     assert make_runs(runs, work) == []
+    assert [call["verbose"] for call in calls] == [True, True]
     assert [call["model_dir"] for call in calls] == [
         "save/books/model-00000003",
         "save/books/model-00000012",
@@ -215,7 +319,8 @@ def test_zeroshot_scores(place: Place, task: tiny.Tiny) -> None:
     assert found == [("ROCStories", 75.0, 24), ("ROCStories.dev", 62.5, 8)]
     ends = [100 * end for end in wilson_interval(18, 24)]
     assert [first.scores[0].low, first.scores[0].high] == pytest.approx(ends)
-    assert (first.n_updates, first.series, first.what) == (3, "books", "zeroshot")
+    assert (first.n_updates, first.what) == (3, "zeroshot")
+    assert first.series == runs[0].series
 
 
 # ------------------------------------------------------------------------------- real processes
@@ -293,7 +398,7 @@ def test_two_processes_share_the_runs(task: tiny.Tiny, place: Place, tmp_path: P
     assert other.status == 0
     assert f"{first.name} begins" not in other.stderr
     assert f"{second.name} begins" in other.stderr
-    assert "other processes are making the last 1 runs" in other.stderr
+    assert "other processes are still making 1 run\n" in other.stderr
     go.touch()
     end = ended(one)
     assert end.status == 0
