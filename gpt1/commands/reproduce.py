@@ -41,9 +41,11 @@ def _reproduce(argv: Sequence[str], stop: StopRequests) -> int:
         from gpt1.reproduction.jobs import start_jobs
         from gpt1.reproduction.outcomes import Place
         from gpt1.reproduction.plan import make_plan
+        from gpt1.reproduction.report import check_own
     stop.where = "the results of finished runs are kept"
     stop.check()
     place = Place(Path(settings.out))
+    check_own(place)
     if settings.report:
         _report(place)
         return 0

@@ -18,6 +18,9 @@ from gpt1.settings.reproduction import ReproductionSettings, split_names
 from gpt1.tasks import Task
 from gpt1.weights import locate
 
+DEMO = "demo-"
+"""How the digest of the demo's data begins."""
+
 _KEPT_MODEL = re.compile(r"model-(\d+)")
 _SAMPLE = 1 << 16  # bytes of the beginning and of the end by which files of weights are told apart
 _BLOCK = 1 << 20  # bytes that are read at a time
@@ -140,6 +143,8 @@ def kept_models(directory: Path, notes: list[str]) -> dict[int, Path]:
 def data_digest(task: Task, folder: Path) -> str:
     """Return a digest of all files of a data set, of their names and their whole contents.
 
+    That of the bundled demo begins with :data:`DEMO`.
+
     Raises:
         InputError: a file cannot be read.
     """
@@ -148,7 +153,7 @@ def data_digest(task: Task, folder: Path) -> str:
         with read_errors(folder / name, "the file"):
             for path in _files_of(folder / name):
                 found.append([path.relative_to(folder).as_posix(), _digest_of(path)])
-    return digest(found)
+    return (DEMO if is_demo_dir("data", folder) else "") + digest(found)
 
 
 def _files_of(path: Path) -> list[Path]:

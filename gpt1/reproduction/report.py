@@ -12,15 +12,33 @@ from gpt1.reproduction import paper
 from gpt1.reproduction.outcomes import Outcome, Place
 from gpt1.reproduction.pictures import LAYERS_TITLE, ZEROSHOT_TITLE, draw_layers, draw_zeroshot
 from gpt1.reproduction.summaries import Summary, reported, summarize
-from gpt1.reproduction.tables import results_page
+from gpt1.reproduction.tables import INTRODUCTION, results_page
 from gpt1.runtime.errors import InputError
-from gpt1.runtime.files import atomic_write
+from gpt1.runtime.files import atomic_write, read_text
 
 _PICTURES = {
     "layers.png": (LAYERS_TITLE, draw_layers),
     "zeroshot.png": (ZEROSHOT_TITLE, draw_zeroshot),
 }
 PAGE, DATA = "results.md", "results.json"
+
+
+def check_own(place: Place) -> None:
+    """Check that the report replaces no file that no report was written into.
+
+    Raises:
+        InputError: ``--out`` is a file, or holds another file of the report's name.
+    """
+    directory = place.directory
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out {directory}: is a file; name a directory")
+    for name, begins in ((PAGE, INTRODUCTION.splitlines()[0]), (DATA, '{\n "published": {')):
+        path = directory / name
+        if path.exists() and not read_text(path, "the report").startswith(begins):
+            raise InputError(
+                f"--out {directory}: holds a file {name} that is no report of gpt1 reproduce; name "
+                "another directory"
+            )
 
 
 def write_tables(place: Place) -> list[Path]:

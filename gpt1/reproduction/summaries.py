@@ -10,6 +10,7 @@ from typing import Any
 
 from gpt1.datasets import TASKS
 from gpt1.reports.statistics import median_interval
+from gpt1.reproduction.found import DEMO
 from gpt1.reproduction.outcomes import Outcome, Score
 from gpt1.runtime.errors import InputError
 from gpt1.settings.reproduction import FULL, LAYERS, NO_PRETRAINING, ZEROSHOT
@@ -147,13 +148,14 @@ def reported(summaries: Iterable[Summary]) -> list[Summary]:
 def data_marks(summaries: Iterable[Summary]) -> dict[str, str]:
     """Return for the digest of each version of a data set what a title says of it.
 
-    It is the digest in brackets where there are several versions of the data set, else nothing.
+    It is the digest in brackets where there are several versions of the data set, else nothing. The
+    bundled demo is always named.
     """
     versions: dict[str, set[str]] = {}
     for each in summaries:
         versions.setdefault(each.dataset, set()).add(each.data)
     return {
-        data: f" ({data})" if len(found) > 1 else ""
+        data: " (bundled demo)" * data.startswith(DEMO) or f" ({data})" * (len(found) > 1)
         for found in versions.values()
         for data in found
     }

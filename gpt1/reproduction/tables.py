@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt1.datasets import TASKS
 from gpt1.reproduction import paper
+from gpt1.reproduction.found import DEMO
 from gpt1.reproduction.outcomes import Outcome
 from gpt1.reproduction.summaries import (
     Summary,
@@ -20,7 +21,7 @@ from gpt1.settings.reproduction import FULL, ZEROSHOT
 from gpt1.settings.words import counted
 
 MISSING = "-"
-_INTRODUCTION = """\
+INTRODUCTION = """\
 # Results beside the paper's
 
 All scores are in percent. The paper's scores are those of test splits. A score of ours is that of
@@ -40,6 +41,9 @@ six of them.
 _VERSIONS = """\
 There are runs on several versions of a data set. The digest of its files is in brackets.
 """
+_DEMO = """\
+The bundled demo has synthetic stories. Scores on it cannot be compared with the paper's.
+"""
 _LSTM = "without Transformer (LSTM)"
 
 
@@ -54,7 +58,7 @@ def results_page(
         figures: the titles of the pictures by the names of their files.
     """
     shown = reported(summaries)
-    parts = [_INTRODUCTION]
+    parts = [INTRODUCTION]
     tuned = [each for each in outcomes if each.what != ZEROSHOT]
     configurations = list(dict.fromkeys(each.configuration for each in tuned))
     for number, configuration in enumerate(configurations, 1):
@@ -139,13 +143,15 @@ def _fine_tuning(summaries: Sequence[Summary], of: str) -> list[str]:
     also = [
         f"{each.split}: {each.other}.\n"
         for each in paper.FULL_RESULTS
-        if each.other and any(row.dataset == each.dataset for row in summaries)
+        if each.other
+        and any(row.dataset == each.dataset and not row.data.startswith(DEMO) for row in summaries)
     ]
     return [
         f"### Tables 2 to 5{of}: every experiment\n",
         _COLUMNS,
         *([_OF_MEDIAN] if with_seeds else []),
-        *([_VERSIONS] if any(marks.values()) else []),
+        *([_VERSIONS] if any(data in mark for data, mark in marks.items()) else []),
+        *([_DEMO] if any(data.startswith(DEMO) for data in marks) else []),
         _table([*heads, "95 %", "split, n"], rows, n_texts=3),
         *also,
     ]
@@ -174,7 +180,9 @@ def _title(summary: Summary) -> str:
 
 
 def _published(summary: Summary) -> str:
-    """Return the paper's score for a summary; a dash if there is none."""
+    """Return the paper's score for a summary; a dash if there is none, as for the demo."""
+    if summary.data.startswith(DEMO):
+        return MISSING
     if summary.what == FULL:
         for each in paper.FULL_RESULTS:
             if (each.split, each.metric) == (_title(summary), summary.metric):

@@ -14,6 +14,7 @@ from reproduction_runs import outcome
 from gpt1.commands import reproduce
 from gpt1.datasets import TASKS
 from gpt1.reproduction import paper
+from gpt1.reproduction.found import DEMO
 from gpt1.reproduction.outcomes import Outcome, Place, Score, read_outcome
 from gpt1.reproduction.report import write_report
 from gpt1.reproduction.summaries import reported, summarize
@@ -62,6 +63,34 @@ def test_median_range_interval_and_published_score(place: Place) -> None:
     assert ours["seeds_low"] is None, "three seeds are too few for an interval of the median"
     assert data["published"]["table_5"]["full"]["rte"] == 56.0
     assert len(data["runs"]) == 3
+
+
+def test_the_demo_is_named_and_not_compared(place: Place) -> None:
+    page = page_of(
+        place,
+        [
+            replace(outcome("rocstories", "full", 1, 75.0), data=f"{DEMO}12345678"),
+            replace(outcome("rocstories", "full", 2, 85.0), data="87654321"),
+        ],
+    )
+    (_, *found) = rows(page, "### Tables 2 to 5")
+    shown = {row[0]: row[3:5] for row in found}
+    assert shown["ROCStories (bundled demo)"] == ["-", "75.0"]
+    assert shown["ROCStories (87654321)"] == ["86.5", "85.0"]
+    assert "cannot be compared with the paper's" in page
+
+
+@pytest.mark.parametrize("name", ["results.md", "results.json"])
+def test_a_file_of_the_user_is_not_replaced(
+    place: Place, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page_of(place, [outcome("rte", "full", 1, 55.0)])
+    assert reproduce.main(["--report", "--out", str(place.directory)]) == 0
+    path = place.directory / name
+    path.write_text("my notes")
+    assert reproduce.main(["--report", "--out", str(place.directory)]) == 2
+    assert f"holds a file {name} that is no report" in capsys.readouterr().err
+    assert path.read_text() == "my notes"
 
 
 def test_six_seeds_have_an_interval_of_the_median(place: Place) -> None:
