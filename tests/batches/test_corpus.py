@@ -240,8 +240,8 @@ def whole(
     done = do(text, vocabulary, place)
     assert done.status == 0
     assert messages(done) == [
-        f"gpt1 corpus: written: {place}/corpus (9 documents, 599 words, 1,005 tokens of 100 kinds, "
-        "of which 3 tokens are held out)"
+        f"gpt1 corpus: written: {place}/corpus (9 documents, 599 words, 1,005 tokens, of which 3 "
+        "are held out; 100 tokens in the vocabulary)"
     ]
     return content(place / "corpus")
 
