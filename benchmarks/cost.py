@@ -32,18 +32,19 @@ GPUS = (1, 8)
 
 
 def flop_per_token(config: ModelConfig) -> float:
-    """Count the floating-point operations of training in matrix products, per token.
+    """Count the FLOP of pretraining in matrix products, per token; a multiply-add counts as two.
 
-    A multiply-add counts as two. The backward pass has twice the products of the forward pass.
-    A token attends to (T + 1) / 2 tokens on average, with one product for the weights and one for
-    the values.
+    The backward pass of a product takes twice the FLOP of its forward pass. The two products of
+    attention count for the pairs of a query and a key that it sees, (T + 1) / 2 for each query. The
+    output matrix counts for all tokens but the last one of each window, which predicts nothing.
 
     Args:
         config: the sizes of the model; ``n_ctx`` is the length T of a window.
     """
-    D, T = config.n_embd, config.n_ctx
-    layers = config.n_layer * (12 * D**2 + 2 * D * (T + 1) / 2)
-    return 3 * 2 * (layers + config.n_vocab * D)
+    D, L, T = config.n_embd, config.n_layer, config.n_ctx
+    layers = L * (12 * D * D + 2 * D * (T + 1) / 2)
+    head = config.n_vocab * D * (T - 1) / T
+    return 3 * 2 * (layers + head)
 
 
 def estimate(args: argparse.Namespace) -> dict[str, float]:

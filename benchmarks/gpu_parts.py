@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks import generation, training
+from benchmarks.cost import flop_per_token
 from benchmarks.gpu_data import read_ids, stand_in_corpus, stand_in_data
 from benchmarks.gpu_profile import summarize
 from benchmarks.harness import (
@@ -456,20 +457,6 @@ def pretrained_config(size: Size) -> ModelConfig:
     return ModelConfig(n_vocab=size.n_vocab, n_special=0, n_ctx=size.n_ctx, **size.model)
 
 
-def flop_per_token(config: ModelConfig) -> dict[str, float]:
-    """Count the FLOP of a training step per token of pretraining.
-
-    Returns:
-        Those of the products with parameters, and those of attention, half of whose scores the
-        causal mask removes. The last token of a window, which predicts nothing, counts, too.
-    """
-    D, L, T = config.n_embd, config.n_layer, config.n_ctx
-    return {
-        "parameters": 6.0 * (12 * L * D * D + config.n_vocab * D),
-        "attention": 6.0 * 2 * L * D * T / 2,
-    }
-
-
 # ------------------------------------------------------------------------------- the parts
 
 
@@ -564,8 +551,7 @@ def part_pretraining(bench: Bench) -> None:
                         "seconds with the start and the compilation": time.perf_counter() - begin,
                         "seconds per update": watcher.seconds,
                         "tokens per second": tokens,
-                        "share of the product rate": tokens * flop["parameters"] / rate,
-                        "share, attention included": tokens * sum(flop.values()) / rate,
+                        "share of the product rate": tokens * flop / rate,
                         **bench.peak(),
                     }
                 }

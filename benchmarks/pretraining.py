@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.cost import flop_per_token
 from benchmarks.harness import (
     WARM_UP,
     Worker,
@@ -206,20 +207,6 @@ def fastest(args: argparse.Namespace, side: str, precision: str) -> tuple[Way, d
         for way, x in found.items()
     }
     return min(seconds, key=seconds.__getitem__), shown
-
-
-def flop_per_token(config: ModelConfig) -> float:
-    """Count FLOP per token of training in matrix products; a multiply-add counts as two.
-
-    The backward pass of a product takes twice the FLOP of its forward pass. The two products of
-    attention count for the pairs of a query and a key that it sees, which are half of all pairs.
-    The output matrix counts for all tokens but the last one of each window, which predicts nothing.
-    """
-    D, L, T = config.n_embd, config.n_layer, config.n_ctx
-    layers = L * 12 * D * D
-    attention = L * 2 * D * (T + 1) / 2
-    head = config.n_vocab * D * (T - 1) / T
-    return 3 * 2 * (layers + attention + head)
 
 
 def compare(args: argparse.Namespace, precision: str) -> dict[str, Any]:
