@@ -7,7 +7,7 @@ too: its losses are taken for exact, and tell how large the rounding errors of f
     python -m benchmarks.pretraining_losses --corpus out/corpus --size mini --n_updates 200
 
 All other flags are those of `gpt1 pretrain`. The exit status is 1 if gpt1's losses are farther
-from the exact ones than twice the largest distance of the plain model in float32, or if the
+from the exact ones than ten times the largest distance of the plain model in float32, or if the
 perplexities of the held-out text differ by 1 %.
 """
 
@@ -132,7 +132,8 @@ def compare(settings: PretrainSettings) -> int:
     print(f"{'largest distance':>21} {largest[0]:20.1e} {largest[1]:20.1e}")
     perplexities = [each.perplexity for each in (exact, plain, ours)]
     print("held-out perplexity: {:.4f}, {:.4f}, {:.4f}".format(*perplexities))
-    is_near = largest[1] <= 2 * max(largest[0], ROUNDING)
+    # Roundings differ by chance; a difference of the models or optimizers is far larger.
+    is_near = largest[1] <= 10 * max(largest[0], ROUNDING)
     return int(not (is_near and abs(ours.perplexity / exact.perplexity - 1) < 0.01))
 
 
